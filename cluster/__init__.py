@@ -1,0 +1,1 @@
+"""What runs many nodes: launcher, proxies, nemesis, workloads."""

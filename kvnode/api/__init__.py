@@ -1,0 +1,1 @@
+"""What a node answers: gRPC services and the ops port."""

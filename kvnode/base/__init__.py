@@ -1,0 +1,1 @@
+"""What every layer may use: limits, errors, clock, config, metrics catalogue."""

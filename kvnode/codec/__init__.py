@@ -1,0 +1,1 @@
+"""Bytes and the facts they stand for: keys, values, versionstamps, log entries."""

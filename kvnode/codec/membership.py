@@ -1,0 +1,65 @@
+"""The replicated membership: who votes, who learns, and in which data center each stands."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class MemberRole(str, Enum):
+    """A voter counts in elections and commits; a learner only receives."""
+
+    VOTER = "voter"
+    LEARNER = "learner"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node. `node_id` (63 bits, never 0) is minted at join and never used again."""
+
+    node_id: int
+    name: str
+    region: str
+    dc: str
+    address: str
+    role: MemberRole = MemberRole.VOTER
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """All members and the number of data centers that a commit needs."""
+
+    members: tuple[Member, ...] = ()
+    min_commit_dcs: int = 2
+    _by_id: dict[int, Member] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_id", {member.node_id: member for member in self.members})
+
+    def get(self, node_id: int) -> Member | None:
+        """The member of that id, or None."""
+        return self._by_id.get(node_id)
+
+    @property
+    def voters(self) -> tuple[Member, ...]:
+        """The members that vote."""
+        return tuple(member for member in self.members if member.role is MemberRole.VOTER)
+
+
+def encode_membership(membership: Membership) -> bytes:
+    """JSON: rare, small, and readable in a hex dump of a damaged log."""
+    rows = [[m.node_id, m.name, m.region, m.dc, m.address, m.role.value] for m in membership.members]
+    return json.dumps({"format": 1, "min_commit_dcs": membership.min_commit_dcs, "members": rows}).encode()
+
+
+def decode_membership(data: bytes) -> Membership:
+    """The inverse of encode_membership. Raises ValueError on anything else."""
+    parsed = json.loads(data)
+    if parsed.get("format") != 1:
+        raise ValueError(f"membership format {parsed.get('format')!r} is not known; this node is too old for it")
+    members = tuple(
+        Member(int(i), str(name), str(region), str(dc), str(address), MemberRole(role))
+        for i, name, region, dc, address, role in parsed["members"]
+    )
+    return Membership(members, int(parsed["min_commit_dcs"]))

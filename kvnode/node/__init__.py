@@ -1,0 +1,1 @@
+"""One node: joins consensus, storage and machine, and routes operations among nodes."""

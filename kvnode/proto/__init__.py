@@ -1,0 +1,1 @@
+"""Code generated from protos/ (`make proto`); nothing here is written by hand."""

@@ -1,0 +1,1 @@
+"""A sans-IO Raft core: messages and ticks in, a Ready out."""

@@ -1,0 +1,1 @@
+"""What survives a crash: the log's segments and the SQLite state."""

@@ -1,0 +1,139 @@
+"""The seams between a node and the world: everything below is an interface, so that it can be simulated.
+
+The node itself (driver, proposals, reads, gateway) is asyncio code without threads, sockets, clocks or
+random numbers of its own; production plugs in gRPC, SQLite and the machine's clock, the simulator its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from kvnode.codec.membership import Member
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.v1 import kv_pb2
+from kvnode.raft.messages import Message
+
+
+class Freshness(NamedTuple):
+    """The leader's state as of the last heartbeat round that a quorum acknowledged."""
+
+    commit_index: int
+    log_time_ms: int
+    sent_at_ms: int  # the leader's wall clock when it sent that round
+
+
+class Origin(NamedTuple):
+    """Whose operation it is: the client's session and what it has had answers to."""
+
+    client_id: bytes
+    lowest_unanswered: int
+
+
+class NodeIdentity(NamedTuple):
+    """What a node says of itself in a Hello."""
+
+    cluster_id: str
+    epoch: int
+    node_id: int
+    name: str
+
+
+Deliver = Callable[[kv_pb2.OperationResult], None]
+"""Called once for each operation, on the node's loop, with the result whose id is the operation's."""
+
+
+class PeerHandler(Protocol):
+    """What the transport calls, on the node's loop, when something arrives. None of these block."""
+
+    def identity(self) -> NodeIdentity:
+        """For the Hello of outgoing streams."""
+
+    def check_hello(self, hello: peer_pb2.Hello) -> str:
+        """Why a stream is refused (another cluster, a lower epoch, a wrong receiver); empty = welcome."""
+
+    def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
+        """Raft messages from a peer, in order."""
+
+    def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
+        """The peer's clock minus ours, measured over one round trip."""
+
+    def on_unreachable(self, node_id: int) -> None:
+        """A stream to the peer broke or could not be opened."""
+
+    def on_forwarded(self, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
+        """An operation that a peer forwarded: answer it here or with NOT_LEADER, never forward again."""
+
+    def on_forwarded_open(self, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
+        """A peer asks for a fresh client id: (client id, None) or (b"", error)."""
+
+
+class SnapshotSource(Protocol):
+    """A snapshot on this node's disk, about to be sent."""
+
+    @property
+    def header(self) -> peer_pb2.SnapshotHeader:
+        """Everything the receiver needs before the first byte; `hello` is filled by the transport."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the file."""
+
+    def close(self) -> None:
+        """The transfer is over; the file may be dropped."""
+
+
+class Transport(Protocol):
+    """Long-lived streams to the peers."""
+
+    def set_members(self, members: Sequence[Member]) -> None:
+        """Connect to these (self excluded by the caller), drop the others."""
+
+    def send(self, to: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
+        """Queue messages to a peer; never blocks. What does not fit the bound, or has no stream, is dropped."""
+
+    def forward(
+        self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver
+    ) -> None:
+        """Forward one operation; many of one loop pass travel in one message.
+
+        When the stream breaks with the answer outstanding, `deliver` gets an error with the code
+        FORWARD_BROKEN (not_applied False), or PEER_UNREACHABLE (not_applied True) if it never left.
+        """
+
+    def forward_open(self, to: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
+        """Ask `to` for a fresh client id."""
+
+    async def send_snapshot(self, to: int, source: SnapshotSource) -> bool:
+        """Stream a snapshot, resuming at what the receiver holds; True once it is installed there."""
+
+    async def identify(self, address: str) -> peer_pb2.IdentifyResponse:
+        """Ask whoever listens there who it is. Raises KvError(code PEER_UNREACHABLE)."""
+
+    async def adopt(self, address: str, request: peer_pb2.AdoptRequest) -> peer_pb2.AdoptResponse:
+        """Ask an unjoined node to join. Raises KvError."""
+
+    async def close(self) -> None:
+        """End every stream."""
+
+
+class SnapshotSink(Protocol):
+    """Where an incoming snapshot goes; resumable by its id."""
+
+    async def open(self, header: peer_pb2.SnapshotHeader) -> int:
+        """Bytes already held of this snapshot id."""
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Add a chunk; returns the bytes held."""
+
+    async def finish(self) -> None:
+        """All bytes are there: verify, install. Raises KvError when the digest is wrong."""
+
+
+SnapshotSinkFactory = Callable[[], SnapshotSink]
+
+
+class WatchFrames(Protocol):
+    """A watch in progress."""
+
+    def __aiter__(self) -> AsyncIterator[kv_pb2.WatchResponse]:
+        """Frames, each one consistent state."""

@@ -35,6 +35,8 @@ MAX_INFLIGHT_APPENDS_COUNT = 128
 MAX_INFLIGHT_APPEND_BYTES = 16 * 1_048_576
 MAX_APPEND_BYTES = 2 * 1_048_576
 MAX_PENDING_READS_COUNT = 65_536
+MAX_UNAPPLIED_BYTES = 16 * 1_048_576  # handed out as committed, not yet reported as applied
+MAX_PROMOTION_LAG_COUNT = 64  # entries that a learner may be behind the commit index when it is promoted
 
 # Time.
 MAX_CLOCK_OFFSET_MS = 500

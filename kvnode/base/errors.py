@@ -58,6 +58,13 @@ class OutcomeUnknown(KvError):
         super().__init__(code, message, phase=phase, not_applied=False)
 
 
+class DeadlineExceeded(KvError):
+    """The time given to an operation ran out before it could have any effect."""
+
+    def __init__(self, message: str, *, phase: str, endpoint: str = "") -> None:
+        super().__init__("DEADLINE_EXCEEDED", message, phase=phase, endpoint=endpoint)
+
+
 class StorageFailed(KvError):
     """A disk or file failed; the node takes no further part in commits."""
 

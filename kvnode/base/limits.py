@@ -66,3 +66,18 @@ MAX_WATCHES_COUNT = 10_000
 MAX_PREFIX_WATCH_PENDING_KEYS_COUNT = 10_000
 WATCH_PING_INTERVAL_MS = 5_000
 SHUTDOWN_TIMEOUT_MS = 10_000
+
+# Client.
+CLIENT_DIAL_TIMEOUT_MS = 1_000
+CLIENT_HANG_TIMEOUT_MS = 2_000  # no answer for this long while operations wait: on to the next endpoint
+MAX_CLIENT_HANG_TIMEOUT_MS = 16_000  # doubled up to this while no endpoint answers
+CLIENT_BACKOFF_MS = 50
+MAX_CLIENT_BACKOFF_MS = 1_000
+CLIENT_SWEEP_INTERVAL_MS = 50  # deadlines are kept this exactly
+CLIENT_WATCH_SILENCE_MS = 3 * WATCH_PING_INTERVAL_MS
+CLIENT_SESSION_IDLE_MS = SESSION_TTL_MS // 2  # after this a client takes a fresh id rather than risk an expired one
+MAX_CLIENT_UNANSWERED_BYTES = 64 * 1_048_576
+MAX_CLIENT_MESSAGE_BYTES = 1_048_576  # a message closes above this; one large operation may exceed it
+MAX_CLIENT_UNARY_READS_COUNT = 8  # a client that never writes opens a session above this
+DEFAULT_LIST_BATCH_COUNT = 100
+MAX_DEFAULT_LIST_BATCH_COUNT = 500  # of a batch size derived from a limit

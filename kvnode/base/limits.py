@@ -81,3 +81,21 @@ MAX_CLIENT_MESSAGE_BYTES = 1_048_576  # a message closes above this; one large o
 MAX_CLIENT_UNARY_READS_COUNT = 8  # a client that never writes opens a session above this
 DEFAULT_LIST_BATCH_COUNT = 100
 MAX_DEFAULT_LIST_BATCH_COUNT = 500  # of a batch size derived from a limit
+
+# Between nodes.
+MAX_PEER_QUEUE_COUNT = 16_384  # Raft messages that wait for one peer's stream; above it they are dropped
+MAX_PEER_QUEUE_BYTES = 64 * 1_048_576
+MAX_PEER_BATCH_BYTES = 4 * 1_048_576  # a batch closes above this; one large message may exceed it
+MAX_FORWARD_QUEUE_COUNT = MAX_HELD_REQUESTS_COUNT
+MAX_FORWARD_QUEUE_BYTES = MAX_HELD_REQUEST_BYTES
+PEER_CONNECT_TIMEOUT_MS = 2_000
+MIN_PEER_BACKOFF_MS = 50
+MAX_PEER_BACKOFF_MS = 500
+PEER_CLOCK_SAMPLE_INTERVAL_MS = 1_000
+PEER_SILENCE_TIMEOUT_MS = 3_000  # a peer that answers no clock sample for this long is taken for dead
+PEER_CALL_TIMEOUT_MS = 5_000  # identify and adopt
+MAX_SNAPSHOT_ATTEMPTS_COUNT = 5  # a broken transfer is resumed this often
+SNAPSHOT_STALL_TIMEOUT_MS = 30_000
+MAX_SNAPSHOT_INSTALL_MS = 600_000  # after its last byte
+MAX_PREFIX_WATCHES_COUNT = 1_000  # each costs two bisections per applied run
+HEALTH_INTERVAL_MS = 250

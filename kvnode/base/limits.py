@@ -99,3 +99,8 @@ SNAPSHOT_STALL_TIMEOUT_MS = 30_000
 MAX_SNAPSHOT_INSTALL_MS = 600_000  # after its last byte
 MAX_PREFIX_WATCHES_COUNT = 1_000  # each costs two bisections per applied run
 HEALTH_INTERVAL_MS = 250
+
+# Request ids.
+SESSION_REFRESH_MS = 225_000  # a session's expiry moves in steps of this, so that few of its writes touch the expiry index
+OUTCOME_PRUNE_SEQUENCES_COUNT = 256  # outcomes below lowest_unanswered are deleted in steps of this many sequences
+SCAN_PAGE_COUNT = 1_000

@@ -55,6 +55,13 @@ MAX_READ_TRANSACTION_MS = 1_000
 MAX_LOOP_HOLD_MS = 5
 SNAPSHOT_CHUNK_BYTES = 262_144
 MAX_EXPIRED_KEYS_PER_TICK_COUNT = 1_000
+STATE_CACHE_BYTES = 16 * 1_048_576  # SQLite's page cache of the connection that applies and serves point reads
+STATE_READER_CACHE_BYTES = 2 * 1_048_576
+STATE_READERS_COUNT = 2  # read-only connections for counts and large ranges, a thread each
+STATE_CHECKPOINT_BYTES = 4 * 1_048_576  # of write-ahead log; more makes the pause longer, less makes it come more often
+SCRUB_PAGE_ROWS_COUNT = 256  # about 1 ms of hashing: what a scrub may hold the interpreter at a time
+SNAPSHOT_COPY_PAGES_COUNT = 64  # about 0.3 ms: what a snapshot's copy may hold the state's connection at a time
+SNAPSHOT_COPY_PAUSE_MS = 1
 
 # Serving.
 MAX_SESSION_MESSAGE_OPERATIONS_COUNT = 4_096

@@ -1,0 +1,373 @@
+"""Resolve: what the leader does to a transaction before it enters the log.
+
+Theory of operation. Checks, sums, suffix keys and range deletes are judged once, here, against the state and the
+overlay of what was resolved before; what comes out are facts that every replica applies alike. All runs on one thread,
+synchronously: `begin` a batch for the log index it will get, `add` the waiting requests to it, take its `payload` and
+propose it. If consensus will not take it, `discard` it. When the state shows an index, say so with `applied`.
+
+A Resolver lives as long as a term of leadership: made when the new leader's own no-op is applied (so that the state
+shows everything it inherited), thrown away when leadership is lost.
+
+Within a transaction mutations apply in order and later ones see earlier ones. The overlay is written as they go; an
+error rolls it back to where the transaction began, so that a transaction with one bad part changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.base.invariant import invariant
+from kvnode.codec.row import Row
+from kvnode.codec.versionstamp import versionstamp
+from kvnode.machine import sessions, sums
+from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix
+from kvnode.machine.overlay import Overlay
+from kvnode.machine.sessions import Outcome, RequestId, SessionWindow
+from kvnode.machine.state_reader import StateReader
+from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
+from kvnode.proto.kv.internal.v1 import log_pb2
+from kvnode.proto.kv.v1 import kv_pb2
+
+__all__ = ["Batch", "RequestId", "Resolver"]
+
+# Enum members are plain ints at run time; named once, because a look-up through the module costs on the hot path.
+_SET = int(kv_pb2.MUTATION_TYPE_SET)
+_DELETE = int(kv_pb2.MUTATION_TYPE_DELETE)
+_SUMS = frozenset(map(int, (kv_pb2.MUTATION_TYPE_SUM, kv_pb2.MUTATION_TYPE_MIN, kv_pb2.MUTATION_TYPE_MAX)))
+_DELETE_RANGE = int(kv_pb2.MUTATION_TYPE_DELETE_RANGE)
+_SET_SUFFIX = int(kv_pb2.MUTATION_TYPE_SET_SUFFIX_VERSIONSTAMPED_KEY)
+_FACT_DELETE = log_pb2.FACT_KIND_DELETE
+_COMMITTED = int(log_pb2.OUTCOME_KIND_COMMITTED)
+_FACT_OVERHEAD_BYTES = 24  # tags, lengths, encoding, expiry: an upper bound, so that a batch closes early, never late
+_TRANSACTION_OVERHEAD_BYTES = 40
+
+
+class Resolver:
+    """Resolves the batches of one term of leadership.
+
+    Args:
+        state: shows exactly the applied index at every call.
+        epoch: of the versionstamps to be given.
+    """
+
+    __slots__ = ("_epoch", "_log_time_ms", "_newest", "applied_index", "overlay", "state", "windows")
+
+    def __init__(self, state: StateReader, epoch: int) -> None:
+        self.state = state
+        self.overlay = Overlay(state)
+        self.windows: dict[bytes, SessionWindow] = {}
+        self.applied_index = 0
+        self._epoch = epoch
+        self._log_time_ms = 0
+        self._newest: Batch | None = None
+
+    def begin(self, index: int, log_time_ms: int) -> Batch:
+        """A batch for the entry at `index`, judged at `log_time_ms`: max(the log time before, the leader's clock).
+
+        The batch before it is closed: it was proposed, or discarded, or stayed empty and was dropped.
+        """
+        invariant(log_time_ms >= self._log_time_ms, f"log time goes back from {self._log_time_ms} to {log_time_ms}")
+        newest = self._newest
+        if newest is not None and newest.index == index:
+            invariant(not newest.transactions_count, f"entry {index} is resolved twice")
+            self.discard(newest)
+        self._log_time_ms = log_time_ms
+        self.overlay.begin(index)
+        self._newest = Batch(self, self._epoch, index, log_time_ms)
+        return self._newest
+
+    def discard(self, batch: Batch) -> None:
+        """Withdraw the newest batch, which did not enter the log: as if it had never been resolved."""
+        invariant(batch is self._newest, f"only the newest batch can be withdrawn, not that of entry {batch.index}")
+        self.overlay.discard(batch.index)
+        batch.withdraw_sessions()
+        self._newest = None
+
+    def applied(self, index: int) -> None:
+        """The state now shows `index`: free the overlay up to it."""
+        self.applied_index = index
+        self.overlay.free(index)
+
+    def window(self, client_id: bytes) -> SessionWindow | None:
+        """The session's window, loaded at first sight. None when there is no such session."""
+        window = self.windows.get(client_id)
+        if window is None:
+            window = sessions.load_window(self.state, client_id)
+            if window is not None and window.expire_at_ms > self._log_time_ms:
+                self.windows[client_id] = window
+        return window
+
+
+class Batch:
+    """One entry in the making. Made by Resolver.begin.
+
+    Attributes:
+        index: the log index it is resolved for.
+        log_time_ms: what expiry is judged by.
+        transactions_count: how many are in it.
+        size_bytes: of the payload, never underestimated.
+    """
+
+    __slots__ = (
+        "_closed_sessions",
+        "_opened_sessions",
+        "_overlay",
+        "_payload",
+        "_refreshed_sessions",
+        "_resolver",
+        "_stamp",
+        "_transactions",
+        "index",
+        "log_time_ms",
+        "size_bytes",
+        "transactions_count",
+    )
+
+    def __init__(self, resolver: Resolver, epoch: int, index: int, log_time_ms: int) -> None:
+        self._resolver = resolver
+        self._overlay = resolver.overlay
+        self._payload = log_pb2.EntryPayload(epoch=epoch, log_time_ms=log_time_ms)
+        self._transactions = self._payload.transactions
+        self._stamp = versionstamp(epoch, index, 0)[:8]
+        self._opened_sessions: list[bytes] = []
+        self._closed_sessions: list[SessionWindow] = []
+        self._refreshed_sessions: list[tuple[SessionWindow, int]] = []
+        self.index = index
+        self.log_time_ms = log_time_ms
+        self.size_bytes = 32
+        self.transactions_count = 0
+
+    @property
+    def judged_index(self) -> int:
+        """The last entry that a negative answer of this batch may rest on."""
+        return self.index if self.transactions_count else self.index - 1
+
+    def payload(self) -> bytes:
+        """The entry's data."""
+        return self._payload.SerializeToString()
+
+    def add(self, write: kv_pb2.AtomicWriteRequest, database: int, request: RequestId | None) -> Verdict:
+        """Judge one transaction, and put it in the batch if it holds.
+
+        Args:
+            write: already validated against the limits (validate.py).
+            database: the number of the database it is for.
+            request: names it, so that a copy of it is not applied again; None for a write that nobody sends again.
+        """
+        window = None
+        if request is not None:
+            admitted = self._admit(request)
+            if not isinstance(admitted, SessionWindow):
+                return admitted
+            window = admitted
+        prefix = database_prefix(database)
+        if write.checks:
+            failed = self._failed_checks(write, prefix)
+            if failed:
+                return self._check_failed(failed, request, window)
+        order = self.transactions_count
+        stamp = self._stamp + order.to_bytes(2, "big")
+        mark, size_bytes = self._overlay.mark(), self.size_bytes
+        transaction = self._transactions.add()
+        try:
+            for mutation in write.mutations:
+                self._mutate(transaction, mutation, prefix, stamp)
+        except KvError as error:
+            self._overlay.rollback(mark)
+            self.size_bytes = size_bytes
+            del self._transactions[-1]
+            return self._rejected(error, request, window)
+        self._count_transaction()
+        if request is not None and window is not None:
+            self._remember(transaction, request, window, Settled(_COMMITTED, stamp, (), None))
+        return Accepted(stamp, order)
+
+    def open_session(self) -> bytes:
+        """Add a transaction that opens a session; the answer is its client id, valid once the entry commits."""
+        client_id = self._stamp + self.transactions_count.to_bytes(2, "big")
+        self._transactions.add().opens_session = True
+        self._count_transaction()
+        self._resolver.windows[client_id] = SessionWindow(client_id, self.log_time_ms + sessions.SESSION_LIFE_MS)
+        self._opened_sessions.append(client_id)
+        return client_id
+
+    def tick(self, due: Sequence[tuple[bytes, int]]) -> int:
+        """Add one transaction that removes what has expired; returns how many rows and sessions.
+
+        Args:
+            due: (key, expire_at_ms) as the state lists them, sessions among them. What was changed since, or is not
+                yet due at this batch's log time, is left alone.
+        """
+        transaction = self._transactions.add()
+        count = 0
+        for key, expire_at_ms in due:
+            if expire_at_ms > self.log_time_ms:
+                continue
+            if key.startswith(SESSION_PREFIX):
+                count += self._expire_session(transaction, key, expire_at_ms)
+                continue
+            row = self._overlay.get(key)
+            if row is not None and row.expire_at_ms == expire_at_ms:
+                transaction.facts.add(kind=log_pb2.FACT_KIND_EXPIRE, key=key)
+                self._overlay.put(key, None)
+                self.size_bytes += len(key) + _FACT_OVERHEAD_BYTES
+                count += 1
+        if count:
+            self._count_transaction()
+        else:
+            del self._transactions[-1]
+        return count
+
+    def withdraw_sessions(self) -> None:
+        """Undo what this batch did to the session windows (Resolver.discard)."""
+        windows = self._resolver.windows
+        for client_id in self._opened_sessions:
+            del windows[client_id]
+        for window in self._closed_sessions:
+            windows[window.client_id] = window
+        for window, expire_at_ms in reversed(self._refreshed_sessions):
+            window.expire_at_ms = expire_at_ms
+        # A greatest sequence that is too high costs a look-up and nothing more, so it stays.
+        for window in windows.values():
+            for sequence in [s for s, outcome in window.outcomes.items() if outcome.index == self.index]:
+                del window.outcomes[sequence]
+
+    def _admit(self, request: RequestId) -> SessionWindow | Settled | InFlight | Refused:
+        client_id, sequence, lowest, resend = request
+        window = self._resolver.windows.get(client_id) or self._resolver.window(client_id)
+        if window is None or window.expire_at_ms <= self.log_time_ms:
+            return Refused(sessions.unknown_session(resend))
+        if lowest > window.lowest_unanswered:
+            window.advance(lowest)
+        if sequence < window.lowest_unanswered:
+            return Refused(sessions.answered_before(resend, sequence, window.lowest_unanswered))
+        if sequence <= window.max_sequence:
+            known = window.outcomes.get(sequence)
+            if known is not None:
+                if known.index > self._resolver.applied_index:
+                    return InFlight(known.index, known.order)
+                return known.settled
+        if sequence - window.lowest_unanswered >= limits.MAX_SESSION_UNANSWERED_COUNT:
+            return Refused(sessions.too_many_unanswered(sequence, window.lowest_unanswered))
+        return window
+
+    def _live(self, key: bytes) -> Row | None:
+        row = self._overlay.get(key)
+        if row is not None and 0 < row.expire_at_ms <= self.log_time_ms:
+            return None
+        return row
+
+    def _failed_checks(self, write: kv_pb2.AtomicWriteRequest, prefix: bytes) -> list[int]:
+        failed = []
+        for position, check in enumerate(write.checks):
+            row = self._live(prefix + check.key)
+            if (b"" if row is None else row.versionstamp) != check.versionstamp:
+                failed.append(position)
+        return failed
+
+    def _mutate(self, transaction: log_pb2.Transaction, mutation: kv_pb2.Mutation, prefix: bytes, stamp: bytes) -> None:
+        kind = mutation.type
+        key = prefix + mutation.key
+        if kind == _SET:
+            value = mutation.value
+            self._set(transaction, Row(key, value.data, value.encoding, stamp, max(mutation.expire_at_ms, 0)))
+        elif kind == _DELETE:
+            self._delete(transaction, key)
+        elif kind in _SUMS:
+            data, encoding = sums.combine(mutation, self._live(key))
+            self._set(transaction, Row(key, data, encoding, stamp))
+        elif kind == _SET_SUFFIX:
+            key += b"\x02" + stamp.hex().encode() + b"\x00"
+            value = mutation.value
+            self._set(transaction, Row(key, value.data, value.encoding, stamp, max(mutation.expire_at_ms, 0)))
+        elif kind == _DELETE_RANGE:
+            self._delete_range(transaction, key, prefix + mutation.end_key)
+        else:
+            raise InvalidRequest(
+                "UNKNOWN_MUTATION",
+                f"Invalid mutation kind or arguments. Mutation type {kind} is not known to this node.",
+            )
+
+    def _set(self, transaction: log_pb2.Transaction, row: Row) -> None:
+        fact = transaction.facts.add()
+        fact.key = row.key
+        fact.value = row.value
+        fact.encoding = row.encoding
+        if row.expire_at_ms:
+            fact.expire_at_ms = row.expire_at_ms
+        self._overlay.put(row.key, row)
+        self.size_bytes += len(row.key) + len(row.value) + _FACT_OVERHEAD_BYTES
+
+    def _delete(self, transaction: log_pb2.Transaction, key: bytes) -> None:
+        fact = transaction.facts.add()
+        fact.kind = _FACT_DELETE
+        fact.key = key
+        self._overlay.put(key, None)
+        self.size_bytes += len(key) + _FACT_OVERHEAD_BYTES
+
+    def _delete_range(self, transaction: log_pb2.Transaction, start: bytes, end: bytes) -> None:
+        limit = limits.MAX_DELETE_RANGE_KEYS_COUNT
+        if self._overlay.live_keys_count(start, end, limit) > limit:
+            raise InvalidRequest(
+                "DELETE_RANGE_TOO_LARGE",
+                f"The range holds more than {limit} keys; nothing was deleted. Page through it: list keys, and delete "
+                "up to each page's last key.",
+            )
+        transaction.facts.add(kind=log_pb2.FACT_KIND_DELETE_RANGE, key=start, end_key=end)
+        self._overlay.delete_range(start, end)
+        self.size_bytes += len(start) + len(end) + _FACT_OVERHEAD_BYTES
+
+    def _check_failed(self, failed: list[int], request: RequestId | None, window: SessionWindow | None) -> CheckFailed:
+        if request is None or window is None or not request.resend:
+            return CheckFailed(tuple(failed), False)
+        transaction = self._transactions.add(outcome=log_pb2.OUTCOME_KIND_CHECK_FAILED, failed_checks=failed)
+        self._log_negative(transaction, request, window, Settled(transaction.outcome, b"", tuple(failed), None))
+        return CheckFailed(tuple(failed), True)
+
+    def _rejected(self, error: KvError, request: RequestId | None, window: SessionWindow | None) -> Rejected:
+        if request is None or window is None or not request.resend:
+            return Rejected(error, False)
+        transaction = self._transactions.add(
+            outcome=log_pb2.OUTCOME_KIND_REJECTED, error_code=error.code, error_message=error.message
+        )
+        self._log_negative(transaction, request, window, Settled(transaction.outcome, b"", (), error))
+        return Rejected(error, True)
+
+    def _log_negative(
+        self, transaction: log_pb2.Transaction, request: RequestId, window: SessionWindow, settled: Settled
+    ) -> None:
+        self.size_bytes += transaction.ByteSize()
+        self._count_transaction()
+        self._remember(transaction, request, window, settled)
+
+    def _remember(
+        self, transaction: log_pb2.Transaction, request: RequestId, window: SessionWindow, settled: Settled
+    ) -> None:
+        """The transaction carries its request id, and the window knows its outcome."""
+        sequence = request.sequence
+        transaction.client_id = window.client_id
+        transaction.sequence = sequence
+        transaction.lowest_unanswered = window.lowest_unanswered
+        window.outcomes[sequence] = Outcome(self.index, self.transactions_count - 1, settled)
+        window.max_sequence = max(window.max_sequence, sequence)
+        expire_at_ms = sessions.refreshed_expiry(window.expire_at_ms, self.log_time_ms)
+        if expire_at_ms != window.expire_at_ms:
+            self._refreshed_sessions.append((window, window.expire_at_ms))
+            window.expire_at_ms = expire_at_ms
+
+    def _count_transaction(self) -> None:
+        invariant(self.transactions_count < limits.MAX_ENTRY_TRANSACTIONS_COUNT, "an entry is over its transactions")
+        self.transactions_count += 1
+        self.size_bytes += _TRANSACTION_OVERHEAD_BYTES
+
+    def _expire_session(self, transaction: log_pb2.Transaction, key: bytes, expire_at_ms: int) -> int:
+        window = self._resolver.window(key[len(SESSION_PREFIX) :])
+        if window is None or window.expire_at_ms != expire_at_ms:
+            return 0
+        transaction.expired_sessions.append(window.client_id)
+        self._resolver.windows.pop(window.client_id, None)
+        self._closed_sessions.append(window)
+        self.size_bytes += _FACT_OVERHEAD_BYTES
+        return 1

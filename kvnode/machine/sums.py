@@ -1,0 +1,124 @@
+"""sum, min and max: what a mutation's operand and the stored value make together.
+
+LE64 (Deno.KvU64) wraps modulo 2^64. V8 operands: two BigInts or two Numbers, for sum alone, with an optional range
+that either refuses or clamps. The result has no expiry (kv-connect: SQLite backend writes none). The texts are Deno's,
+followed by what to do.
+"""
+
+from __future__ import annotations
+
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest
+from kvnode.codec.row import Row
+from kvnode.machine import v8number
+from kvnode.proto.kv.v1 import kv_pb2
+
+V8 = int(kv_pb2.VALUE_ENCODING_V8)
+LE64 = int(kv_pb2.VALUE_ENCODING_LE64)
+_U64_MASK = (1 << 64) - 1
+_NAMES = {kv_pb2.MUTATION_TYPE_SUM: "sum", kv_pb2.MUTATION_TYPE_MIN: "min", kv_pb2.MUTATION_TYPE_MAX: "max"}
+
+
+def combine(mutation: kv_pb2.Mutation, stored: Row | None) -> tuple[bytes, int]:
+    """(value, encoding) that the mutation leaves where `stored` is.
+
+    Raises:
+        InvalidRequest: SUM_NON_U64_OPERAND, SUM_NON_U64_VALUE, SUM_TYPE_MISMATCH, SUM_LIMITS_WITH_U64,
+            SUM_LIMIT_TYPE_MISMATCH, SUM_OUT_OF_RANGE, SUM_BAD_V8, SUM_UNSUPPORTED_TYPE, VALUE_TOO_LARGE.
+    """
+    name = _NAMES[mutation.type]
+    operand = mutation.value
+    if operand.encoding == LE64 and len(operand.data) == 8:
+        return _combine_u64(name, mutation, stored), LE64
+    if operand.encoding == V8 and name == "sum":
+        return _sum_v8(mutation, stored)
+    raise InvalidRequest(
+        "SUM_NON_U64_OPERAND",
+        f"Failed to perform '{name}' mutation on a non-U64 operand. Pass a KvU64 (LE64, 8 bytes)"
+        + (" or a V8 number or bigint." if name == "sum" else "."),
+    )
+
+
+def _combine_u64(name: str, mutation: kv_pb2.Mutation, stored: Row | None) -> bytes:
+    if mutation.sum_min or mutation.sum_max or mutation.sum_clamp:
+        raise InvalidRequest(
+            "SUM_LIMITS_WITH_U64",
+            "Cannot use min/max parameters with KvU64 operands. Leave them out, or use numbers or bigints.",
+        )
+    data = mutation.value.data
+    if stored is None:
+        return data
+    if stored.encoding != LE64:
+        raise InvalidRequest(
+            "SUM_NON_U64_VALUE",
+            f"Failed to perform '{name}' mutation on a non-U64 value in the database. "
+            "Set the key to a KvU64 first, or use another key.",
+        )
+    left, right = int.from_bytes(stored.value, "little"), int.from_bytes(data, "little")
+    if name == "sum":
+        return (left + right & _U64_MASK).to_bytes(8, "little")
+    return (min(left, right) if name == "min" else max(left, right)).to_bytes(8, "little")
+
+
+def _sum_v8(mutation: kv_pb2.Mutation, stored: Row | None) -> tuple[bytes, int]:
+    operand = v8number.parse_or_refuse(mutation.value.data, "the operand")
+    low, high = _limit(mutation.sum_min, operand), _limit(mutation.sum_max, operand)
+    if stored is not None and stored.encoding == LE64:
+        if isinstance(operand, float):
+            raise _mismatch("KvU64", "Number")
+        if low is not None or high is not None or mutation.sum_clamp or not 0 <= operand <= _U64_MASK:
+            raise InvalidRequest(
+                "SUM_LIMITS_WITH_U64",
+                "Cannot use min/max parameters with KvU64 operands, nor a bigint outside 0 .. 2^64-1: "
+                "the stored value is a KvU64.",
+            )
+        return (int.from_bytes(stored.value, "little") + operand & _U64_MASK).to_bytes(8, "little"), LE64
+    if stored is None:
+        return v8number.encode(_within(operand, low, high, mutation.sum_clamp)), V8
+    if stored.encoding != V8:
+        raise InvalidRequest("SUM_UNSUPPORTED_TYPE", "unsupported value type: the stored value is bytes, not a number.")
+    current = v8number.parse_or_refuse(stored.value, "the stored value")
+    if isinstance(current, float) != isinstance(operand, float):
+        raise _mismatch(v8number.type_name(current), v8number.type_name(operand))
+    data = v8number.encode(_within(current + operand, low, high, mutation.sum_clamp))
+    if len(data) > limits.MAX_VALUE_BYTES:
+        raise InvalidRequest(
+            "VALUE_TOO_LARGE",
+            f"A value exceeds the value size limit. The sum has {len(data)} bytes; the limit is "
+            f"{limits.MAX_VALUE_BYTES}: start from a smaller bigint.",
+        )
+    return data, V8
+
+
+def _limit(data: bytes, operand: int | float) -> int | float | None:
+    if not data:
+        return None
+    limit = v8number.parse_or_refuse(data, "a limit")
+    if isinstance(limit, float) != isinstance(operand, float):
+        raise InvalidRequest(
+            "SUM_LIMIT_TYPE_MISMATCH",
+            "Min/max parameters have different types than the operand. Make all three numbers, or all three bigints.",
+        )
+    return limit
+
+
+def _within(result: int | float, low: int | float | None, high: int | float | None, clamp: bool) -> int | float:
+    if low is not None and result < low:
+        limit = low
+    elif high is not None and result > high:
+        limit = high
+    else:
+        return result
+    if not clamp:
+        raise InvalidRequest(
+            "SUM_OUT_OF_RANGE",
+            "The result of a Sum operation would exceed its range limit. Nothing was changed; "
+            "pass clamp to stop at the limit instead.",
+        )
+    return limit
+
+
+def _mismatch(stored: str, operand: str) -> InvalidRequest:
+    return InvalidRequest(
+        "SUM_TYPE_MISMATCH", f"Cannot sum {stored} with {operand}. Use an operand of the stored value's type."
+    )

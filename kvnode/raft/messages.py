@@ -31,7 +31,7 @@ class Message(NamedTuple):
     sender: int
     term: int
     log_term: int = 0
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     commit: int = 0
     reject: bool = False
     hint_index: int = 0

@@ -1,0 +1,167 @@
+"""The state that all roles share, and the transitions among those that need nothing of a leader.
+
+The layers of the core: core < replication < leader < election < follower < raft. Each role module is a table
+from message kinds to small functions over this state; raft.py chooses the table. Nobody outside this package
+uses Core: Raft (raft.py) is the public face.
+"""
+
+from __future__ import annotations
+
+import random
+
+from kvnode.base.invariant import invariant
+from kvnode.codec.entry import EntryKind, HardState
+from kvnode.codec.membership import MemberRole, Membership
+from kvnode.raft.configuration import MembershipHistory
+from kvnode.raft.leadership import Leadership
+from kvnode.raft.log import RaftLog
+from kvnode.raft.messages import Message, MessageKind
+from kvnode.raft.reads import ReadRounds
+from kvnode.raft.types import LogView, RaftConfig, ReadState, Role
+
+_SCAN_BYTES = 4 * 1_048_576  # of the log's unapplied part, at once, when it is searched for memberships
+
+
+class Core:
+    """One node's consensus state; see Raft for the arguments."""
+
+    __slots__ = (
+        "after_persist",
+        "campaign_allowed",
+        "config",
+        "election_elapsed",
+        "election_wait",
+        "heard_leader",
+        "history",
+        "lead",
+        "leader_id",
+        "log",
+        "messages",
+        "node_id",
+        "random",
+        "read_states",
+        "role",
+        "rounds",
+        "saved",
+        "step_down_reason",
+        "term",
+        "vote",
+        "votes",
+    )
+
+    def __init__(
+        self,
+        config: RaftConfig,
+        log: LogView,
+        hard_state: HardState,
+        membership: Membership,
+        applied: int,
+        random: random.Random,
+    ) -> None:
+        invariant(config.node_id > 0, "a node id is above 0")
+        invariant(0 < config.heartbeat_ticks < config.election_ticks, "heartbeats must be faster than elections")
+        self.config = config
+        self.node_id = config.node_id
+        self.random = random
+        self.log = RaftLog(log, hard_state.commit, applied)
+        self.history = MembershipHistory(membership, applied)
+        self._scan_memberships()
+        self.term = hard_state.term
+        self.vote = hard_state.vote
+        self.saved = hard_state  # what the disk holds, or will when the outstanding Ready is persisted
+        self.role = Role.FOLLOWER
+        self.leader_id = 0
+        self.lead: Leadership | None = None  # exists while this node leads
+        self.rounds = ReadRounds()
+        self.votes: dict[int, bool] = {}
+        self.campaign_allowed = True
+        self.step_down_reason = ""
+        self.heard_leader = False  # within the election timeout: makes votes sticky
+        self.election_elapsed = 0
+        self.election_wait = 0
+        self.messages: list[Message] = []
+        self.after_persist: list[Message] = []
+        self.read_states: list[ReadState] = []
+        self.restart_election_wait()
+
+    def _scan_memberships(self) -> None:
+        """Find the memberships that the log holds beyond the applied index."""
+        index = self.log.applied + 1
+        while index <= self.log.last_index:
+            entries = self.log.entries(index, self.log.last_index + 1, _SCAN_BYTES)
+            invariant(bool(entries), f"the log has lost entry {index}")
+            for entry in entries:
+                if entry.kind is EntryKind.MEMBERSHIP:
+                    self.history.append(entry)
+            index = entries[-1].index + 1
+
+    def restart_election_wait(self) -> None:
+        """Draw a new wait from (election_ticks, 2 * election_ticks].
+
+        Above election_ticks, so that the others no longer hold on to the leader when the first one asks them.
+        """
+        self.election_elapsed = 0
+        self.election_wait = self.config.election_ticks + self.random.randint(1, self.config.election_ticks)
+
+    def restart_retry_wait(self) -> None:
+        """Draw the wait of a (pre-)candidate that got no majority: shorter, as pre-votes disturb nobody."""
+        self.election_elapsed = 0
+        quarter = max(1, self.config.election_ticks // 4)
+        self.election_wait = quarter + self.random.randint(1, quarter)
+
+    def send(self, message: Message) -> None:
+        """Send at once."""
+        self.messages.append(message)
+
+    def send_after_persist(self, message: Message) -> None:
+        """Send when all that was accepted so far is on disk; a later acknowledgement replaces an earlier one."""
+        queue = self.after_persist
+        if queue and message.kind is MessageKind.APPEND_RESPONSE and not message.reject:
+            last = queue[-1]
+            if (
+                last.kind is MessageKind.APPEND_RESPONSE
+                and last.to == message.to
+                and last.term == message.term
+                and not last.reject
+                and last.index <= message.index
+            ):
+                queue[-1] = message
+                return
+        queue.append(message)
+
+    def is_voter(self, node_id: int) -> bool:
+        """Whether a node votes in the membership in force."""
+        return node_id in self.history.quorum.voter_ids
+
+    def may_campaign(self) -> bool:
+        """Whether this node may stand for election: a voter, allowed to, with no snapshot half installed."""
+        return self.campaign_allowed and self.log.snapshot is None and self.is_voter(self.node_id)
+
+    def is_learner(self) -> bool:
+        """Whether this node is a learner of the membership in force."""
+        member = self.history.latest.get(self.node_id)
+        return member is not None and member.role is MemberRole.LEARNER
+
+    def become_follower(self, term: int, leader_id: int, reason: str = "") -> None:
+        """Follow `leader_id` (0 while unknown) in `term`; gives up leadership or candidacy."""
+        invariant(term >= self.term, f"the term cannot go back from {self.term} to {term}")
+        if term > self.term:
+            self.term = term
+            self.vote = 0
+        if self.role is not Role.FOLLOWER:
+            self.step_down_reason = reason
+            self.rounds.drop()
+        self.role = Role.FOLLOWER
+        self.lead = None
+        self.votes = {}
+        self.leader_id = leader_id
+        self.heard_leader = leader_id != 0
+        self.restart_election_wait()
+
+    def heard_from_leader(self, leader_id: int) -> None:
+        """A message of this term's leader has come."""
+        if self.role is not Role.FOLLOWER or self.leader_id != leader_id:
+            invariant(self.role is not Role.LEADER, f"nodes {self.node_id} and {leader_id} both lead term {self.term}")
+            self.become_follower(self.term, leader_id, f"node {leader_id} leads term {self.term}")
+        self.heard_leader = True
+        self.election_elapsed = 0

@@ -1,0 +1,45 @@
+"""What only a leader has: its peers' progress, its tail's size, a transfer under way."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from kvnode.raft.progress import Progress
+
+
+class Leadership:
+    """The state of one leadership; made at the election and dropped with it."""
+
+    __slots__ = (
+        "_uncommitted",
+        "first_index",
+        "heartbeat_elapsed",
+        "lease_void",
+        "peers",
+        "ticks",
+        "transfer_ticks",
+        "transferring",
+        "uncommitted_bytes",
+    )
+
+    def __init__(self, first_index: int) -> None:
+        self.first_index = first_index  # of this leadership's own term
+        self.ticks = 0
+        self.heartbeat_elapsed = 0
+        self.peers: dict[int, Progress] = {}  # everyone but this node
+        self.transferring = 0  # to this node; 0 = no transfer
+        self.transfer_ticks = 0
+        self.lease_void = False  # the process was frozen and no quorum has answered since
+        self.uncommitted_bytes = 0
+        self._uncommitted: deque[tuple[int, int]] = deque()  # (index, bytes) of own entries beyond the commit index
+
+    def appended(self, index: int, size_bytes: int) -> None:
+        """Count an entry of this term into the uncommitted tail."""
+        self._uncommitted.append((index, size_bytes))
+        self.uncommitted_bytes += size_bytes
+
+    def committed(self, index: int) -> None:
+        """Take everything up to `index` out of the uncommitted tail."""
+        uncommitted = self._uncommitted
+        while uncommitted and uncommitted[0][0] <= index:
+            self.uncommitted_bytes -= uncommitted.popleft()[1]

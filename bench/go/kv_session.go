@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+
+	pb "kvbench/kvpb"
+
+	"google.golang.org/grpc"
+)
+
+// The server's own bounds: operations in a message, and unanswered on a stream.
+const (
+	maxMessageOperations = 4096
+	maxUnanswered        = 65536
+)
+
+// kvSessionStore serves all callers over one Session stream, or over one each.
+type kvSessionStore struct {
+	connection *grpc.ClientConn
+	apart      bool
+	shared     *session
+}
+
+func openKvSession(ctx context.Context, endpoint string, apart bool) (Store, error) {
+	connection, err := dial(ctx, endpoint)
+	if err != nil {
+		return nil, err
+	}
+	store := &kvSessionStore{connection: connection, apart: apart}
+	if !apart {
+		store.shared, err = openSession(ctx, connection)
+	}
+	return store, err
+}
+
+func (store *kvSessionStore) NewDriver(ctx context.Context) (Driver, error) {
+	if !store.apart {
+		return newSessionDriver(store.shared), nil
+	}
+	own, err := openSession(ctx, store.connection)
+	return newSessionDriver(own), err
+}
+
+func (store *kvSessionStore) Key(number int) []byte { return kvKey(number) }
+
+func (store *kvSessionStore) Close() { store.connection.Close() }
+
+// session pipelines the operations of many callers: whatever waits when the sender comes round travels in one message.
+type session struct {
+	stream pb.KV_SessionClient
+	wake   chan struct{}
+
+	mutex   sync.Mutex
+	waiting []*pb.Operation
+	callers []*sessionDriver              // of the operations in waiting
+	pending [maxUnanswered]*sessionDriver // by id modulo its size; nil once answered
+	nextID  uint64
+	lowest  uint64 // every smaller id has been answered
+	failure error
+}
+
+func openSession(ctx context.Context, connection *grpc.ClientConn) (*session, error) {
+	stream, err := pb.NewKVClient(connection).Session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := stream.Send(&pb.SessionRequest{Open: &pb.SessionOpen{}}); err != nil {
+		return nil, err
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	if len(first.GetOpened().GetClientId()) == 0 {
+		return nil, fmt.Errorf("the session was not opened: %v", first)
+	}
+	opened := &session{stream: stream, wake: make(chan struct{}, 1), nextID: 1, lowest: 1}
+	go opened.send()
+	go opened.receive()
+	return opened, nil
+}
+
+func (session *session) submit(operation *pb.Operation, caller *sessionDriver) error {
+	session.mutex.Lock()
+	if session.failure != nil {
+		defer session.mutex.Unlock()
+		return session.failure
+	}
+	session.waiting = append(session.waiting, operation)
+	session.callers = append(session.callers, caller)
+	session.mutex.Unlock()
+	select {
+	case session.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (session *session) send() {
+	for range session.wake {
+		runtime.Gosched() // lets callers that were answered together join this message
+		for request := session.next(); request != nil; request = session.next() {
+			if err := session.stream.Send(request); err != nil {
+				session.fail(err)
+				return
+			}
+		}
+	}
+}
+
+// next gives ids to what waits and makes one message of it; nil when nothing waits.
+func (session *session) next() *pb.SessionRequest {
+	session.mutex.Lock()
+	defer session.mutex.Unlock()
+	count := len(session.waiting)
+	if count == 0 {
+		return nil
+	}
+	if count > maxMessageOperations {
+		count = maxMessageOperations
+	}
+	operations := session.waiting[:count:count]
+	for position, operation := range operations {
+		operation.Id = session.nextID
+		session.pending[session.nextID%maxUnanswered] = session.callers[position]
+		session.nextID++
+	}
+	session.waiting = append([]*pb.Operation(nil), session.waiting[count:]...)
+	session.callers = append(session.callers[:0], session.callers[count:]...)
+	return &pb.SessionRequest{Operations: operations, LowestUnanswered: session.lowest}
+}
+
+func (session *session) receive() {
+	for {
+		response, err := session.stream.Recv()
+		if err != nil {
+			session.fail(err)
+			return
+		}
+		session.mutex.Lock()
+		for _, result := range response.Results {
+			slot := &session.pending[result.Id%maxUnanswered]
+			if caller := *slot; caller != nil {
+				*slot = nil
+				caller.answers <- result
+			}
+		}
+		for session.lowest < session.nextID && session.pending[session.lowest%maxUnanswered] == nil {
+			session.lowest++
+		}
+		session.mutex.Unlock()
+	}
+}
+
+func (session *session) fail(err error) {
+	session.mutex.Lock()
+	defer session.mutex.Unlock()
+	session.failure = err
+	for slot, caller := range session.pending {
+		if caller != nil {
+			session.pending[slot] = nil
+			close(caller.answers)
+		}
+	}
+	for _, caller := range session.callers {
+		close(caller.answers)
+	}
+	session.callers = nil
+}
+
+// sessionDriver is a caller with one operation under way.
+type sessionDriver struct {
+	session *session
+	answers chan *pb.OperationResult
+}
+
+func newSessionDriver(session *session) *sessionDriver {
+	return &sessionDriver{session, make(chan *pb.OperationResult, 1)}
+}
+
+func (driver *sessionDriver) call(operation *pb.Operation) (*pb.OperationResult, error) {
+	if err := driver.session.submit(operation, driver); err != nil {
+		return nil, err
+	}
+	result, open := <-driver.answers
+	if !open {
+		return nil, fmt.Errorf("the session broke: %v", driver.session.failure)
+	}
+	if failure := result.GetError(); failure != nil {
+		return nil, fmt.Errorf("%s: %s", failure.Code, failure.Message)
+	}
+	return result, nil
+}
+
+func (driver *sessionDriver) write(request *pb.AtomicWriteRequest) (Version, error) {
+	result, err := driver.call(&pb.Operation{Operation: &pb.Operation_Write{Write: request}})
+	if err != nil {
+		return nil, err
+	}
+	return written(result.GetWrite())
+}
+
+func (driver *sessionDriver) Put(_ context.Context, key, value []byte) error {
+	_, err := driver.write(putRequest(key, value))
+	return err
+}
+
+func (driver *sessionDriver) CompareAndPut(_ context.Context, key, value []byte, version Version) (Version, error) {
+	return driver.write(checkAndSetRequest(key, value, version))
+}
+
+func (driver *sessionDriver) Get(_ context.Context, key []byte, strong bool) error {
+	result, err := driver.call(&pb.Operation{Operation: &pb.Operation_Read{Read: getRequest(key, strong)}})
+	if err != nil {
+		return err
+	}
+	return found(result.GetRead())
+}

@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"math/rand"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Plan says what one measurement does.
+type Plan struct {
+	Mode       string // put, cas, get, stale
+	Callers    int
+	Warmup     time.Duration
+	Duration   time.Duration
+	KeysCount  int
+	ValueBytes int
+	Pids       []int
+}
+
+// Result is one measurement. Latencies are milliseconds; CPU is that of the servers, all of them together.
+type Result struct {
+	Mode         string  `json:"mode"`
+	Callers      int     `json:"callers"`
+	Seconds      float64 `json:"seconds"`
+	Operations   int     `json:"operations"`
+	PerSecond    float64 `json:"operations_per_second"`
+	P50          float64 `json:"p50_ms"`
+	P90          float64 `json:"p90_ms"`
+	P99          float64 `json:"p99_ms"`
+	Max          float64 `json:"max_ms"`
+	Errors       int     `json:"errors"`
+	FirstError   string  `json:"first_error,omitempty"`
+	ServerCPU    float64 `json:"server_cpu_us_per_operation"`
+	GeneratorCPU float64 `json:"generator_cpu_us_per_operation"`
+}
+
+const casKeysPerCaller = 16
+
+// caller is one closed loop: it begins an operation when the one before has ended.
+type caller struct {
+	driver    Driver
+	plan      Plan
+	store     Store
+	random    *rand.Rand
+	value     []byte
+	versions  [casKeysPerCaller]Version
+	firstKey  int
+	latencies []time.Duration
+	errors    int
+	failure   error
+}
+
+const (
+	phaseWarmup = iota
+	phaseMeasure
+	phaseDone
+)
+
+// measure runs every caller through the warm-up and the measured time; only what ended inside the latter counts.
+func measure(ctx context.Context, store Store, plan Plan, serial int) (Result, error) {
+	callers := make([]*caller, plan.Callers)
+	for number := range callers {
+		driver, err := store.NewDriver(ctx)
+		if err != nil {
+			return Result{}, err
+		}
+		random := rand.New(rand.NewSource(int64(serial)<<20 + int64(number)))
+		value := make([]byte, plan.ValueBytes)
+		random.Read(value)
+		// Compare-and-put takes keys that nothing has written yet: its callers do not contend.
+		firstKey := plan.KeysCount + (serial*4096+number)*casKeysPerCaller
+		callers[number] = &caller{driver: driver, plan: plan, store: store, random: random, value: value, firstKey: firstKey}
+	}
+	var phase int32
+	var group sync.WaitGroup
+	for _, each := range callers {
+		group.Add(1)
+		go func(each *caller) { defer group.Done(); each.run(ctx, &phase) }(each)
+	}
+	time.Sleep(plan.Warmup)
+	before, ownBefore, started := cpuSeconds(plan.Pids), ownCPUSeconds(), time.Now()
+	atomic.StoreInt32(&phase, phaseMeasure)
+	time.Sleep(plan.Duration)
+	atomic.StoreInt32(&phase, phaseDone)
+	elapsed := time.Since(started)
+	servers, own := cpuSeconds(plan.Pids)-before, ownCPUSeconds()-ownBefore
+	group.Wait()
+	return summarize(plan, callers, elapsed, servers, own), nil
+}
+
+func (each *caller) run(ctx context.Context, phase *int32) {
+	for count := 0; ; count++ {
+		at := atomic.LoadInt32(phase)
+		if at == phaseDone {
+			return
+		}
+		started := time.Now()
+		err := each.once(ctx, count)
+		took := time.Since(started)
+		if err != nil {
+			each.errors++
+			each.failure = err
+			time.Sleep(10 * time.Millisecond)
+		} else if at == phaseMeasure && atomic.LoadInt32(phase) == phaseMeasure {
+			each.latencies = append(each.latencies, took)
+		}
+	}
+}
+
+func (each *caller) once(ctx context.Context, count int) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	switch each.plan.Mode {
+	case "put":
+		return each.driver.Put(ctx, each.randomKey(), each.freshValue())
+	case "get":
+		return each.driver.Get(ctx, each.randomKey(), true)
+	case "stale":
+		return each.driver.Get(ctx, each.randomKey(), false)
+	case "cas":
+		slot := count % casKeysPerCaller
+		key := each.store.Key(each.firstKey + slot)
+		next, err := each.driver.CompareAndPut(ctx, key, each.freshValue(), each.versions[slot])
+		each.versions[slot] = next
+		return err
+	}
+	return fmt.Errorf("unknown mode %q", each.plan.Mode)
+}
+
+func (each *caller) randomKey() []byte { return each.store.Key(each.random.Intn(each.plan.KeysCount)) }
+
+// freshValue is new memory, since a pipelined message may be encoded after the next operation has begun.
+func (each *caller) freshValue() []byte {
+	value := append([]byte(nil), each.value...)
+	if len(value) >= 8 {
+		each.random.Read(value[:8])
+	}
+	return value
+}
+
+func summarize(plan Plan, callers []*caller, elapsed time.Duration, servers, own float64) Result {
+	result := Result{Mode: plan.Mode, Callers: plan.Callers, Seconds: elapsed.Seconds()}
+	var all []time.Duration
+	for _, each := range callers {
+		all = append(all, each.latencies...)
+		result.Errors += each.errors
+		if each.failure != nil {
+			result.FirstError = each.failure.Error()
+		}
+	}
+	sort.Slice(all, func(i, j int) bool { return all[i] < all[j] })
+	result.Operations = len(all)
+	if len(all) == 0 {
+		return result
+	}
+	count := float64(len(all))
+	result.PerSecond = count / elapsed.Seconds()
+	result.P50, result.P90 = quantile(all, 0.50), quantile(all, 0.90)
+	result.P99, result.Max = quantile(all, 0.99), quantile(all, 1)
+	result.ServerCPU, result.GeneratorCPU = servers/count*1e6, own/count*1e6
+	return result
+}
+
+func quantile(sorted []time.Duration, q float64) float64 {
+	position := int(q * float64(len(sorted)))
+	if position >= len(sorted) {
+		position = len(sorted) - 1
+	}
+	return float64(sorted[position]) / float64(time.Millisecond)
+}

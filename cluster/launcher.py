@@ -1,0 +1,292 @@
+"""A cluster of real `kvnode serve` processes on this machine, each with a data directory and ports of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cluster.admin import AdminCalls, NotAnswered
+from cluster.ports import free_ports
+from cluster.processes import Child
+from kvnode.base.limits import SHUTDOWN_TIMEOUT_MS
+from kvnode.proto.kv.v1 import admin_pb2
+
+ROOT = Path(__file__).resolve().parent.parent
+_POLL_S = 0.05
+_START_TIMEOUT_S = 30.0
+_EXIT_GRACE_S = 2.0
+_LOG_TAIL_LINES_COUNT = 15
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """Who a node is and where it stands."""
+
+    name: str
+    dc: str
+    region: str = "us-east"
+
+
+THREE_DCS = (NodeSpec("a", "dc-a"), NodeSpec("b", "dc-b"), NodeSpec("c", "dc-c"))
+
+
+class ClusterFailed(Exception):
+    """A node did not start, or the cluster did not reach a state in time; the message has the log's end."""
+
+
+@dataclass(slots=True)
+class LocalNode:
+    """One process of the cluster."""
+
+    spec: NodeSpec
+    address: str
+    ops_address: str
+    data_dir: Path
+    child: Child
+    paused: bool = False
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.spec.name
+
+    @property
+    def admin(self) -> AdminCalls:
+        """Its Admin service."""
+        return AdminCalls(self.address)
+
+    def status(self) -> admin_pb2.StatusResponse | None:
+        """What it says of itself; None when it does not answer."""
+        try:
+            return self.admin.status()
+        except NotAnswered:
+            return None
+
+    def ready(self) -> bool:
+        """Whether /readyz says so."""
+        return self.http("/readyz")[0] == 200
+
+    def http(self, path: str, timeout_s: float = 2.0) -> tuple[int, str]:
+        """(status, body) of a page of the ops port; (0, reason) when there is none."""
+        try:
+            with urllib.request.urlopen(f"http://{self.ops_address}{path}", timeout=timeout_s) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+
+class LocalCluster:
+    """Starts the nodes, stops them, and does to them in between what a test or the demo wants.
+
+    Everything here blocks; a caller on an event loop puts the waiting methods on a thread.
+
+    Args:
+        specs: the nodes; the first bootstraps the cluster with all of them.
+        folder: where data directories and logs go; a temporary one, removed at the end, when None.
+        min_commit_dcs: how many data centers a commit needs.
+        arguments: further flags of every node.
+        environment: further variables of every node.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[NodeSpec] = THREE_DCS,
+        folder: Path | None = None,
+        *,
+        min_commit_dcs: int = 2,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+    ) -> None:
+        self._temporary = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="kvnode-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.min_commit_dcs = min_commit_dcs
+        self.host = host
+        self._common = list(arguments)
+        self._environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        ports = iter(free_ports(2 * len(specs), host))
+        self.nodes = {spec.name: self._node(spec, next(ports), next(ports)) for spec in specs}
+        self._first = specs[0].name
+
+    def _node(self, spec: NodeSpec, port: int, ops_port: int) -> LocalNode:
+        address, ops_address = f"{self.host}:{port}", f"{self.host}:{ops_port}"
+        data_dir = self.folder / spec.name
+        command = [sys.executable, "-m", "kvnode", "serve", "--name", spec.name, "--region", spec.region]
+        command += ["--dc", spec.dc, "--data-dir", str(data_dir), "--listen", address, "--ops-listen", ops_address]
+        child = Child([*command, *self._common], self.folder / f"{spec.name}.log", self._environment)
+        return LocalNode(spec, address, ops_address, data_dir, child, arguments=child.command[3:])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Life of the whole.
+
+    def start(self) -> None:
+        """Start every node for the first time and wait until all serve. Raises ClusterFailed."""
+        first = self.nodes[self._first]
+        others = [node for node in self.nodes.values() if node is not first]
+        for node in others:
+            node.child.start()
+        flags = ["--bootstrap", "--min-commit-dcs", str(self.min_commit_dcs)]
+        if others:
+            flags += ["--peers", ",".join(node.address for node in others)]
+        plain = list(first.child.command)
+        first.child.command += flags
+        try:
+            first.child.start()
+        finally:
+            first.child.command = plain
+        self.wait_ready()
+
+    def stop(self) -> None:
+        """SIGTERM to every node, one after the other; then make sure that none is left."""
+        for node in self.nodes.values():
+            self.resume(node.name)
+            node.child.signal(signal.SIGTERM)
+        deadline = time.monotonic() + SHUTDOWN_TIMEOUT_MS / 1000 + _EXIT_GRACE_S
+        for node in self.nodes.values():
+            node.child.terminate(max(0.1, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        """Kill what runs, and remove the folder if it was a temporary one."""
+        for node in self.nodes.values():
+            node.child.kill()
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    # One node.
+
+    def kill(self, name: str) -> None:
+        """SIGKILL: the process is gone when this returns."""
+        self.nodes[name].child.kill()
+        self.nodes[name].paused = False
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP: the process is frozen, its connections stay open."""
+        self.nodes[name].child.signal(signal.SIGSTOP)
+        self.nodes[name].paused = True
+
+    def resume(self, name: str) -> None:
+        """SIGCONT."""
+        self.nodes[name].child.signal(signal.SIGCONT)
+        self.nodes[name].paused = False
+
+    def restart(self, name: str, *, wait: bool = True) -> None:
+        """Start a node that has ended on its old directory and ports."""
+        self.nodes[name].child.start()
+        if wait:
+            self.wait_ready([name])
+
+    def terminate(self, name: str) -> bool:
+        """SIGTERM: the node hands over, drains and exits; False when it had to be killed."""
+        return self.nodes[name].child.terminate(SHUTDOWN_TIMEOUT_MS / 1000 + _EXIT_GRACE_S)
+
+    # What it looks like.
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of the gRPC ports, in the order of the nodes."""
+        return [node.address for node in self.nodes.values()]
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the running nodes."""
+        return [node.child.pid for node in self.nodes.values() if node.child.running]
+
+    def running(self) -> list[LocalNode]:
+        """Nodes that run and are not frozen."""
+        return [node for node in self.nodes.values() if node.child.running and not node.paused]
+
+    def leader(self) -> str | None:
+        """The name of the leader of the highest term among the nodes that answer; None when there is none."""
+        best: tuple[int, str] | None = None
+        for node in self.running():
+            status = node.status()
+            if status is not None and status.role == "leader":
+                best = max(best or (0, ""), (status.term, node.name))
+        return best[1] if best else None
+
+    def wait_leader(self, timeout_s: float = _START_TIMEOUT_S, *, other_than: str = "") -> str:
+        """Wait for a leader and return its name. Raises ClusterFailed."""
+        found = ""
+
+        def has_leader() -> bool:
+            nonlocal found
+            found = self.leader() or ""
+            return bool(found) and found != other_than
+
+        self.wait_until(has_leader, "no leader", timeout_s)
+        return found
+
+    def wait_ready(self, names: Sequence[str] = (), timeout_s: float = _START_TIMEOUT_S) -> None:
+        """Wait until these nodes (all by default) serve. Raises ClusterFailed, also when one has ended."""
+        nodes = [self.nodes[name] for name in names] or list(self.nodes.values())
+
+        def all_ready() -> bool:
+            for node in nodes:
+                if not node.child.running:
+                    raise ClusterFailed(f"node {node.name} ended with {node.child.exit_status}\n{self._tail(node)}")
+            return all(node.ready() for node in nodes)
+
+        self.wait_until(all_ready, "not ready: " + ", ".join(node.name for node in nodes), timeout_s)
+
+    def wait_applied(self, index: int, timeout_s: float = 30.0, names: Sequence[str] = ()) -> None:
+        """Wait until these nodes (all that run, by default) have applied `index`. Raises ClusterFailed."""
+        nodes = [self.nodes[name] for name in names] or self.running()
+
+        def applied() -> bool:
+            return all((status := node.status()) is not None and status.applied_index >= index for node in nodes)
+
+        self.wait_until(applied, f"index {index} is not applied everywhere", timeout_s)
+
+    def wait_until(self, condition: Callable[[], bool], otherwise: str, timeout_s: float) -> None:
+        """Wait for a condition. Raises ClusterFailed with `otherwise` and the logs' ends."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                tails = "\n".join(self._tail(node) for node in self.nodes.values())
+                raise ClusterFailed(f"{otherwise} after {timeout_s:g} s\n{tails}")
+            time.sleep(_POLL_S)
+
+    def digests(self, timeout_s: float = 30.0) -> dict[str, tuple[int, str]]:
+        """(applied index, digest) of every running node, once all stand at one index and agree on it.
+
+        The last look is returned when they do not come to that within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            seen: dict[str, tuple[int, str]] = {}
+            for node in self.running():
+                with contextlib.suppress(NotAnswered):
+                    answer = node.admin.digest()
+                    seen[node.name] = (answer.applied_index, answer.digest)
+            if len(seen) == len(self.running()) and len({index for index, _ in seen.values()}) == 1:
+                return seen
+            if time.monotonic() > deadline:
+                return seen
+            time.sleep(_POLL_S)
+
+    def _tail(self, node: LocalNode) -> str:
+        lines = node.child.log_text().splitlines()[-_LOG_TAIL_LINES_COUNT:]
+        return f"--- log of {node.name} ({node.child.log})\n" + "\n".join(lines)

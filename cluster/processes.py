@@ -1,0 +1,103 @@
+"""One child process: its log, its signals, what it costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_CLOCK_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class Child:
+    """A process of its own session, so that a Ctrl-C reaches the one who started it first."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.command = list(command)
+        self.log = log
+        self.environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, unless it runs. Output is appended to the log."""
+        if self.running:
+            return
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+            )
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The process id of the last start; 0 before it."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs; negative = the signal that ended it."""
+        return self._process.poll() if self._process else None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing when it has ended."""
+        if self._process is not None and self.running:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self.signal(signal.SIGKILL)
+        self.wait(30)
+
+    def terminate(self, timeout_s: float) -> bool:
+        """SIGTERM, then SIGKILL after `timeout_s`; True when the first was enough."""
+        self.signal(signal.SIGCONT)
+        self.signal(signal.SIGTERM)
+        try:
+            self.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return False
+        return True
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for its end; returns the exit status. Raises subprocess.TimeoutExpired."""
+        return self._process.wait(timeout_s) if self._process else None
+
+    def log_text(self) -> str:
+        """All that it has written."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+def resident_bytes(pid: int) -> tuple[int, int]:
+    """(resident, resident and not backed by a file) memory of a process; zeros when it is gone."""
+    fields = {"VmRSS": 0, "RssAnon": 0}
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name in fields:
+            fields[name] = int(rest.split()[0]) * 1024
+    return fields["VmRSS"], fields["RssAnon"]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0.0
+    fields = text[text.rindex(")") + 1 :].split()
+    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS_PER_SECOND

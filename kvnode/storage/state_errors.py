@@ -1,0 +1,42 @@
+"""SQLite's errors in the product's terms: what is broken, and what to do about it."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kvnode.base.errors import StateDamaged, StorageFailed
+
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
+_REBUILD = "rebuild this node from its peers (remove the member, empty its data directory, join under a new id)"
+
+
+def storage_error(error: sqlite3.Error | OSError, path: Path) -> StorageFailed:
+    """The error to raise for what SQLite or the operating system said about the file at `path`."""
+    if isinstance(error, OSError):
+        return StorageFailed(f"{path}: {error.strerror or error}; free space or replace the disk, then restart")
+    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if primary in _DAMAGED or (primary == 0 and isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error)):
+        return StateDamaged(f"{path} cannot be read as a state ({error}); {_REBUILD}")
+    if primary == sqlite3.SQLITE_FULL:
+        return StorageFailed(f"the disk of {path} is full ({error}); free some space, then restart this node")
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StorageFailed(f"{path} is held by another process ({error}); stop it first")
+    name = getattr(error, "sqlite_errorname", "no code")
+    return StorageFailed(f"{path}: {error} ({name}); look at the disk and the system's log, then restart this node")
+
+
+def damaged(path: Path, what: str) -> StateDamaged:
+    """A StateDamaged that names the file, what is wrong with it, and the remedy."""
+    return StateDamaged(f"{path}: {what}; {_REBUILD}")
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's and the operating system's errors about `path` into StorageFailed or StateDamaged."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise storage_error(error, path) from error

@@ -1,0 +1,117 @@
+"""Errors on the wire: kv.v1.Error, the status of a gRPC call, and the KvError that a user sees.
+
+A session answers each operation with a kv.v1.Error. A unary call or a broken stream ends with a gRPC
+status; the same Error then travels beside it in the trailing metadata under ERROR_METADATA_KEY. A status
+without it comes from gRPC itself (nobody listens, a failed handshake), and is told apart here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import grpc
+
+from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, NotLeader, OutcomeUnknown, Unavailable
+from kvnode.proto.kv.v1 import kv_pb2
+
+ERROR_METADATA_KEY: Final = "kv-error-bin"
+"""Trailing metadata that carries a serialized kv.v1.Error beside a gRPC status."""
+
+SESSION_REFUSED_CODES: Final = frozenset({"SESSION_UNKNOWN", "SESSION_EXPIRED"})
+"""The client id is not known (any more): nothing under it is executed."""
+
+_RETRYABLE_PHASES: Final = frozenset({"dial", "leader", "commit"})
+_FINAL_CODES: Final = frozenset({"REQUEST_ANSWERED"})
+
+
+def is_retryable(error: kv_pb2.Error) -> bool:
+    """Whether the same request, under the same request id, may yet succeed here or at another endpoint."""
+    return error.phase in _RETRYABLE_PHASES and error.code not in _FINAL_CODES | SESSION_REFUSED_CODES
+
+
+def error_from_proto(error: kv_pb2.Error, endpoint: str = "") -> KvError:
+    """The exception for an Error; `endpoint` is used where the Error itself names none."""
+    kind = _class_of(error)
+    result = kind.__new__(kind)
+    KvError.__init__(
+        result,
+        error.code,
+        error.message,
+        phase=error.phase,
+        endpoint=error.endpoint or endpoint,
+        not_applied=error.not_applied,
+    )
+    if isinstance(result, NotLeader):
+        result.leader_id = 0
+    return result
+
+
+def error_to_proto(error: KvError, endpoint: str = "") -> kv_pb2.Error:
+    """The inverse of error_from_proto."""
+    return kv_pb2.Error(
+        code=error.code,
+        message=error.message,
+        phase=error.phase,
+        endpoint=error.endpoint or endpoint,
+        not_applied=error.not_applied,
+    )
+
+
+def error_from_rpc(error: grpc.aio.AioRpcError, endpoint: str) -> KvError:
+    """The exception for a call that ended with a gRPC status."""
+    carried = _carried_error(error.trailing_metadata() or ())
+    if carried is not None:
+        return error_from_proto(carried, endpoint)
+    details = error.details() or "no details"
+    code, phase, advice = _classify(error.code(), details)
+    message = f"{details.rstrip('.')}; {advice}"
+    if code == "DEADLINE_EXCEEDED":
+        return DeadlineExceeded(message, phase=phase, endpoint=endpoint)
+    if code == "UNAVAILABLE":
+        result: KvError = Unavailable(message, phase=phase)
+        result.endpoint = endpoint
+        return result
+    return KvError(code, message, phase=phase, endpoint=endpoint, not_applied=phase != "commit")
+
+
+def is_final(error: KvError) -> bool:
+    """Whether an endpoint that failed so will go on failing so: asking it again cannot help."""
+    return error.code in {"UNAUTHENTICATED", "TLS_FAILED", "NOT_A_KVNODE"}
+
+
+def _class_of(error: kv_pb2.Error) -> type[KvError]:
+    if error.code == "NOT_LEADER":
+        return NotLeader
+    if error.code == "DEADLINE_EXCEEDED" and error.not_applied:
+        return DeadlineExceeded
+    if not error.not_applied:
+        return OutcomeUnknown
+    if error.phase == "validate":
+        return InvalidRequest
+    return Unavailable if error.phase in _RETRYABLE_PHASES else KvError
+
+
+def _carried_error(metadata: Iterable[tuple[str, str | bytes]]) -> kv_pb2.Error | None:
+    for key, value in metadata:
+        if key == ERROR_METADATA_KEY and isinstance(value, bytes):
+            return kv_pb2.Error.FromString(value)
+    return None
+
+
+def _classify(status: grpc.StatusCode, details: str) -> tuple[str, str, str]:
+    """(code, phase, what to do) of a status that gRPC itself gave."""
+    lowered = details.lower()
+    if status in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
+        return "UNAUTHENTICATED", "auth", "check the token and what it may do"
+    if "handshake" in lowered or "ssl" in lowered or "certificate" in lowered:
+        return "TLS_FAILED", "tls", "check that both sides use TLS and that the certificate names this host"
+    if status is grpc.StatusCode.UNIMPLEMENTED:
+        return "NOT_A_KVNODE", "dial", "another kind of server, or an older kvnode, listens there"
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "DEADLINE_EXCEEDED", "leader", "the node did not answer in time; try another endpoint"
+    if status is grpc.StatusCode.UNAVAILABLE:
+        return "UNAVAILABLE", "dial", "check that the node runs and that the address is right"
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return "RESOURCE_EXHAUSTED", "validate", "ask for less at once"
+    return f"GRPC_{status.name}", "commit", "the node's log says more"

@@ -1,0 +1,152 @@
+"""Raft messages to one peer, and the measurement of its clock.
+
+Raft expects messages to get lost and copes; it copes badly with old ones and with a sender that blocks. So a
+message that finds no open stream, or a full queue, is dropped and counted.
+
+The clock: about once a second a batch carries our wall clock, and the peer answers at once with its own. The
+peer's clock is taken to have been read in the middle of the round trip (NTP, RFC 5905 section 8), which errs
+by at most half of it. Ten samples without an answer mean that the peer's loop is stuck, and the stream is cut;
+a dead or frozen process is found sooner, by gRPC's keepalive (channels.py). Samples are counted rather than
+seconds so that our own freeze is not held against the peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from grpc import aio
+
+from kvnode.base import limits
+from kvnode.base.clock import Clock
+from kvnode.node.framing import frame_repeated
+from kvnode.node.peer_stream import PeerStream, RawCall
+from kvnode.node.ports import Freshness, PeerHandler
+from kvnode.node.stats import Stats
+from kvnode.node.wire import encode_freshness, encode_message, message_size_bytes
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.raft.messages import Message
+
+MESSAGES_METHOD = "/kv.internal.v1.Peer/Messages"
+MAX_UNANSWERED_SAMPLES_COUNT = limits.PEER_SILENCE_TIMEOUT_MS // limits.PEER_CLOCK_SAMPLE_INTERVAL_MS
+
+
+def hello_to(handler: PeerHandler, node_id: int) -> peer_pb2.Hello:
+    """What this node says of itself when it opens a stream to `node_id`."""
+    identity = handler.identity()
+    return peer_pb2.Hello(
+        cluster_id=identity.cluster_id,
+        epoch=identity.epoch,
+        node_id=identity.node_id,
+        name=identity.name,
+        to_node_id=node_id,
+    )
+
+
+class MessageStream(PeerStream):
+    """The Messages stream to `node_id`."""
+
+    def __init__(
+        self, node_id: int, peer: str, channel: aio.Channel, handler: PeerHandler, clock: Clock, stats: Stats
+    ) -> None:
+        super().__init__(peer, MESSAGES_METHOD, channel)
+        self._node_id = node_id
+        self._handler = handler
+        self._clock = clock
+        self._stats = stats
+        self._queue: deque[tuple[Message, int]] = deque()
+        self._queued_bytes = 0
+        self._freshness: Freshness | None = None
+        self._call: RawCall | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sample_due = False
+        self._sampled_at: tuple[int, float] = (0, 0.0)  # wall clock sent, monotonic then
+        self._unanswered_samples = 0
+
+    def send(self, messages: Sequence[Message], freshness: Freshness | None) -> None:
+        """Queue messages; what does not fit, or has no open stream, is dropped."""
+        if not self._up:
+            self._stats.messages_dropped += len(messages)
+            return
+        queue = self._queue
+        for message in messages:
+            size = message_size_bytes(message)
+            if len(queue) >= limits.MAX_PEER_QUEUE_COUNT or self._queued_bytes + size > limits.MAX_PEER_QUEUE_BYTES:
+                self._stats.messages_dropped += 1
+            else:
+                queue.append((message, size))
+                self._queued_bytes += size
+        if freshness is not None:
+            self._freshness = freshness
+        self._wake()
+
+    def _hello(self) -> bytes:
+        return peer_pb2.PeerBatch(hello=hello_to(self._handler, self._node_id)).SerializeToString()
+
+    def _refusal(self, welcome: bytes) -> str:
+        reply = peer_pb2.PeerReply.FromString(welcome)
+        return reply.refused or self._handler.check_hello(reply.hello)
+
+    def _went_up(self, call: RawCall) -> None:
+        self._call = call
+        self._unanswered_samples = 0
+        self._sample()
+
+    def _discard(self, reason: str) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._call = None
+        self._stats.messages_dropped += len(self._queue)
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._freshness = None
+
+    def _unreachable(self) -> None:
+        self._handler.on_unreachable(self._node_id)
+
+    def _next_batch(self) -> bytes | None:
+        queue = self._queue
+        freshness, self._freshness = self._freshness, None
+        if not (queue or freshness or self._sample_due):
+            return None
+        batch = peer_pb2.PeerBatch()
+        if freshness is not None:
+            batch.freshness.CopyFrom(encode_freshness(freshness))
+        if self._sample_due:
+            self._sample_due = False
+            self._sampled_at = (self._clock.now_ms(), self._clock.monotonic_ms())
+            batch.clock_ms = self._sampled_at[0]
+        encoded: list[bytes] = []
+        size = 0
+        while queue and (not encoded or size + queue[0][1] <= limits.MAX_PEER_BATCH_BYTES):
+            message, message_bytes = queue.popleft()
+            encoded.append(encode_message(message).SerializeToString())
+            size += message_bytes
+        self._queued_bytes -= size
+        self._stats.messages_sent += len(encoded)
+        # Protobuf merges concatenated messages, so the large part is never copied into the small one.
+        framed = frame_repeated(peer_pb2.PeerBatch.MESSAGES_FIELD_NUMBER, encoded, limits.MAX_GRPC_MESSAGE_BYTES)
+        return b"".join((batch.SerializeToString(), *framed))
+
+    def _received(self, reply: bytes) -> None:
+        sample = peer_pb2.PeerReply.FromString(reply)
+        wall_ms, monotonic_ms = self._sampled_at
+        if sample.echo_clock_ms != wall_ms:
+            return  # of an older sample, whose time of sending is no longer known
+        self._unanswered_samples = 0
+        round_trip_ms = self._clock.monotonic_ms() - monotonic_ms
+        offset_ms = sample.clock_ms - (wall_ms + round_trip_ms / 2)
+        self._handler.on_clock_sample(self._node_id, offset_ms, round_trip_ms)
+
+    def _sample(self) -> None:
+        if self._call is None:
+            return
+        if self._unanswered_samples >= MAX_UNANSWERED_SAMPLES_COUNT:
+            self._call.cancel()
+            return
+        self._unanswered_samples += 1
+        self._sample_due = True
+        self._wake()
+        interval_s = limits.PEER_CLOCK_SAMPLE_INTERVAL_MS / 1_000
+        self._timer = asyncio.get_running_loop().call_later(interval_s, self._sample)

@@ -1,0 +1,104 @@
+"""Raft messages on the wire: between the core's named tuples and protobuf.
+
+Every replicated byte passes here once per peer, so nothing is looked at twice: entries' data goes from the
+tuple into the protobuf message and from there into the socket's bytes, two copies, both in C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvnode.codec.entry import Entry, EntryKind
+from kvnode.node.ports import Freshness
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.raft.messages import Message, MessageKind
+
+# A table costs a third of what the enums' own lookup by value does.
+_MESSAGE_KINDS = {int(kind): kind for kind in MessageKind}
+_ENTRY_KINDS = {int(kind): kind for kind in EntryKind}
+
+MESSAGE_OVERHEAD_BYTES = 64  # of a message's fields and framing, for the queues' accounts
+ENTRY_OVERHEAD_BYTES = 24
+
+
+def encode_message(message: Message) -> peer_pb2.RaftMessage:
+    """The wire form of a Raft message."""
+    kind, to, sender, term, log_term, index, commit, reject, hint_index, hint_term, round_, entries, context = message
+    encoded = peer_pb2.RaftMessage(
+        kind=kind,
+        to=to,
+        sender=sender,
+        term=term,
+        log_term=log_term,
+        index=index,
+        commit=commit,
+        reject=reject,
+        hint_index=hint_index,
+        hint_term=hint_term,
+        round=round_,
+        context=context,
+    )
+    add = encoded.entries.add
+    for entry_term, entry_index, entry_kind, data in entries:
+        add(term=entry_term, index=entry_index, kind=entry_kind, data=data)
+    return encoded
+
+
+def decode_message(encoded: peer_pb2.RaftMessage) -> Message:
+    """The inverse of encode_message.
+
+    Raises:
+        ValueError: a kind that this version does not know.
+    """
+    kind = _MESSAGE_KINDS.get(encoded.kind)
+    if kind is None:
+        raise ValueError(f"Raft message kind {encoded.kind} is not known; this node is too old for its peer")
+    return Message(
+        kind,
+        encoded.to,
+        encoded.sender,
+        encoded.term,
+        encoded.log_term,
+        encoded.index,
+        encoded.commit,
+        encoded.reject,
+        encoded.hint_index,
+        encoded.hint_term,
+        encoded.round,
+        tuple(map(_decode_entry, encoded.entries)) if encoded.entries else (),
+        encoded.context,
+    )
+
+
+def _decode_entry(encoded: peer_pb2.LogEntry) -> Entry:
+    kind = _ENTRY_KINDS.get(encoded.kind)
+    if kind is None:
+        raise ValueError(f"log entry kind {encoded.kind} is not known; this node is too old for its peer")
+    return Entry(encoded.term, encoded.index, kind, encoded.data)
+
+
+def decode_messages(encoded: Iterable[peer_pb2.RaftMessage]) -> list[Message]:
+    """All messages of a batch, in order. Raises ValueError as decode_message does."""
+    return [decode_message(message) for message in encoded]
+
+
+def message_size_bytes(message: Message) -> int:
+    """About how many bytes a message holds: for the bounds of queues, not exact."""
+    size = MESSAGE_OVERHEAD_BYTES + len(message.context)
+    for entry in message.entries:
+        size += ENTRY_OVERHEAD_BYTES + len(entry.data)
+    return size
+
+
+def encode_freshness(freshness: Freshness) -> peer_pb2.Freshness:
+    """The wire form of a Freshness."""
+    commit_index, log_time_ms, sent_at_ms = freshness
+    return peer_pb2.Freshness(commit_index=commit_index, log_time_ms=log_time_ms, sent_at_ms=sent_at_ms)
+
+
+def decode_freshness(batch: peer_pb2.PeerBatch) -> Freshness | None:
+    """The Freshness of a batch, None when it carries none."""
+    if not batch.HasField("freshness"):
+        return None
+    encoded = batch.freshness
+    return Freshness(encoded.commit_index, encoded.log_time_ms, encoded.sent_at_ms)

@@ -1,7 +1,8 @@
 """V8's value serialization for everything, by v8serialize; values.py says which Python types stand for what.
 
 v8serialize 0.4 is widened in four places: header version 16, which current V8 writes, is read as 15 (the tags are the
-same); strings with a lone surrogate pass; -0 stays -0; objects and dense arrays become dict and list.
+same); strings with a lone surrogate pass; -0 stays -0; objects become dict and arrays without holes become list, also
+those that V8 wrote as sparse.
 """
 
 from __future__ import annotations
@@ -109,10 +110,11 @@ class _PythonReader(TagReader):
     def register_containers(self, readers: TagReaderRegistry) -> None:
         readers.register(SerializationTag.kBeginJSObject, _read_object)
         readers.register(SerializationTag.kBeginDenseJSArray, _read_array)
+        readers.register(SerializationTag.kBeginSparseJSArray, _read_holey_array)
 
 
 class _ExactReader(_PythonReader):
-    """For arrays that have properties beside their elements: containers keep v8serialize's types."""
+    """For arrays that have holes, or properties beside their elements: containers keep v8serialize's types."""
 
     def register_containers(self, readers: TagReaderRegistry) -> None:
         return
@@ -156,6 +158,18 @@ def _read_array(reader: TagReader, tag: Any, ctx: Any) -> list[object]:
         if name != len(found):
             raise _ArrayWithProperties
         found.append(element)
+    return found
+
+
+def _read_holey_array(reader: TagReader, tag: Any, ctx: Any) -> list[object]:
+    found: list[object] = []
+    length, items = ctx.stream.read_js_array_sparse(ctx, identity=found)
+    for name, element in items:
+        if name != len(found):
+            raise _ArrayWithProperties
+        found.append(element)
+    if len(found) != length:
+        raise _ArrayWithProperties
     return found
 
 

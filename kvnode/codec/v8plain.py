@@ -6,7 +6,7 @@ NotPlain, and the caller starts again with the general codec (v8full.py). The fo
 (src/objects/value-serializer.cc), version 15 written, 13 to 16 read:
 
     value  = o (key value)* { count | A length value* $ properties=0 length | " length latin-1 | c length UTF-16
-           | I zigzag | U varint | N double | Z bigint | T | F | 0
+           | a length (index value)* @ length length | I zigzag | U varint | N double | Z bigint | T | F | 0
 """
 
 from __future__ import annotations
@@ -154,6 +154,8 @@ def _read(data: bytes, position: int, depth: int) -> tuple[object, int]:
         return _read_object(data, position, depth)
     if tag == 0x41:
         return _read_array(data, position, depth)
+    if tag == 0x61:
+        return _read_holey_array(data, position, depth)
     if tag in _CONSTANTS:
         return _CONSTANTS[tag], position
     if tag == 0x4E:
@@ -233,6 +235,25 @@ def _read_array(data: bytes, position: int, depth: int) -> tuple[list[object], i
     properties, position = _read_varint(data, position + 1)
     expected, position = _read_varint(data, position)
     if properties or expected != length or len(found) != length:
+        raise NotPlain
+    return found, position
+
+
+def _read_holey_array(data: bytes, position: int, depth: int) -> tuple[list[object], int]:
+    """An array that V8 knows as one that may have holes (one that was itself deserialized, say), but has none."""
+    if depth > _MAX_DEPTH:
+        raise NotPlain
+    length, position = _read_varint(data, position)
+    found: list[object] = []
+    while data[position] != 0x40:
+        name, position = _read(data, position, depth + 1)
+        if type(name) is not int or name != len(found):
+            raise NotPlain  # a hole, or a property beside the elements
+        element, position = _read(data, position, depth + 1)
+        found.append(element)
+    properties, position = _read_varint(data, position + 1)
+    expected, position = _read_varint(data, position)
+    if properties != length or expected != length or len(found) != length:
         raise NotPlain
     return found, position
 

@@ -55,6 +55,8 @@ def test_each_type_has_its_encoding():
         ("ff0f49 54", 42),  # 42
         ("ff10 6f 22 01 61 49 02 7b 01", {"a": 1}),  # {a: 1}
         ("ff0f 41 02 49 02 49 04 24 00 02", [1, 2]),  # [1, 2]
+        ("ff0f 61 02 49 00 49 02 49 02 49 04 40 02 02", [1, 2]),  # v8.deserialize(v8.serialize([1, 2]))
+        ("ff0f 61 01 49 00 42 02 78 78 56 42 00 02 00 40 01 01", [b"xx"]),
         ("ff0f 63 04 e5 65 2c 67", "日本"),
         ("ff0f 5f", JSUndefined),
         ("ff0f 5a 10 0100000000000000", BigInt(1)),  # 1n
@@ -159,6 +161,8 @@ def test_holes_and_properties_of_arrays():
     array["name"] = "x"
     decoded = decode_v8(encode_v8(array))
     assert isinstance(decoded, JSArray) and decoded == array
+    holes = decode_v8(bytes.fromhex("ff0f 61 03 49 02 49 02 40 01 03"))  # [, 1, ,]
+    assert isinstance(holes, JSArray) and len(holes.array) == 3 and holes[1] == 1
 
 
 @pytest.mark.parametrize("value", [object(), {(1,): 2}, {True: 1}, {None: 1}, print, 1j])

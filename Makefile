@@ -6,12 +6,13 @@ STAMP := $(VENV)/.stamp
 PROTO_STAMP := kvnode/proto/.stamp
 SEEDS ?= 200
 START ?= 0
+ROUNDS ?= 10
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo test lint sim mutants chaos bench proto lock clean check-python
+.PHONY: help demo test lint sim mutants chaos bench bench-setup proto lock clean check-python
 
 help:  ## Show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' is missing: install python3 (3.11 or newer), on Debian 'apt install python3 python3-venv'"; exit 1; }
@@ -42,6 +43,15 @@ lint: $(PROTO_STAMP)  ## Types, style and import direction
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+chaos: $(PROTO_STAMP)  ## What must survive, on real processes, ROUNDS times each
+	@KVNODE_CHAOS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration -o timeout=3600 $(ARGS)
+
+bench: $(PROTO_STAMP)  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for a short look
+	@$(BIN)/python -m bench.run $(ARGS)
+
+bench-setup: $(PROTO_STAMP)  ## Install what the benchmark needs (apt-get, as root)
+	@$(BIN)/python -m bench.tools
 
 lock:  ## Pin the dependencies anew (needs uv)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 --custom-compile-command "make lock" requirements/runtime.in -o requirements/runtime.txt

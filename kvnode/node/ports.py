@@ -28,6 +28,7 @@ class Origin(NamedTuple):
 
     client_id: bytes
     lowest_unanswered: int
+    database: int = 1
 
 
 class NodeIdentity(NamedTuple):
@@ -75,7 +76,7 @@ class SnapshotSource(Protocol):
     def header(self) -> peer_pb2.SnapshotHeader:
         """Everything the receiver needs before the first byte; `hello` is filled by the transport."""
 
-    def read(self, offset: int, size: int) -> bytes:
+    async def read(self, offset: int, size: int) -> bytes:
         """Bytes of the file."""
 
     def close(self) -> None:

@@ -1,0 +1,93 @@
+"""ReadIndex barriers: what may be answered once leadership is confirmed and enough is applied.
+
+Two kinds of answer wait here: strong reads, and negative answers to writes (a failed check is a strong
+read too: it must not be given on the word of a leader that has been deposed). An item
+
+1. waits for a round that has not yet been sent (it may not join one under way: that round could have been
+   acknowledged by a quorum before the item's own beginning, and a newer leader elected since);
+2. once the core reports the round as acknowledged by a quorum, waits until the node has applied the index
+   of that round and the prefix that the item was judged on;
+3. is handed to `serve` together with all others that became ready at the same applied index.
+
+When leadership is lost, everything that waits is handed to `lost`: none of it has had an effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kvnode.node.calls import Call
+from kvnode.node.stats import Stats
+from kvnode.proto.kv.v1 import kv_pb2
+from kvnode.raft.raft import Raft
+
+MAX_OPEN_ROUNDS_COUNT = 2  # more would only send more heartbeats: later items ride on the next one
+
+
+class Item(NamedTuple):
+    """A call whose answer waits. `negative` is that answer, or None for a strong read."""
+
+    min_index: int
+    call: Call
+    negative: kv_pb2.OperationResult | None
+
+
+class Barriers:
+    """The waiting items of one node."""
+
+    def __init__(
+        self, raft: Raft, stats: Stats, serve: Callable[[list[Item]], None], lost: Callable[[list[Item]], None]
+    ) -> None:
+        self._raft = raft
+        self._stats = stats
+        self._serve = serve
+        self._lost = lost
+        self._next_context = 1
+        self._unsent: list[Item] = []
+        self._rounds: dict[int, list[Item]] = {}
+        self._confirmed: list[Item] = []
+
+    def __len__(self) -> int:
+        return len(self._unsent) + len(self._confirmed) + sum(map(len, self._rounds.values()))
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a round should be begun."""
+        return bool(self._unsent)
+
+    def add(self, call: Call, min_index: int = 0, negative: kv_pb2.OperationResult | None = None) -> None:
+        """Let `call` be answered after the next round and once `min_index` is applied."""
+        self._unsent.append(Item(min_index, call, negative))
+
+    def flush(self) -> None:
+        """Begin a round for all that wait for one."""
+        if not self._unsent or not self._raft.is_leader or len(self._rounds) >= MAX_OPEN_ROUNDS_COUNT:
+            return
+        context = self._next_context
+        self._next_context += 1
+        self._rounds[context] = self._unsent
+        self._unsent = []
+        self._stats.read_rounds += 1
+        self._raft.request_read(context)
+
+    def confirmed(self, context: int, index: int) -> None:
+        """A quorum acknowledged the round; its reads see everything up to `index`."""
+        for item in self._rounds.pop(context, ()):
+            self._confirmed.append(item if item.min_index >= index else item._replace(min_index=index))
+
+    def applied(self, index: int) -> None:
+        """Serve what was waiting for no more than `index`."""
+        if not self._confirmed:
+            return
+        ready = [item for item in self._confirmed if item.min_index <= index]
+        if ready:
+            self._confirmed = [item for item in self._confirmed if item.min_index > index]
+            self._serve(ready)
+
+    def drop_rounds(self) -> None:
+        """Leadership is lost: hand back everything."""
+        items = self._confirmed + [item for items in self._rounds.values() for item in items] + self._unsent
+        self._confirmed, self._rounds, self._unsent = [], {}, []
+        if items:
+            self._lost(items)

@@ -1,0 +1,76 @@
+"""Whose clock may set log time.
+
+A node whose clock is far from the voters' median would, as leader, let keys expire early or hold them for
+ever; so it does not campaign and steps down. The offsets come from round trips to the peers, and the sample
+with the shortest recent round trip is kept (Cristian's algorithm: its error is at most half of that trip).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvnode.base.clock import Clock
+
+SAMPLE_LIFETIME_MS = 60_000  # a peer that was heard a minute ago still bears witness against our clock
+
+
+class ClockGuard:
+    """Keeps the peers' offsets (their clock minus ours, milliseconds) and judges our own clock by them."""
+
+    def __init__(self, clock: Clock, max_offset_ms: int) -> None:
+        self._clock = clock
+        self._max_offset_ms = max_offset_ms
+        self._samples: dict[int, tuple[float, float, float]] = {}  # peer: offset, round trip, taken at
+
+    def sample(self, peer: int, offset_ms: float, round_trip_ms: float) -> None:
+        """Take in one measurement."""
+        now = self._clock.monotonic_ms()
+        old = self._samples.get(peer)
+        fresh_ms = 5_000
+        moved = old is not None and abs(old[0] - offset_ms) > old[1] / 2 + round_trip_ms / 2
+        if old is None or moved or round_trip_ms <= old[1] or now - old[2] > fresh_ms:
+            self._samples[peer] = (offset_ms, round_trip_ms, now)
+
+    def offset_ms(self, voters: Iterable[int]) -> float:
+        """Our clock minus the voters' median; 0 while it lies between the two middle ones."""
+        now = self._clock.monotonic_ms()
+        known = [0.0]  # ourselves
+        for voter in voters:
+            taken = self._samples.get(voter)
+            if taken is not None and now - taken[2] <= SAMPLE_LIFETIME_MS:
+                known.append(taken[0])
+        known.sort()
+        low, high = known[(len(known) - 1) // 2], known[len(known) // 2]
+        if low <= 0.0 <= high:
+            return 0.0
+        return -low if low > 0 else -high
+
+    def trusted(self, voters: Iterable[int]) -> bool:
+        """Whether this node's clock may set log time."""
+        return abs(self.offset_ms(voters)) <= self._max_offset_ms
+
+
+class LogTime:
+    """The leader's source of log time: its wall clock, but never backwards and never far ahead.
+
+    A wall clock that steps forward may not carry log time with it: it is held to what the monotonic clock
+    has counted since the anchor, plus the allowed offset. The anchor moves only while the guard trusts us,
+    and slowly, so that a clock that is slewed by the operator is followed in the end.
+    """
+
+    def __init__(self, clock: Clock, max_offset_ms: int) -> None:
+        self._clock = clock
+        self._max_offset_ms = max_offset_ms
+        self._anchor_wall_ms = clock.now_ms()
+        self._anchor_monotonic_ms = clock.monotonic_ms()
+
+    def re_anchor(self) -> None:
+        """Trust the wall clock as it is now: called on each election won with a trusted clock."""
+        self._anchor_wall_ms = self._clock.now_ms()
+        self._anchor_monotonic_ms = self._clock.monotonic_ms()
+
+    def next_ms(self, previous_ms: int) -> int:
+        """Log time of the next entry, given that of the one before."""
+        elapsed = self._clock.monotonic_ms() - self._anchor_monotonic_ms
+        ceiling = int(self._anchor_wall_ms + elapsed) + self._max_offset_ms
+        return max(previous_ms, min(self._clock.now_ms(), ceiling))

@@ -1,0 +1,205 @@
+"""The loop that turns Readys into work: persist, send, apply, answer.
+
+One cycle, and what it costs on a leader of three with a batch waiting:
+
+1. flush: all waiting writes become one entry; all waiting reads join one ReadIndex round.
+2. send `messages`: one append a peer leaves before our own fsync, which runs while it travels.
+3. apply what was committed before (one SQLite transaction), which answers its clients.
+4. persist: one write, one fsync, whatever the number of transactions.
+5. send `messages_after_persist` (a follower's acknowledgement: one message), tell the core.
+
+A follower persists and acknowledges before it applies: the leader's commit waits for that acknowledgement, and
+nobody waits for a follower's apply. While the fsync runs on its own thread, the loop takes in new requests and
+messages, which make the next batch: the slower the disk, the larger the batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from kvnode.base.clock import Clock
+from kvnode.codec.entry import Entry
+from kvnode.node.applier import Applier
+from kvnode.node.barriers import Barriers
+from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.ports import Transport
+from kvnode.node.proposals import Proposals
+from kvnode.node.snapshots import Snapshots
+from kvnode.node.stats import Stats
+from kvnode.raft.messages import Message, MessageKind
+from kvnode.raft.raft import Raft
+from kvnode.raft.types import Ready, SnapshotMeta
+from kvnode.storage.log import Log
+from kvnode.storage.state import State
+
+# Entries applied in one state transaction: enough to share its cost, few enough to hold the loop only briefly.
+MAX_APPLY_RUN_BYTES = 262_144
+
+
+class Driver:
+    """Owns the order of things between core, disk, state and network.
+
+    Args:
+        leadership_changed: called after a cycle in which role, term or leader changed.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        log: Log,
+        state: State,
+        transport: Transport,
+        applier: Applier,
+        proposals: Proposals,
+        barriers: Barriers,
+        snapshots: Snapshots,
+        freshness: FreshnessTracker,
+        stats: Stats,
+        clock: Clock,
+        leadership_changed: Callable[[], None],
+    ) -> None:
+        self._raft = raft
+        self._log = log
+        self._state = state
+        self._transport = transport
+        self._applier = applier
+        self._proposals = proposals
+        self._barriers = barriers
+        self._snapshots = snapshots
+        self._freshness = freshness
+        self._stats = stats
+        self._clock = clock
+        self._leadership_changed = leadership_changed
+        self._wake = asyncio.Event()
+        self._seen: tuple[bool, int, int] = (False, 0, 0)
+        self._stopping = False
+        self._persisting = False
+        self._committed: list[Entry] = []  # delivered by the core, not yet applied
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._wake.set()
+        if self._persisting:
+            self._send_urgent()
+
+    def stop(self) -> None:
+        """Return from run() after the present cycle."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Run until stop(). Any exception is fatal to the node."""
+        while not self._stopping:
+            await self._wake.wait()
+            self._wake.clear()
+            while await self._cycle() and not self._stopping:
+                # Let arrivals in: they join the next batch, and a long backlog must not starve the loop.
+                await asyncio.sleep(0)
+            if self._state.maintenance_due:
+                await self._state.maintain()
+
+    async def _cycle(self) -> bool:
+        raft = self._raft
+        self._notice_leadership()
+        if raft.own_term_committed and not self._proposals.resolving and self._all_data_applied():
+            self._proposals.begin_leadership()
+        self._proposals.flush()
+        self._barriers.flush()
+        if not raft.has_ready():
+            return False
+        ready = raft.ready()
+        self._send(ready.messages)
+        if ready.snapshot is not None:
+            await self._install(ready.snapshot)
+        leads = raft.is_leader
+        self._committed.extend(ready.committed)
+        if leads:
+            self._apply()
+        await self._persist(ready)
+        raft.persisted(ready)
+        self._send(ready.messages_after_persist)
+        if self._committed:
+            if ready.messages_after_persist:
+                await asyncio.sleep(0)  # the acknowledgement leaves before the loop is held by the apply
+            self._apply()
+        for read_state in ready.read_states:
+            self._barriers.confirmed(read_state.context, read_state.index)
+        if raft.is_leader:
+            self._freshness.round_acknowledged(raft.quorum_round_acknowledged, self._state.meta.applied_index)
+        self._barriers.applied(self._state.meta.applied_index)
+        self._notice_leadership()
+        return True
+
+    async def _install(self, snapshot: SnapshotMeta) -> None:
+        self._committed = []  # whatever was delivered before lies below the snapshot
+        await self._snapshots.install(snapshot)
+        self._applier.installed()
+
+    def _all_data_applied(self) -> bool:
+        """Whether the state shows all data of the log: this leader has proposed none yet, its no-op is committed."""
+        return self._state.meta.applied_index >= self._raft.commit
+
+    async def _persist(self, ready: Ready) -> None:
+        if not ready.entries and ready.hard_state is None:
+            return
+        if ready.messages:
+            await asyncio.sleep(0)  # the appends leave before an inline fsync holds the loop
+        begun = self._clock.monotonic_ms()
+        self._persisting = True
+        try:
+            await self._log.append(ready.entries, ready.hard_state, sync=ready.must_sync)
+        finally:
+            self._persisting = False
+        if ready.must_sync:
+            self._stats.fsync_ms.observe(self._clock.monotonic_ms() - begun)
+
+    def _apply(self) -> None:
+        committed, self._committed = self._committed, []
+        start, size = 0, 0
+        for at, entry in enumerate(committed):
+            size += len(entry.data)
+            if size >= MAX_APPLY_RUN_BYTES or at + 1 == len(committed):
+                self._raft.applied_to(self._applier.apply(committed[start : at + 1]))
+                start, size = at + 1, 0
+
+    def _send_urgent(self) -> None:
+        if not self._raft.has_urgent():
+            return
+        urgent = self._raft.urgent()
+        self._send(urgent.messages)
+        self._committed.extend(urgent.committed)
+        if self._raft.is_leader:
+            self._apply()  # the others' acknowledgements committed it while our disk is busy with the next batch
+        for read_state in urgent.read_states:
+            self._barriers.confirmed(read_state.context, read_state.index)
+        if urgent.read_states:
+            self._barriers.applied(self._state.meta.applied_index)
+
+    def _send(self, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        by_peer: dict[int, list[Message]] = {}
+        for message in messages:
+            if message.kind is MessageKind.SNAPSHOT:
+                self._snapshots.send(message)
+                continue
+            if message.kind is MessageKind.HEARTBEAT and message.round:
+                self._freshness.round_sent(message.round, self._raft.commit, self._state.meta.log_time_ms)
+            by_peer.setdefault(message.to, []).append(message)
+        freshness = self._freshness.latest if self._raft.is_leader else None
+        for peer, batch in by_peer.items():
+            self._transport.send(peer, batch, freshness)
+        self._stats.messages_sent += len(messages)
+
+    def _notice_leadership(self) -> None:
+        raft = self._raft
+        seen = (raft.is_leader, raft.term if raft.is_leader else 0, raft.leader_id)
+        if seen == self._seen:
+            return
+        before, self._seen = self._seen, seen
+        if before[0] and before[:2] != seen[:2]:
+            self._freshness.forget_rounds()
+            self._proposals.lose_leadership()
+            self._barriers.drop_rounds()
+        self._leadership_changed()

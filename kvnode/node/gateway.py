@@ -1,0 +1,190 @@
+"""Where an operation goes: here, to the leader, or into the waiting room until there is one.
+
+A client sees a pause, not an error. An operation that was sent on and came back unanswered (the stream broke, the
+leader changed, the leader froze) is sent again under the same request id with `resend` set; the first copy, if it
+was applied, answers for both. Once an operation has been sent again, an answer from an earlier attempt is ignored:
+a negative answer from a former leader would be about a copy that the present one may still apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from kvnode.base import limits
+from kvnode.base.errors import Unavailable
+from kvnode.node.barriers import Barriers
+from kvnode.node.calls import RETRIED_CODES, Call, error_from_message
+from kvnode.node.ports import Transport
+from kvnode.node.proposals import Proposals, deadline_error
+from kvnode.node.stats import Stats
+from kvnode.proto.kv.v1 import kv_pb2
+from kvnode.raft.raft import Raft
+
+
+class Gateway:
+    """Routes strong operations; eventual reads never come here.
+
+    Args:
+        wake: tells the driver that there is a read round or a batch to begin.
+    """
+
+    def __init__(
+        self,
+        node_id: int,
+        raft: Raft,
+        proposals: Proposals,
+        barriers: Barriers,
+        transport: Transport,
+        stats: Stats,
+        wake: Callable[[], None],
+    ) -> None:
+        self._node_id = node_id
+        self._raft = raft
+        self._proposals = proposals
+        self._barriers = barriers
+        self._transport = transport
+        self._stats = stats
+        self._wake = wake
+        self._held: list[Call] = []
+        self._held_bytes = 0
+        self._sent: dict[Call, int] = {}  # forwarded and unanswered: to whom
+        self._leader_id = 0
+
+    @property
+    def held_count(self) -> int:
+        """Operations waiting for a leader."""
+        return len(self._held)
+
+    def route(self, call: Call) -> None:
+        """Send a strong operation on its way. It has been validated."""
+        raft = self._raft
+        if raft.is_leader:
+            if call.operation is not None and call.operation.HasField("read"):
+                self._barriers.add(call)
+                self._wake()
+            else:
+                self._proposals.add(call)
+        elif call.forwarded:
+            call.fail(_not_leader(raft.leader_id))
+        elif raft.leader_id and raft.leader_id != self._node_id:
+            self._forward(call, raft.leader_id)
+        else:
+            self._hold(call)
+
+    def take_back(self, calls: Iterable[Call], unknown: bool) -> None:
+        """Calls that this node, no longer leader, cannot settle. `unknown`: they may have been applied."""
+        for call in calls:
+            if call.done:
+                continue
+            if unknown:
+                call.mark_resend()
+            if call.forwarded:
+                call.fail(_leadership_lost(unknown))
+            else:
+                self._hold(call)
+
+    def leader_changed(self, leader_id: int) -> None:
+        """Another leader, or none: send again what the former one has not answered, and what is held."""
+        self._leader_id = leader_id
+        if leader_id:
+            stranded = [call for call, to in self._sent.items() if to != leader_id]
+            for call in stranded:
+                del self._sent[call]
+                call.mark_resend()
+            self._release(stranded)
+
+    def tick(self, now_ms: float) -> None:
+        """Try what is held again, and answer what is past its deadline."""
+        for call in [call for call in self._sent if now_ms >= call.deadline_ms]:
+            del self._sent[call]
+            call.attempt += 1
+            call.sent = True
+            call.fail(deadline_error(call))
+        if self._held:
+            for call in self._held:
+                if now_ms >= call.deadline_ms:
+                    call.fail(deadline_error(call))
+            if self._raft.leader_id:
+                self._release([])
+            else:
+                self._held = [call for call in self._held if not call.done]
+                self._held_bytes = sum(call.size_bytes for call in self._held)
+        self._stats.held_now = len(self._held)
+
+    def fail_all(self, error: Exception) -> None:
+        """The node stops: nobody will answer these."""
+        for call in [*self._held, *self._sent]:
+            call.fail(Unavailable(f"the node is stopping: {error}", code="NODE_STOPPING"))
+        self._held, self._held_bytes = [], 0
+        self._sent.clear()
+
+    def _release(self, calls: list[Call]) -> None:
+        held, self._held, self._held_bytes = self._held, [], 0
+        for call in [*calls, *held]:
+            if not call.done:
+                self.route(call)
+
+    def _hold(self, call: Call) -> None:
+        if call.operation is not None and not call.size_bytes:
+            call.size_bytes = call.operation.ByteSize()
+        full = (
+            len(self._held) >= limits.MAX_HELD_REQUESTS_COUNT
+            or self._held_bytes + call.size_bytes > limits.MAX_HELD_REQUEST_BYTES
+        )
+        if full and not call.sent:
+            call.fail(Unavailable("no leader is known and too many requests wait for one already; retry later"))
+            return
+        # One that may have been applied is kept even above the bound: only its resend can settle it. Their number
+        # is bounded by what the sessions may have unanswered.
+        self._held.append(call)
+        self._held_bytes += call.size_bytes
+        self._stats.held += 1
+        self._stats.held_now = len(self._held)
+
+    def _forward(self, call: Call, leader_id: int) -> None:
+        self._stats.forwarded += 1
+        self._sent[call] = leader_id
+        call.attempt += 1
+        if call.operation is None:
+            self._transport.forward_open(leader_id, partial(self._open_answered, call, call.attempt))
+        else:
+            self._transport.forward(
+                leader_id, call.origin, call.operation, partial(self._answered, call, call.attempt)
+            )
+
+    def _answered(self, call: Call, attempt: int, result: kv_pb2.OperationResult) -> None:
+        if call.attempt != attempt or call.done:
+            return
+        self._sent.pop(call, None)
+        if result.HasField("error") and self._try_again(call, result.error):
+            return
+        call.answer(result)
+
+    def _open_answered(self, call: Call, attempt: int, client_id: bytes, error: kv_pb2.Error | None) -> None:
+        if call.attempt != attempt or call.done:
+            return
+        self._sent.pop(call, None)
+        if error is None:
+            call.opened(client_id)
+        elif not self._try_again(call, error):
+            call.fail(error_from_message(error))
+
+    def _try_again(self, call: Call, error: kv_pb2.Error) -> bool:
+        if error.code not in RETRIED_CODES:
+            return False
+        if not error.not_applied:
+            call.mark_resend()
+        self._hold(call)  # until the next tick or leader: an immediate resend would spin against a dying stream
+        return True
+
+
+def _not_leader(leader_id: int) -> Unavailable:
+    hint = f"; the leader is node {leader_id}" if leader_id else " and knows of none"
+    return Unavailable(f"this node is not the leader{hint}", code="NOT_LEADER")
+
+
+def _leadership_lost(unknown: bool) -> Unavailable:
+    error = Unavailable("leadership was lost before the operation was settled; send it again", code="LEADERSHIP_LOST")
+    error.not_applied = not unknown
+    return error

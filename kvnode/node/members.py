@@ -1,0 +1,170 @@
+"""Changes of membership, one at a time, on the leader.
+
+add = adopt the new node (it learns the cluster id and waits) and let it receive as a learner; promote = let it vote
+once it has caught up; remove; replace = add, promote, remove, so that the number of voters never falls below what
+it was. Every step is an entry of the log and is over once this node has applied it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace as with_fields
+
+from kvnode.base.config import topology_problems
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
+from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.node.ports import Transport
+from kvnode.node.settings import NodeSettings
+from kvnode.node.member_wire import member_from_wire, member_to_wire
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.raft.raft import Raft
+
+POLL_MS = 50
+CHANGE_TIMEOUT_MS = 30_000
+
+
+class Members:
+    """The membership verbs of one node; each raises KvError with what to do instead."""
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        raft: Raft,
+        transport: Transport,
+        wake: Callable[[], None],
+        applied_index: Callable[[], int],
+        now_ms: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._raft = raft
+        self._transport = transport
+        self._wake = wake
+        self._applied_index = applied_index
+        self._now_ms = now_ms
+
+    async def add(self, wanted: Member) -> Membership:
+        """Add the node that listens at `wanted.address`, as a learner."""
+        self.require_leader()
+        seen = await self._transport.identify(wanted.address)
+        member = member_from_wire(seen.member)
+        member = with_fields(member, address=wanted.address, role=MemberRole.LEARNER)
+        if wanted.node_id and wanted.node_id != member.node_id:
+            raise InvalidRequest(
+                "MEMBER_ID_MISMATCH", f"the node at {wanted.address} has the id {member.node_id}, not {wanted.node_id}"
+            )
+        if seen.joined and seen.cluster_id != self._settings.cluster_id:
+            raise InvalidRequest(
+                "MEMBER_OF_ANOTHER_CLUSTER",
+                f"the node at {wanted.address} belongs to cluster {seen.cluster_id}: give it an empty data directory",
+            )
+        self._refuse_twins(member)
+        membership = with_fields(self._raft.membership, members=(*self._raft.membership.members, member))
+        await self._adopt(member, membership)
+        return await self._propose(membership)
+
+    async def promote(self, node_id: int) -> Membership:
+        """Let a caught-up learner vote."""
+        self.require_leader()
+        member = self._known(node_id)
+        if member.role is MemberRole.VOTER:
+            return self._raft.membership
+        return await self._propose(self._with(with_fields(member, role=MemberRole.VOTER)))
+
+    async def remove(self, node_id: int, *, force: bool) -> Membership:
+        """Remove a member; without `force` only if what remains survives the loss of a data center."""
+        self.require_leader()
+        self._known(node_id)
+        members = tuple(m for m in self._raft.membership.members if m.node_id != node_id)
+        after = with_fields(self._raft.membership, members=members)
+        problems = [p.text for p in _problems(after) if p.severity == "error"]
+        before = [p.text for p in _problems(self._raft.membership) if p.severity == "error"]
+        if problems and not before and not force:
+            raise InvalidRequest(
+                "MEMBER_REMOVAL_UNSAFE",
+                f"after the removal: {problems[0]}; use `kvnode member replace`, or --force if you accept it",
+            )
+        return await self._propose(after)
+
+    async def replace(self, node_id: int, replacement: Member, timeout_ms: int) -> Membership:
+        """Add the replacement, promote it once it has caught up, then remove the old member."""
+        old = self._known(node_id)
+        deadline = self._now_ms() + (timeout_ms or CHANGE_TIMEOUT_MS * 4)
+        await self.add(replacement)
+        added = next(m for m in self._raft.membership.members if m.address == replacement.address)
+        while old.role is MemberRole.VOTER:
+            try:
+                await self.promote(added.node_id)
+                break
+            except KvError as error:
+                if error.code not in ("LEARNER_NOT_CAUGHT_UP", "MEMBERSHIP_CHANGE_IN_PROGRESS"):
+                    raise
+                if self._now_ms() >= deadline:
+                    raise
+            await asyncio.sleep(POLL_MS / 1000)
+        return await self.remove(node_id, force=True)
+
+    def _refuse_twins(self, member: Member) -> None:
+        for other in self._raft.membership.members:
+            for field in ("node_id", "name", "address"):
+                if getattr(other, field) == getattr(member, field):
+                    raise InvalidRequest(
+                        "MEMBER_EXISTS",
+                        f"{field} {getattr(member, field)} belongs to member '{other.name}' already: "
+                        "give the new node another one, or remove the old member first",
+                    )
+
+    async def _adopt(self, member: Member, membership: Membership) -> None:
+        await self._transport.adopt(
+            member.address,
+            peer_pb2.AdoptRequest(
+                cluster_id=self._settings.cluster_id,
+                epoch=self._settings.epoch,
+                node_id=member.node_id,
+                members=[member_to_wire(m) for m in membership.members],
+                membership=b"",  # it learns the membership from the log
+            ),
+        )
+
+    async def _propose(self, membership: Membership) -> Membership:
+        self.require_leader()
+        index = self._raft.propose_membership(membership)
+        term = self._raft.term
+        self._wake()
+        deadline = self._now_ms() + CHANGE_TIMEOUT_MS
+        wanted = encode_membership(membership)
+        while self._applied_index() < index:
+            if self._raft.term != term and encode_membership(self._raft.membership) != wanted:
+                raise Unavailable("leadership was lost during the change: look at `kvnode member list`, then retry")
+            if self._now_ms() >= deadline:
+                raise Unavailable(
+                    "the change was proposed but not yet committed: too few voters answer; see `kvnode status`",
+                    code="DEADLINE_EXCEEDED",
+                    phase="commit",
+                )
+            await asyncio.sleep(POLL_MS / 1000 / 5)
+        return membership
+
+    def _with(self, member: Member) -> Membership:
+        members = tuple(member if m.node_id == member.node_id else m for m in self._raft.membership.members)
+        return with_fields(self._raft.membership, members=members)
+
+    def _known(self, node_id: int) -> Member:
+        member = self._raft.membership.get(node_id)
+        if member is None:
+            names = ", ".join(f"{m.name}={m.node_id}" for m in self._raft.membership.members)
+            raise InvalidRequest("MEMBER_UNKNOWN", f"no member has the id {node_id}; members are {names}")
+        return member
+
+    def require_leader(self) -> None:
+        """Raise NOT_LEADER, naming the leader, unless this node leads."""
+        if not self._raft.is_leader:
+            leader = self._raft.membership.get(self._raft.leader_id)
+            where = f"ask the leader '{leader.name}' at {leader.address}" if leader else "no leader is known: retry"
+            raise Unavailable(f"only the leader changes the membership; {where}", code="NOT_LEADER")
+
+
+def _problems(membership: Membership) -> list:  # type: ignore[type-arg]
+    return topology_problems(
+        [(m.dc, m.region, m.role is MemberRole.VOTER) for m in membership.members], membership.min_commit_dcs
+    )

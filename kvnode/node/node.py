@@ -1,0 +1,503 @@
+"""One node: joins consensus, log, state and network, and is what the API talks to.
+
+Theory of operation. Everything runs on one event loop; nothing here owns a thread. Four things drive a node:
+arrivals (operations from clients, messages from peers), which are taken in at once and only noted; the driver
+(driver.py), which turns what was noted into batches; the ticker, which moves the core's time and looks for what has
+fallen due; and the disk's and the network's completions. Whatever raises in the driver or the ticker is fatal: the
+node stops and says why, rather than acknowledging anything more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+
+from kvnode.base import limits
+from kvnode.base.clock import Clock
+from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
+from kvnode.machine.resolve import Resolver
+from kvnode.machine.validate import validate_read, validate_write
+from kvnode.node.applier import Applier
+from kvnode.node.barriers import Barriers, Item
+from kvnode.node.calls import Call, OpenDeliver
+from kvnode.node.clock_guard import ClockGuard, LogTime
+from kvnode.node.driver import Driver
+from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.gateway import Gateway
+from kvnode.node.members import Members
+from kvnode.node.own_session import OwnSession
+from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
+from kvnode.node.proposals import Proposals
+from kvnode.node.reads import Reads
+from kvnode.node.settings import NodeSettings
+from kvnode.node.snapshots import Snapshots
+from kvnode.node.stats import Stats
+from kvnode.node.status import node_status
+from kvnode.node.watch import WatchHub
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.v1 import admin_pb2, kv_pb2
+from kvnode.raft.messages import Message
+from kvnode.raft.raft import Raft
+from kvnode.raft.types import RaftConfig, Role
+from kvnode.storage.log import Log
+from kvnode.storage.state import State
+
+HANDOVER_TIMEOUT_MS = 3_000
+RETENTION_CHECK_TICKS = 20
+
+
+class Node:
+    """A member of a cluster.
+
+    Args:
+        settings: who it is.
+        log, state: opened; the state holds at least the initial membership.
+        clock, random_source: the seams for time and chance.
+        make_transport: given this node as the handler of what arrives.
+        stats: where it counts.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        log: Log,
+        state: State,
+        clock: Clock,
+        random_source: random.Random,
+        make_transport: Callable[[PeerHandler], Transport],
+        stats: Stats,
+    ) -> None:
+        self.settings = settings
+        self.log = log
+        self.state = state
+        self.clock = clock
+        self.stats = stats
+        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        meta = state.meta
+        config = RaftConfig(settings.node_id, settings.election_ticks, settings.heartbeat_ticks)
+        membership = decode_membership(meta.membership)
+        self.raft = Raft(config, log, log.hard_state, membership, meta.applied_index, random_source)
+        self.clock_guard = ClockGuard(clock, settings.max_clock_offset_ms)
+        self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
+        self.watches = WatchHub(state, stats)
+        self.transport = make_transport(self)
+        self._log_time = LogTime(clock, settings.max_clock_offset_ms)
+        self._log_time_ms = meta.log_time_ms
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+        self._resolving_term = 0
+        self._join_parts()
+
+    def _join_parts(self) -> None:
+        self.reads = Reads(self.state, self.freshness, self.stats, self.clock.monotonic_ms, self._fail)
+        self.barriers = Barriers(self.raft, self.stats, self.reads.strong, self._barriers_lost)
+        self.proposals = Proposals(
+            self.raft,
+            self.state,
+            self.barriers,
+            self.stats,
+            self._make_resolver,
+            self._next_log_time,
+            self._take_back,
+            self.wake,
+        )
+        self.gateway = Gateway(
+            self.settings.node_id, self.raft, self.proposals, self.barriers, self.transport, self.stats, self.wake
+        )
+        self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake, self._fail)
+        applier = Applier(
+            self.state,
+            self.proposals,
+            self.barriers,
+            self.reads,
+            self.watches,
+            self.freshness,
+            self.stats,
+            self.clock,
+            self._membership_applied,
+        )
+        self.driver = Driver(
+            self.raft,
+            self.log,
+            self.state,
+            self.transport,
+            applier,
+            self.proposals,
+            self.barriers,
+            self.snapshots,
+            self.freshness,
+            self.stats,
+            self.clock,
+            self._leadership_changed,
+        )
+        self.members = Members(
+            self.settings, self.raft, self.transport, self.wake, lambda: self.applied_index, self.clock.monotonic_ms
+        )
+        self._own_session = OwnSession(self._submit_one, self._open_call, self.settings.operation_timeout_ms)
+
+    # What it is.
+
+    @property
+    def name(self) -> str:
+        """The operator's name for it."""
+        return self.settings.name
+
+    @property
+    def node_id(self) -> int:
+        """Its id, never used by another."""
+        return self.settings.node_id
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster it belongs to."""
+        return self.settings.cluster_id
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of its state."""
+        return self.state.meta.epoch
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether it leads, as far as it knows."""
+        return self.raft.is_leader
+
+    @property
+    def leader_id(self) -> int:
+        """The leader it knows of; 0 = none."""
+        return self.raft.leader_id
+
+    @property
+    def applied_index(self) -> int:
+        """The last index in its state."""
+        return self.state.meta.applied_index
+
+    @property
+    def membership(self) -> Membership:
+        """The newest membership in its log."""
+        return self.raft.membership
+
+    @property
+    def member(self) -> Member:
+        """Itself, as the cluster knows it."""
+        known = self.raft.membership.get(self.node_id)
+        if known is not None:
+            return known
+        s = self.settings
+        return Member(s.node_id, s.name, s.region, s.dc, s.address, MemberRole.LEARNER)
+
+    @property
+    def ready(self) -> tuple[bool, str]:
+        """Whether it serves, and why not."""
+        if self.failed.done():
+            return False, f"the node has failed: {self.failed.result()}"
+        if self.log.damage:
+            return False, self.log.damage
+        if self._stopping:
+            return False, "the node is stopping"
+        if not self.raft.leader_id:
+            return False, "no leader is known: fewer than a majority of the voters answer, or an election is on"
+        behind = self.raft.commit - self.applied_index
+        if behind > limits.MAX_BATCH_TRANSACTIONS_COUNT:
+            return False, f"catching up: {behind} entries to apply"
+        return True, "ok"
+
+    # Life.
+
+    async def start(self) -> None:
+        """Begin to take part. A damaged log keeps the node out of votes, campaigns and acknowledgements."""
+        loop = asyncio.get_running_loop()
+        if self.log.damage is None:
+            self._connect()
+            self._tasks.append(loop.create_task(self._guarded(self.driver.run()), name=f"{self.name}:driver"))
+            self.wake()
+        self._tasks.append(loop.create_task(self._guarded(self._ticker()), name=f"{self.name}:ticker"))
+
+    async def hand_over(self) -> None:
+        """Give leadership to the most caught-up voter, if this node has it."""
+        self._stopping = True
+        target = self._best_successor()
+        if not self.raft.is_leader or not target or self.failed.done():
+            return
+        deadline = self.clock.monotonic_ms() + HANDOVER_TIMEOUT_MS
+        try:
+            self.raft.transfer_leadership(target)
+        except KvError:
+            return
+        self.wake()
+        while self.raft.is_leader and self.clock.monotonic_ms() < deadline:
+            await asyncio.sleep(self.settings.tick_ms / 1000)
+
+    async def stop(self) -> None:
+        """Hand leadership over, let what is under way settle, and close everything."""
+        await self.hand_over()
+        deadline = self.clock.monotonic_ms() + HANDOVER_TIMEOUT_MS
+        while self.proposals.pending_count and not self.failed.done() and self.clock.monotonic_ms() < deadline:
+            await asyncio.sleep(self.settings.tick_ms / 1000)
+        self.driver.stop()
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.wait(self._tasks, timeout=HANDOVER_TIMEOUT_MS / 1000)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.gateway.fail_all(RuntimeError("shutdown"))
+        await self.snapshots.close()
+        await self.transport.close()
+        await self.reads.close()
+        try:
+            if not self.failed.done():
+                await self.state.make_durable()
+        finally:
+            await self.state.close()
+            await self.log.close()
+
+    def wake(self) -> None:
+        """Tell the driver that something arrived."""
+        self.driver.wake()
+
+    def _fail(self, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_result(error)
+            self.driver.stop()
+
+    async def _guarded(self, work) -> None:  # type: ignore[no-untyped-def]
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail(error)
+
+    async def _ticker(self) -> None:
+        tick_ms = self.settings.tick_ms
+        election_ms = tick_ms * self.settings.election_ticks
+        last = self.clock.monotonic_ms()
+        count = 0
+        while True:
+            await asyncio.sleep(tick_ms / 1000)
+            now = self.clock.monotonic_ms()
+            self.stats.loop_lag_ms.observe(max(0.0, now - last - tick_ms))
+            if self.log.damage is None:
+                if now - last > election_ms:
+                    self.raft.clock_gap()
+                self._judge_clock()
+                self.raft.tick()
+                self.proposals.tick()
+                count += 1
+                if count % RETENTION_CHECK_TICKS == 0:
+                    await self._retain()
+            self.proposals.sweep(now)
+            self.reads.sweep(now)
+            self.gateway.tick(now)
+            self.stats.proposal_queue = self.proposals.queued_count
+            last = now
+            self.wake()
+
+    async def _retain(self) -> None:
+        """Drop the log's oldest segments once they exceed the retention and the state is durable beyond them."""
+        if self.log.size_bytes > self.settings.log_retention_bytes:
+            keep_from = self.log.index_at_tail_bytes(self.settings.log_retention_bytes)
+            await self.log.compact(min(self.state.durable_applied, keep_from - 1))
+
+    # Leadership and time.
+
+    def _judge_clock(self) -> None:
+        voters = [m.node_id for m in self.raft.membership.voters if m.node_id != self.node_id]
+        trusted = self.clock_guard.trusted(voters)
+        self.raft.campaign_allowed = trusted
+        if not trusted and self.raft.is_leader:
+            self.stats.step_downs += 1
+            self.raft.step_down(f"the clock is {self.clock_guard.offset_ms(voters):.0f} ms from the voters' median")
+
+    def _next_log_time(self) -> int:
+        self._log_time_ms = self._log_time.next_ms(max(self._log_time_ms, self.state.meta.log_time_ms))
+        return self._log_time_ms
+
+    def _make_resolver(self) -> Resolver:
+        return Resolver(self.state, self.epoch)
+
+    def _leadership_changed(self) -> None:
+        raft = self.raft
+        self.stats.leader_changes += 1
+        if raft.is_leader and self._resolving_term != raft.term:
+            self._resolving_term = raft.term
+            self._log_time.re_anchor()
+        self.gateway.leader_changed(raft.leader_id)
+
+    def _membership_applied(self, data: bytes) -> None:
+        del data
+        self._connect()
+
+    def _connect(self) -> None:
+        peers = [member for member in self.raft.membership.members if member.node_id != self.node_id]
+        self.transport.set_members(peers)
+
+    def _best_successor(self) -> int:
+        voters = {member.node_id for member in self.raft.membership.voters}
+        candidates = [p for p in self.raft.progress() if p.node_id in voters and p.node_id != self.node_id]
+        alive = [p for p in candidates if 0 <= p.ticks_since_contact <= self.settings.election_ticks]
+        return max(alive, key=lambda p: p.match).node_id if alive else 0
+
+    # Operations.
+
+    def submit(
+        self, operations: Sequence[kv_pb2.Operation], origin: Origin, deliver: Deliver, *, forwarded: bool = False
+    ) -> None:
+        """Take in operations; each is answered once through `deliver`, in any order.
+
+        Args:
+            operations: their ids are the client's; a write's id and the origin's client id are its request id.
+            origin: the client's session, and the database.
+            deliver: called on this loop, possibly before submit returns.
+            forwarded: they come from another node and go no further.
+        """
+        now = self.clock.monotonic_ms()
+        self.stats.operations += len(operations)
+        for operation in operations:
+            timeout_ms = min(operation.timeout_ms or self.settings.operation_timeout_ms, limits.MAX_OPERATION_TIMEOUT_MS)
+            call = Call(operation, origin, deliver, None, now, timeout_ms, forwarded=forwarded)
+            try:
+                self._admit(call, operation)
+            except KvError as error:
+                self.stats.operation_errors += 1
+                call.fail(error)
+
+    def _admit(self, call: Call, operation: kv_pb2.Operation) -> None:
+        if operation.HasField("write"):
+            validate_write(operation.write)
+        elif operation.HasField("read"):
+            read = operation.read
+            validate_read(read)
+            if read.consistency == kv_pb2.CONSISTENCY_EVENTUAL:
+                self.reads.eventual(call)
+                return
+        else:
+            raise InvalidRequest("EMPTY_OPERATION", f"operation {operation.id} has neither read nor write")
+        self.gateway.route(call)
+
+    async def read(self, request: kv_pb2.ReadRequest, timeout_ms: int = 0) -> kv_pb2.ReadResponse:
+        """One read. Raises KvError."""
+        result = await self._own_session.run(kv_pb2.Operation(read=request, timeout_ms=timeout_ms))
+        return result.read
+
+    async def write(self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0) -> kv_pb2.AtomicWriteResponse:
+        """One atomic write under this node's own session. Raises KvError."""
+        result = await self._own_session.run(kv_pb2.Operation(write=request, timeout_ms=timeout_ms))
+        return result.write
+
+    async def open_session(self, timeout_ms: int = 0) -> bytes:
+        """A fresh client id, opened through the log. Raises KvError."""
+        return await self._own_session.open(timeout_ms)
+
+    def _submit_one(self, operation: kv_pb2.Operation, origin: Origin, deliver: Deliver) -> None:
+        self.submit((operation,), origin, deliver)
+
+    def _open_call(self, deliver: OpenDeliver, timeout_ms: int, *, forwarded: bool = False) -> None:
+        call = Call(None, Origin(b"", 0), None, deliver, self.clock.monotonic_ms(), timeout_ms, forwarded=forwarded)
+        self.gateway.route(call)
+
+    def _take_back(self, calls: list[Call], unknown: bool) -> None:
+        self.gateway.take_back(calls, unknown)
+
+    def _barriers_lost(self, items: list[Item]) -> None:
+        self.gateway.take_back([item.call for item in items], False)
+
+    # Administration.
+
+    def status(self) -> admin_pb2.StatusResponse:
+        """What this node knows of itself and, when it leads, of its peers."""
+        return node_status(self)
+
+    async def transfer_leadership(self, to: int) -> None:
+        """Hand leadership to `to`, or to the most caught-up voter if 0. Raises KvError."""
+        self.members.require_leader()
+        target = to or self._best_successor()
+        if target == self.node_id:
+            return
+        if not target or self.raft.membership.get(target) is None:
+            raise InvalidRequest("MEMBER_UNKNOWN", f"no voter {to or ''} to hand leadership to; see `kvnode member list`")
+        self.raft.transfer_leadership(target)
+        self.wake()
+        deadline = self.clock.monotonic_ms() + HANDOVER_TIMEOUT_MS
+        while self.raft.leader_id != target:
+            if self.clock.monotonic_ms() >= deadline:
+                raise KvError(
+                    "TRANSFER_TIMEOUT", f"node {target} did not take over in time; this node leads on", phase="admin"
+                )
+            await asyncio.sleep(self.settings.tick_ms / 5000)
+
+    async def snapshot_now(self) -> admin_pb2.SnapshotResponse:
+        """Write a snapshot and compact the log behind it."""
+        snapshot = await self.snapshots.make()
+        await self.state.make_durable()
+        await self.log.compact(min(snapshot.index, self.state.durable_applied))
+        return admin_pb2.SnapshotResponse(
+            index=snapshot.index, term=snapshot.term, size_bytes=snapshot.size_bytes, digest=snapshot.file_digest.hex()
+        )
+
+    async def digest(self, *, scrub: bool) -> admin_pb2.DigestResponse:
+        """The digest of the applied state; with `scrub`, recomputed from every row and compared."""
+        matches = await self.state.scrub() if scrub else False
+        meta = self.state.meta
+        return admin_pb2.DigestResponse(
+            applied_index=meta.applied_index, digest=f"{meta.digest:032x}", scrubbed=scrub, matches=matches
+        )
+
+    # What peers say (ports.PeerHandler).
+
+    def identity(self) -> NodeIdentity:
+        """See ports.PeerHandler."""
+        return NodeIdentity(self.cluster_id, self.epoch, self.node_id, self.name)
+
+    def check_hello(self, hello: peer_pb2.Hello) -> str:
+        """See ports.PeerHandler."""
+        if hello.cluster_id != self.cluster_id:
+            return f"node '{hello.name}' is of cluster {hello.cluster_id}, this node is of {self.cluster_id}"
+        if hello.to_node_id and hello.to_node_id != self.node_id:
+            return (
+                f"node '{hello.name}' expects node {hello.to_node_id} here, but this is '{self.name}' with the id "
+                f"{self.node_id}: a new data directory is a new node; use `kvnode member replace`"
+            )
+        if hello.epoch < self.epoch:
+            return f"node '{hello.name}' is of epoch {hello.epoch}, which ended; this node is of {self.epoch}"
+        return ""
+
+    def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
+        """See ports.PeerHandler."""
+        if self.log.damage is not None or self.failed.done():
+            return
+        self.stats.messages_received += len(messages)
+        for message in messages:
+            if message.sender == sender:
+                self.raft.step(message)
+        if freshness is not None and sender == self.raft.leader_id:
+            self.freshness.heard(freshness, self.applied_index)
+        self.wake()
+
+    def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
+        """See ports.PeerHandler."""
+        self.clock_guard.sample(sender, offset_ms, round_trip_ms)
+
+    def on_unreachable(self, node_id: int) -> None:
+        """See ports.PeerHandler."""
+        self.raft.report_unreachable(node_id)
+        self.wake()
+
+    def on_forwarded(self, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
+        """See ports.PeerHandler."""
+        self.stats.forwarded_served += 1
+        self.submit((operation,), origin, deliver, forwarded=True)
+
+    def on_forwarded_open(self, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
+        """See ports.PeerHandler."""
+        self._open_call(deliver, self.settings.operation_timeout_ms, forwarded=True)
+
+    def snapshot_sink(self) -> SnapshotSink:
+        """For one incoming snapshot."""
+        return self.snapshots.sink()
+
+
+__all__ = ["Node", "Role"]

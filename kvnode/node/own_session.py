@@ -1,0 +1,97 @@
+"""The node's own client session: unary calls, which bring no request id, run under it.
+
+A fresh one is opened at each start and whenever the old one has expired, so that every write that this node sends
+on has a request id by which its outcome can be settled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from kvnode.base.errors import KvError, OutcomeUnknown
+from kvnode.node.calls import OpenDeliver, error_from_message
+from kvnode.node.ports import Deliver, Origin
+from kvnode.proto.kv.v1 import kv_pb2
+
+SESSION_LOST_CODES = frozenset({"SESSION_UNKNOWN", "SESSION_EXPIRED", "SEQUENCE_ANSWERED"})
+_GRACE_MS = 1_000  # the node answers at the deadline itself; this is only for a node that no longer ticks
+
+
+class _Open(Protocol):
+    def __call__(self, deliver: OpenDeliver, timeout_ms: int) -> None: ...
+
+
+class OwnSession:
+    """Runs single operations under one client id."""
+
+    def __init__(
+        self, submit: Callable[[kv_pb2.Operation, Origin, Deliver], None], open_call: _Open, timeout_ms: int
+    ) -> None:
+        self._submit = submit
+        self._open_call = open_call
+        self._timeout_ms = timeout_ms
+        self._client_id = b""
+        self._opening: asyncio.Task[bytes] | None = None
+        self._sequence = 0
+        self._unanswered: dict[int, None] = {}  # in order of their ids
+
+    async def run(self, operation: kv_pb2.Operation) -> kv_pb2.OperationResult:
+        """Run one operation. Raises KvError."""
+        result = await self._attempt(operation)
+        if result.HasField("error") and result.error.code in SESSION_LOST_CODES and result.error.not_applied:
+            self._client_id = b""
+            operation.resend = False
+            result = await self._attempt(operation)
+        if result.HasField("error"):
+            raise error_from_message(result.error)
+        return result
+
+    async def open(self, timeout_ms: int = 0) -> bytes:
+        """A fresh client id. Raises KvError."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        def deliver(client_id: bytes, error: kv_pb2.Error | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(client_id)
+            else:
+                future.set_exception(error_from_message(error))
+
+        self._open_call(deliver, timeout_ms or self._timeout_ms)
+        return await future
+
+    async def _attempt(self, operation: kv_pb2.Operation) -> kv_pb2.OperationResult:
+        is_write = operation.HasField("write")
+        if is_write and not self._client_id:
+            await self._ensure_open(operation.timeout_ms)
+        self._sequence += 1
+        sequence = self._sequence
+        operation.id = sequence
+        if is_write:
+            self._unanswered[sequence] = None
+        lowest = next(iter(self._unanswered), sequence)
+        future: asyncio.Future[kv_pb2.OperationResult] = asyncio.get_running_loop().create_future()
+
+        def deliver(result: kv_pb2.OperationResult) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        client_id = self._client_id if is_write else b""
+        self._submit(operation, Origin(client_id, lowest), deliver)
+        try:
+            timeout_ms = (operation.timeout_ms or self._timeout_ms) + _GRACE_MS
+            return await asyncio.wait_for(future, timeout_ms / 1000)
+        except TimeoutError:
+            if is_write:
+                raise OutcomeUnknown("no answer within the deadline", code="DEADLINE_EXCEEDED") from None
+            raise KvError("DEADLINE_EXCEEDED", "no answer within the deadline; retry", phase="read") from None
+        finally:
+            self._unanswered.pop(sequence, None)
+
+    async def _ensure_open(self, timeout_ms: int) -> None:
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.get_running_loop().create_task(self.open(timeout_ms))
+        self._client_id = await asyncio.shield(self._opening)

@@ -1,0 +1,360 @@
+"""From waiting writes to log entries, and from applied entries to answers.
+
+    add() ─► queue ─► flush(): resolve all that wait into ONE entry, propose it ─► pending[index]
+                                        │ a negative verdict: to the ReadIndex barrier with the prefix it was judged on
+    applied(entry): pending[index].term == entry.term ? answer : not applied, send it again
+
+A leader resolves nothing before an entry of its own term is committed and applied: the tail that it inherited may
+hold writes and request ids that the overlay does not know. When leadership is lost the resolver (and its overlay)
+goes, but `pending` stays: whether those entries commit is decided by others, and the log tells us. An entry applied
+at that index with the same term is ours; with another term ours is gone for good; and if a snapshot skipped the
+index, only the request id can tell, so the operation is sent again as a resend.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from kvnode.base import limits
+from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
+from kvnode.base.invariant import invariant
+from kvnode.codec.entry import Entry
+from kvnode.machine.resolve import Batch, RequestId, Resolver
+from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
+from kvnode.node.barriers import Barriers
+from kvnode.node.calls import Call, error_message
+from kvnode.node.stats import Stats
+from kvnode.proto.kv.v1 import kv_pb2
+from kvnode.raft.raft import Raft
+
+# Entries proposed and not yet applied. More would only make each batch smaller; fewer would leave the disk idle
+# while the followers' acknowledgements travel.
+MAX_PENDING_ENTRIES_COUNT = 4
+
+_SUCCESS = kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS
+_CHECK_FAILED = kv_pb2.ATOMIC_WRITE_STATUS_CHECK_FAILED
+
+
+class PendingEntry(NamedTuple):
+    """An entry of ours on its way. `waiters` are answered when it is applied."""
+
+    term: int
+    size_bytes: int
+    waiters: list[tuple[Call, object]]  # an OperationResult's write part, an Error, or a client id
+
+
+class DueSource(Protocol):
+    """Where the keys whose time has come are found (the state)."""
+
+    def due(self, now_ms: int, limit: int) -> list[tuple[bytes, int]]:
+        """(key, expire_at_ms) of rows with expire_at_ms <= now_ms, by time."""
+
+    def next_expiry(self) -> int | None:
+        """The earliest expire_at_ms of all rows."""
+
+
+class Proposals:
+    """The writes of one node.
+
+    Args:
+        make_resolver: called when this node may begin to resolve.
+        log_time: log time for the next entry.
+        reroute: takes back calls that this node can no longer settle; `unknown` = they may have been applied.
+        wake: tells the driver that there is something to flush.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        due: DueSource,
+        barriers: Barriers,
+        stats: Stats,
+        make_resolver: Callable[[], Resolver],
+        log_time: Callable[[], int],
+        reroute: Callable[[list[Call], bool], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._raft = raft
+        self._due = due
+        self._barriers = barriers
+        self._stats = stats
+        self._make_resolver = make_resolver
+        self._log_time = log_time
+        self._reroute = reroute
+        self._wake = wake
+        self._resolver: Resolver | None = None
+        self._queue: deque[Call] = deque()
+        self._queue_bytes = 0
+        self._pending: dict[int, PendingEntry] = {}
+        self._pending_bytes = 0
+        self.closed = False  # shutting down: nothing new is proposed
+
+    @property
+    def queued_count(self) -> int:
+        """Writes that wait for a batch."""
+        return len(self._queue)
+
+    @property
+    def pending_count(self) -> int:
+        """Entries proposed here and not yet settled."""
+        return len(self._pending)
+
+    @property
+    def resolving(self) -> bool:
+        """Whether this node is a leader that may resolve."""
+        return self._resolver is not None
+
+    def add(self, call: Call) -> None:
+        """Queue a write, or the opening of a session; answers Unavailable when the queue is full."""
+        if call.operation is not None and not call.size_bytes:
+            call.size_bytes = call.operation.ByteSize()
+        if (
+            len(self._queue) >= limits.MAX_PROPOSAL_QUEUE_COUNT
+            or self._queue_bytes + call.size_bytes > limits.MAX_PROPOSAL_QUEUE_BYTES
+        ):
+            call.fail(Unavailable("the leader's queue of writes is full; send less at once or retry", code="OVERLOADED"))
+            return
+        self._queue.append(call)
+        self._queue_bytes += call.size_bytes
+        self._wake()
+
+    # Leadership.
+
+    def begin_leadership(self) -> None:
+        """An entry of this term is committed and applied, and nothing above it holds data: resolve from here on."""
+        if self._resolver is None:
+            self._resolver = self._make_resolver()
+
+    def lose_leadership(self) -> None:
+        """Forget the overlay and hand back what was never proposed; what was proposed is settled by the log."""
+        self._resolver = None
+        calls = list(self._queue)
+        self._queue.clear()
+        self._queue_bytes = 0
+        if calls:
+            self._reroute(calls, False)
+
+    # The way in.
+
+    def flush(self, *, tick: bool = False) -> None:
+        """Propose what waits, as one entry; with `tick`, also what has fallen due."""
+        if self._resolver is None or self.closed or self._raft.transferring:
+            return
+        while (self._queue or tick) and self._has_room():
+            if not self._propose_batch(self._resolver, tick=tick):
+                return
+            tick = False
+
+    def tick(self) -> None:
+        """Propose an entry if a key has fallen due or a session may have expired."""
+        if self._resolver is None:
+            return
+        next_expiry = self._due.next_expiry()
+        if next_expiry is not None and next_expiry <= self._log_time():
+            self.flush(tick=True)
+
+    def _has_room(self) -> bool:
+        return len(self._pending) < MAX_PENDING_ENTRIES_COUNT and self._pending_bytes < limits.MAX_UNCOMMITTED_BYTES // 2
+
+    def _propose_batch(self, resolver: Resolver, *, tick: bool) -> bool:
+        index = self._raft.last_index + 1
+        log_time_ms = self._log_time()
+        batch = resolver.begin(index, log_time_ms)
+        waiters: list[tuple[Call, object]] = []
+        negatives: list[tuple[Call, kv_pb2.OperationResult]] = []
+        if tick:
+            due = self._due.due(log_time_ms, limits.MAX_EXPIRED_KEYS_PER_TICK_COUNT)
+            self._stats.expired_keys += batch.tick(due)
+        queue = self._queue
+        while (
+            queue
+            and batch.transactions_count < limits.MAX_BATCH_TRANSACTIONS_COUNT
+            and batch.size_bytes < limits.MAX_BATCH_BYTES
+        ):
+            call = queue.popleft()
+            self._queue_bytes -= call.size_bytes
+            if not call.done:
+                self._resolve(batch, index, call, waiters, negatives)
+        proposed = batch.transactions_count
+        if proposed:
+            payload = batch.payload()
+            self._supersede(index)
+            at = self._raft.propose(payload)
+            invariant(at == index, f"a batch resolved for index {index} landed at {at}")
+            self._pending[index] = PendingEntry(self._raft.term, len(payload), waiters)
+            self._pending_bytes += len(payload)
+            self._stats.proposals += proposed
+            self._stats.batch_transactions.observe(proposed)
+            self._stats.batch_bytes.observe(len(payload))
+        # Judged on everything up to the end of this batch: its own earlier transactions count too.
+        for call, result in negatives:
+            self._barriers.add(call, self._raft.last_index, result)
+        return bool(proposed)
+
+    def _resolve(
+        self,
+        batch: Batch,
+        index: int,
+        call: Call,
+        waiters: list[tuple[Call, object]],
+        negatives: list[tuple[Call, kv_pb2.OperationResult]],
+    ) -> None:
+        operation = call.operation
+        if operation is None:
+            waiters.append((call, batch.open_session()))
+            return
+        origin = call.origin
+        request = None
+        if origin.client_id:
+            request = RequestId(origin.client_id, operation.id, origin.lowest_unanswered, operation.resend)
+        verdict = batch.add(operation.write, call.database, request)
+        kind = type(verdict)
+        if kind is Accepted:
+            body: object = kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=verdict.versionstamp)  # type: ignore[union-attr]
+            waiters.append((call, body))
+            return
+        self._not_accepted(verdict, index, call, waiters, negatives)
+
+    def _not_accepted(
+        self,
+        verdict: Verdict,
+        index: int,
+        call: Call,
+        waiters: list[tuple[Call, object]],
+        negatives: list[tuple[Call, kv_pb2.OperationResult]],
+    ) -> None:
+        if isinstance(verdict, InFlight):
+            self._stats.conflicts_resent += 1
+            self._join(verdict, index, call, waiters)
+        elif isinstance(verdict, Settled):
+            self._stats.conflicts_resent += 1
+            call.answer(result_of(call, settled_body(verdict)))
+        else:
+            body: object
+            logged = False
+            if isinstance(verdict, CheckFailed):
+                self._stats.check_failures += 1
+                body = kv_pb2.AtomicWriteResponse(status=_CHECK_FAILED, failed_checks=verdict.failed_checks)
+                logged = verdict.logged
+            elif isinstance(verdict, Rejected):
+                body, logged = error_message(verdict.error), verdict.logged
+            elif isinstance(verdict, Refused):
+                body = error_message(verdict.error)
+            else:
+                raise TypeError(f"unknown verdict {verdict!r}")
+            if logged:
+                waiters.append((call, body))
+            else:
+                negatives.append((call, result_of(call, body)))
+
+    def _join(self, verdict: InFlight, index: int, call: Call, waiters: list[tuple[Call, object]]) -> None:
+        """A resend of something in the overlay: answer it with the first copy."""
+        assert call.operation is not None
+        target = waiters if verdict.index == index else None
+        pending = self._pending.get(verdict.index)
+        if target is None and pending is not None:
+            target = pending.waiters
+        if target is not None:
+            for first, body in target:
+                same = first.operation is not None and first.operation.id == call.operation.id
+                if same and first.origin.client_id == call.origin.client_id:
+                    target.append((call, body))
+                    return
+        # The first copy's waiters are not here (they were answered at their deadline, say): once its entry is
+        # applied the session's outcomes know it.
+        self._reroute([call], True)
+
+    def _supersede(self, index: int) -> None:
+        """An entry of an earlier term at this index lost its place: this leader's log does not hold it."""
+        old = self._take(index)
+        if old is not None:
+            self._reroute([call for call, _ in old.waiters], False)
+
+    def _take(self, index: int) -> PendingEntry | None:
+        pending = self._pending.pop(index, None)
+        if pending is not None:
+            self._pending_bytes -= pending.size_bytes
+        return pending
+
+    # The way out.
+
+    def applied(self, entry: Entry, now_ms: float) -> None:
+        """Settle what waited for this entry. The resolver has been told separately (applied_to)."""
+        pending = self._take(entry.index)
+        if pending is None:
+            return
+        if pending.term != entry.term:
+            self._reroute([call for call, _ in pending.waiters], False)
+            return
+        observe = self._stats.commit_latency_ms.observe
+        for call, body in pending.waiters:
+            if call.operation is None:
+                call.opened(body)  # type: ignore[arg-type]
+            else:
+                observe(now_ms - call.started_ms)
+                call.answer(result_of(call, body))
+
+    def applied_to(self, index: int) -> None:
+        """The state shows everything up to `index`: the overlay below may go."""
+        if self._resolver is not None:
+            self._resolver.applied(index)
+
+    def skipped_to(self, index: int) -> None:
+        """A snapshot replaced everything up to `index`: only request ids can tell what became of our entries."""
+        for at in [at for at in self._pending if at <= index]:
+            pending = self._take(at)
+            if pending is not None:
+                self._reroute([call for call, _ in pending.waiters], True)
+
+    def sweep(self, now_ms: float) -> None:
+        """Answer what is past its deadline: not applied while queued, unknown once proposed."""
+        if self._queue and any(now_ms >= call.deadline_ms for call in self._queue):
+            kept: deque[Call] = deque()
+            for call in self._queue:
+                if now_ms < call.deadline_ms:
+                    kept.append(call)
+                    continue
+                self._queue_bytes -= call.size_bytes
+                call.fail(deadline_error(call))
+            self._queue = kept
+        for pending in self._pending.values():
+            for call, _ in pending.waiters:
+                if now_ms >= call.deadline_ms:
+                    call.sent = True
+                    call.fail(deadline_error(call))
+
+
+def deadline_error(call: Call) -> KvError:
+    """What a call past its deadline is told."""
+    if call.sent:
+        return OutcomeUnknown(
+            "the deadline passed before a majority in enough data centers confirmed the write; it may still be "
+            "applied: send it again under the same request id to learn its outcome",
+            code="DEADLINE_EXCEEDED",
+        )
+    return KvError(
+        "DEADLINE_EXCEEDED",
+        "the deadline passed while no leader could take the operation; check `kvnode status`, then retry",
+        phase="leader",
+    )
+
+
+def result_of(call: Call, body: object) -> kv_pb2.OperationResult:
+    """The result of a call, from its write response or error."""
+    assert call.operation is not None
+    if isinstance(body, kv_pb2.Error):
+        return kv_pb2.OperationResult(id=call.operation.id, error=body)
+    return kv_pb2.OperationResult(id=call.operation.id, write=body)
+
+
+def settled_body(verdict: Settled) -> object:
+    """The body of an outcome that the session already holds."""
+    if verdict.error is not None:
+        return error_message(verdict.error)
+    if verdict.failed_checks:
+        return kv_pb2.AtomicWriteResponse(status=_CHECK_FAILED, failed_checks=verdict.failed_checks)
+    return kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=verdict.versionstamp)
+
+

@@ -1,0 +1,26 @@
+"""What a node is told at its start; it changes only with a restart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvnode.base import limits
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Who the node is, and how patient. Counts of ticks are multiples of `tick_ms`."""
+
+    node_id: int
+    name: str
+    region: str
+    dc: str
+    address: str
+    cluster_id: str
+    epoch: int = 1
+    tick_ms: int = limits.TICK_MS
+    election_ticks: int = limits.ELECTION_TIMEOUT_TICKS
+    heartbeat_ticks: int = limits.HEARTBEAT_TICKS
+    max_clock_offset_ms: int = limits.MAX_CLOCK_OFFSET_MS
+    log_retention_bytes: int = limits.LOG_RETENTION_BYTES
+    operation_timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS

@@ -1,0 +1,207 @@
+"""Snapshots between nodes: made on demand, streamed in chunks, resumable, installed between two cycles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from kvnode.base.errors import KvError, Unavailable
+from kvnode.codec.membership import decode_membership
+from kvnode.node.ports import SnapshotSource, Transport
+from kvnode.node.stats import Stats
+from kvnode.node.wire import decode_message, encode_message
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.raft.messages import Message
+from kvnode.raft.raft import Raft
+from kvnode.raft.types import SnapshotMeta
+from kvnode.storage.log import Log
+from kvnode.storage.snapshot import SnapshotFile
+from kvnode.storage.snapshot_transfer import SnapshotReader, SnapshotReceiver
+from kvnode.storage.state import State
+
+
+class FileSource:
+    """A snapshot file as the transport wants it (ports.SnapshotSource)."""
+
+    def __init__(self, snapshot: SnapshotFile, message: Message) -> None:
+        self._reader = SnapshotReader(snapshot)
+        self._header = peer_pb2.SnapshotHeader(
+            snapshot_id=snapshot.snapshot_id,
+            index=snapshot.index,
+            term=snapshot.term,
+            size_bytes=snapshot.size_bytes,
+            digest=snapshot.file_digest.hex(),
+            membership=snapshot.membership,
+            raft_message=encode_message(message).SerializeToString(),
+        )
+
+    @property
+    def header(self) -> peer_pb2.SnapshotHeader:
+        """See ports.SnapshotSource."""
+        return self._header
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """See ports.SnapshotSource."""
+        return await self._reader.read(offset, size)
+
+    def close(self) -> None:
+        """See ports.SnapshotSource."""
+        self._reader.close()
+
+
+class Snapshots:
+    """Both ends of a transfer on one node.
+
+    Args:
+        applied_hook: called when the log may be compacted behind a new snapshot.
+        wake: tells the driver that the core has news.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        log: Log,
+        state: State,
+        transport: Transport,
+        stats: Stats,
+        wake: Callable[[], None],
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._raft = raft
+        self._log = log
+        self._state = state
+        self._transport = transport
+        self._stats = stats
+        self._wake = wake
+        self._fail = fail
+        self._making: asyncio.Task[SnapshotFile] | None = None
+        self._latest: SnapshotFile | None = None
+        self._sending: dict[int, asyncio.Task[None]] = {}
+        self._received: tuple[int, SnapshotReceiver, asyncio.Future[None]] | None = None
+        self._sinks: dict[str, SnapshotReceiver] = {}
+
+    # Sending.
+
+    def send(self, message: Message) -> None:
+        """The core says that a peer needs a snapshot; the core is told how it ended."""
+        running = self._sending.get(message.to)
+        if running is None or running.done():
+            self._sending[message.to] = asyncio.get_running_loop().create_task(self._send(message))
+
+    async def make(self) -> SnapshotFile:
+        """Make a snapshot of the state as it is now; concurrent callers share one."""
+        if self._making is None or self._making.done():
+            self._making = asyncio.get_running_loop().create_task(self._state.create_snapshot())
+        snapshot = await asyncio.shield(self._making)
+        if snapshot is not self._latest:
+            self._latest = snapshot
+            self._stats.snapshots_created += 1
+        return snapshot
+
+    async def _send(self, message: Message) -> None:
+        delivered = False
+        source: SnapshotSource | None = None
+        try:
+            snapshot = self._latest
+            if snapshot is None or snapshot.index + 1 < self._log.first_index():
+                snapshot = await self.make()
+            sent = message._replace(index=snapshot.index, log_term=snapshot.term, context=snapshot.membership)
+            source = FileSource(snapshot, sent)
+            delivered = await self._transport.send_snapshot(message.to, source)
+            self._stats.snapshots_sent += int(delivered)
+        except KvError as error:
+            if error.phase == "storage":
+                self._fail(error)
+        finally:
+            if source is not None:
+                source.close()
+            self._raft.report_snapshot(message.to, delivered)
+            self._wake()
+
+    # Receiving.
+
+    def sink(self) -> Sink:
+        """For one incoming transfer."""
+        return Sink(self)
+
+    async def receive_open(self, header: peer_pb2.SnapshotHeader) -> SnapshotReceiver:
+        """The receiver of that snapshot, with what it already holds."""
+        receiver = self._sinks.get(header.snapshot_id)
+        if receiver is None:
+            for stale in self._sinks.values():
+                stale.close()
+            self._sinks.clear()
+            receiver = SnapshotReceiver(
+                self._state.incoming_directory,
+                snapshot_id=header.snapshot_id,
+                size_bytes=header.size_bytes,
+                file_digest=bytes.fromhex(header.digest),
+            )
+            self._sinks[header.snapshot_id] = receiver
+        return receiver
+
+    async def receive_finish(self, header: peer_pb2.SnapshotHeader, receiver: SnapshotReceiver) -> None:
+        """All bytes are there: verify them, hand the core its message, wait until the driver has installed it."""
+        await receiver.finish()
+        message = decode_message(peer_pb2.RaftMessage.FromString(header.raft_message))
+        done = asyncio.get_running_loop().create_future()
+        self._received = (header.index, receiver, done)
+        self._raft.step(message)
+        self._wake()
+        try:
+            await asyncio.wait_for(done, timeout=60)
+        except TimeoutError:
+            raise Unavailable("the snapshot was not wanted any more", code="SNAPSHOT_STALE") from None
+        finally:
+            self._sinks.pop(header.snapshot_id, None)
+            receiver.close()
+
+    async def install(self, meta: SnapshotMeta) -> None:
+        """Called by the driver for Ready.snapshot: switch the state, then begin the log behind it."""
+        if self._received is None or self._received[0] != meta.index:
+            raise KvError("SNAPSHOT_MISSING", f"no received snapshot at index {meta.index}", phase="storage")
+        _, receiver, done = self._received
+        self._received = None
+        await self._state.install_snapshot(receiver.path, index=meta.index, term=meta.term)
+        await self._log.reset(self._state.meta.applied_index, self._state.meta.applied_term)
+        self._stats.snapshots_installed += 1
+        if not done.done():
+            done.set_result(None)
+
+    async def close(self) -> None:
+        """End every transfer."""
+        tasks = [*self._sending.values()]
+        if self._making is not None:
+            tasks.append(self._making)  # type: ignore[arg-type]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for receiver in self._sinks.values():
+            receiver.close()
+
+
+class Sink:
+    """One incoming transfer (ports.SnapshotSink)."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        self._snapshots = snapshots
+        self._header: peer_pb2.SnapshotHeader | None = None
+        self._receiver: SnapshotReceiver | None = None
+
+    async def open(self, header: peer_pb2.SnapshotHeader) -> int:
+        """See ports.SnapshotSink."""
+        decode_membership(header.membership)
+        self._header = header
+        self._receiver = await self._snapshots.receive_open(header)
+        return self._receiver.held_bytes
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """See ports.SnapshotSink."""
+        assert self._receiver is not None
+        await self._receiver.write(offset, data)
+        return self._receiver.held_bytes
+
+    async def finish(self) -> None:
+        """See ports.SnapshotSink."""
+        assert self._receiver is not None and self._header is not None
+        await self._snapshots.receive_finish(self._header, self._receiver)

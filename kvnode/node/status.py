@@ -1,0 +1,95 @@
+"""A node's account of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import kvnode
+from kvnode.codec.membership import Member, MemberRole
+from kvnode.node.member_wire import member_to_wire
+from kvnode.proto.kv.v1 import admin_pb2
+
+if TYPE_CHECKING:
+    from kvnode.node.node import Node
+
+
+def node_status(node: Node) -> admin_pb2.StatusResponse:
+    """Everything that `kvnode status` shows of one node."""
+    raft, meta = node.raft, node.state.meta
+    voters = [m.node_id for m in raft.membership.voters if m.node_id != node.node_id]
+    learner = node.member.role is MemberRole.LEARNER
+    return admin_pb2.StatusResponse(
+        self=member_to_wire(node.member),
+        cluster_id=node.cluster_id,
+        epoch=node.epoch,
+        role="learner" if learner and not raft.is_leader else raft.role.value,
+        term=raft.term,
+        leader_id=raft.leader_id,
+        last_index=raft.last_index,
+        commit_index=raft.commit,
+        applied_index=meta.applied_index,
+        durable_applied_index=node.state.durable_applied,
+        first_index=node.log.first_index(),
+        log_time_ms=meta.log_time_ms,
+        peers=_peers(node),
+        problems=_problems(node, voters),
+        version=kvnode.__version__,
+        age_ms=node.freshness.age_ms(),
+        resident_bytes=resident_bytes(),
+        digest=f"{meta.digest:032x}",
+        clock_offset_ms=int(node.clock_guard.offset_ms(voters)),
+        members=[member_to_wire(m) for m in raft.membership.members],
+        min_commit_dcs=raft.membership.min_commit_dcs,
+    )
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where /proc does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * 4096
+    except OSError:
+        return 0
+
+
+def _peers(node: Node) -> list[admin_pb2.PeerProgress]:
+    if not node.raft.is_leader:
+        return []
+    last = node.raft.last_index
+    members: dict[int, Member] = {m.node_id: m for m in node.raft.membership.members}
+    rows = []
+    for peer in node.raft.progress():
+        if peer.node_id == node.node_id:
+            continue
+        member = members.get(peer.node_id)
+        contact = peer.ticks_since_contact
+        rows.append(
+            admin_pb2.PeerProgress(
+                node_id=peer.node_id,
+                name=member.name if member else "",
+                match_index=peer.match,
+                lag_entries=max(0, last - peer.match),
+                last_contact_ms=contact * node.settings.tick_ms if contact >= 0 else -1,
+                state=peer.state,
+            )
+        )
+    return rows
+
+
+def _problems(node: Node, voters: list[int]) -> list[str]:
+    problems = []
+    is_ready, why = node.ready
+    if not is_ready:
+        problems.append(why)
+    if not node.clock_guard.trusted(voters):
+        problems.append(
+            f"this node's clock is {node.clock_guard.offset_ms(voters):.0f} ms from the voters' median: it does not "
+            "lead until the clock is set right"
+        )
+    if node.raft.is_leader:
+        limit = node.settings.election_ticks
+        members = {m.node_id: m.name for m in node.raft.membership.members}
+        for peer in node.raft.progress():
+            if peer.node_id != node.node_id and not 0 <= peer.ticks_since_contact <= limit:
+                problems.append(f"node '{members.get(peer.node_id, peer.node_id)}' does not answer the leader")
+    return problems

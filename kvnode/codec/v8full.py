@@ -16,6 +16,7 @@ import v8serialize
 from v8serialize.constants import FLOAT64_SAFE_INT_RANGE, SerializationTag
 from v8serialize.decode import ReadableTagStream, TagReader, TagReaderRegistry
 from v8serialize.encode import TagWriter, serialize_object_references
+from v8serialize.extensions import NodeJsArrayBufferViewHostObjectHandler
 from v8serialize.jstypes import JSArrayBuffer, JSUint8Array
 
 from kvnode.base.errors import InvalidRequest, KvError
@@ -104,8 +105,13 @@ class _PythonReader(TagReader):
         readers.register(SerializationTag.kBigInt, _read_bigint)
         readers.register(SerializationTag.kDouble, _read_double)
         readers.register(SerializationTag.kArrayBuffer, _read_array_buffer)
+        readers.register(SerializationTag.kHostObject, _read_host_object)
         self.register_containers(readers)
-        super().__init__(tag_readers=readers, default_timezone=UTC)
+        super().__init__(
+            tag_readers=readers,
+            default_timezone=UTC,
+            host_object_deserializer=NodeJsArrayBufferViewHostObjectHandler(),
+        )
 
     def register_containers(self, readers: TagReaderRegistry) -> None:
         readers.register(SerializationTag.kBeginJSObject, _read_object)
@@ -142,6 +148,12 @@ def _read_double(reader: TagReader, tag: Any, ctx: Any) -> int | float:
 
 def _read_array_buffer(reader: TagReader, tag: Any, ctx: Any) -> object:
     value = reader.deserialize_js_array_buffer(tag, ctx)
+    return bytes(value.get_buffer_as_memoryview()) if isinstance(value, JSUint8Array) else value
+
+
+def _read_host_object(reader: TagReader, tag: Any, ctx: Any) -> object:
+    """Node's v8.serialize, and so @deno/kv there, writes byte arrays as objects of its own."""
+    value = reader.deserialize_host_object(tag, ctx)
     return bytes(value.get_buffer_as_memoryview()) if isinstance(value, JSUint8Array) else value
 
 

@@ -22,7 +22,7 @@ from kvnode.base.invariant import invariant
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine import sessions, sums
-from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix
+from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix, session_key
 from kvnode.machine.overlay import Overlay
 from kvnode.machine.sessions import Outcome, RequestId, SessionWindow
 from kvnode.machine.state_reader import StateReader
@@ -94,7 +94,9 @@ class Resolver:
         """The session's window, loaded at first sight. None when there is no such session."""
         window = self.windows.get(client_id)
         if window is None:
-            window = sessions.load_window(self.state, client_id)
+            # The overlay knows a session that a tick in flight has closed.
+            row = self.overlay.get(session_key(client_id))
+            window = None if row is None else sessions.load_window(self.state, client_id, row)
             if window is not None and window.expire_at_ms > self._log_time_ms:
                 self.windows[client_id] = window
         return window
@@ -367,6 +369,7 @@ class Batch:
         if window is None or window.expire_at_ms != expire_at_ms:
             return 0
         transaction.expired_sessions.append(window.client_id)
+        self._overlay.put(key, None)
         self._resolver.windows.pop(window.client_id, None)
         self._closed_sessions.append(window)
         self.size_bytes += _FACT_OVERHEAD_BYTES

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from kvnode.base import limits
 from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
 from kvnode.codec.row import Row
-from kvnode.machine.keyspace import outcome_key, outcome_range_end, session_key
+from kvnode.machine.keyspace import outcome_key, outcome_range_end
 from kvnode.machine.state_reader import StateReader
 from kvnode.machine.verdict import Settled
 from kvnode.proto.kv.internal.v1 import log_pb2
@@ -127,13 +127,8 @@ class SessionWindow:
         self.lowest_unanswered = lowest
 
 
-def load_window(state: StateReader, client_id: bytes) -> SessionWindow | None:
-    """The session as the state has it, or None. Only right while no entry ahead of the state touched it."""
-    if not client_id:
-        return None
-    row = state.get(session_key(client_id))
-    if row is None:
-        return None
+def load_window(state: StateReader, client_id: bytes, row: Row) -> SessionWindow:
+    """The session as the state has it, `row` being its own row. Only right while no entry in flight answers it."""
     session = decode_session(row.value)
     window = SessionWindow(client_id, row.expire_at_ms, session.max_sequence, session.lowest_unanswered)
     start, end = outcome_key(client_id, session.lowest_unanswered), outcome_range_end(client_id)

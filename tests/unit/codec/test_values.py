@@ -63,6 +63,7 @@ def test_each_type_has_its_encoding():
         ("ff0f 4e 000000000000f07f", math.inf),
         ("ff0f 6f 49 02 49 04 7b 01", {"1": 2}),  # {1: 2}
         ("ff0f 42 02 78 78 56 42 00 02 00", b"xx"),  # Uint8Array
+        ("ff0f 5c 01 02 6162", b"ab"),  # v8.serialize(new Uint8Array([97, 98])) in Node
         ("ff0f 3b 22 01 61 49 02 3a 02", JSMap(a=1)),
         ("ff0f 27 49 02 2c 01", JSSet([1])),
         ("ff0f 44 0000401f25cc7842", datetime(2024, 1, 1, tzinfo=UTC)),

@@ -1,0 +1,187 @@
+"""What must hold at every instant, watched from outside of the nodes.
+
+The observer sees three seams: what leaves a node (its messages), what its log has made durable, and what its
+state applies. From these it keeps a ledger, the one committed history, and finds at once:
+
+- *leader*: two nodes lead in one term (only a leader sends appends and heartbeats; Raft, figure 3, Election Safety);
+- *log-matching*: two entries of one index and term differ, or their predecessors do (Log Matching);
+- *state-machine*: two nodes apply different entries at one index (State Machine Safety), or come to different digests;
+- *commit-durable*: an entry is applied that is not durable on a majority of the voters in enough data centers;
+- *apply-order*: a state applies what its own log does not hold durably;
+- *vote*: a node votes twice in a term;
+- *exactly-once*: one request id has two outcomes in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from kvnode.codec.entry import Entry, EntryKind
+from kvnode.codec.membership import Membership, decode_membership
+from kvnode.codec.versionstamp import versionstamp
+from kvnode.proto.kv.internal.v1 import log_pb2
+from kvnode.raft.messages import Message, MessageKind
+
+
+class Violation(Exception):
+    """A promise is broken; the seed has failed."""
+
+    def __init__(self, checker: str, message: str) -> None:
+        super().__init__(f"{checker}: {message}")
+        self.checker = checker
+        self.message = message
+
+
+class Outcome(NamedTuple):
+    """What the log says of one request id."""
+
+    versionstamp: bytes
+    kind: int
+    failed_checks: tuple[int, ...]
+
+
+@dataclass
+class DurableLog:
+    """What a node's disk would still hold after a crash, by index."""
+
+    base: int = 0  # everything up to here is in a durable snapshot or was compacted
+    terms: dict[int, int] = field(default_factory=dict)
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether that entry survives a crash of the node."""
+        return index <= self.base or self.terms.get(index) == term
+
+
+@dataclass
+class Observer:
+    """Fed by the harness; the first broken promise is kept in `violation`."""
+
+    violation: Violation | None = None
+    leaders: dict[int, int] = field(default_factory=dict)  # term: node
+    votes: dict[tuple[int, int], int] = field(default_factory=dict)  # (voter, term): candidate
+    entries: dict[tuple[int, int], tuple[bytes, int]] = field(
+        default_factory=dict
+    )  # (index, term): digest, term before
+    committed: dict[int, Entry] = field(default_factory=dict)
+    digests: dict[int, int] = field(default_factory=dict)
+    outcomes: dict[tuple[bytes, int], Outcome] = field(default_factory=dict)
+    durable: dict[int, DurableLog] = field(default_factory=dict)
+    memberships: list[tuple[int, Membership]] = field(default_factory=list)  # (from index, membership), committed
+    trace: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def fail(self, checker: str, message: str) -> None:
+        """Keep the first violation."""
+        if self.violation is None:
+            self.violation = Violation(checker, message)
+
+    def note(self, text: str) -> None:
+        """Add to the trace, by which two runs of a seed are compared."""
+        self.trace.update(text.encode())
+
+    # Messages.
+
+    def sent(self, sender: int, message: Message) -> None:
+        """A message leaves a node."""
+        kind = message.kind
+        if kind in (MessageKind.APPEND, MessageKind.HEARTBEAT):
+            leader = self.leaders.setdefault(message.term, sender)
+            if leader != sender:
+                self.fail("leader", f"nodes {leader} and {sender} both lead in term {message.term}")
+        elif kind is MessageKind.VOTE_RESPONSE and not message.reject:
+            self._voted(sender, message.term, message.to)
+        elif kind is MessageKind.VOTE:
+            self._voted(sender, message.term, sender)
+
+    def _voted(self, voter: int, term: int, candidate: int) -> None:
+        chosen = self.votes.setdefault((voter, term), candidate)
+        if chosen != candidate:
+            self.fail("vote", f"node {voter} voted for {chosen} and for {candidate} in term {term}")
+
+    # Logs.
+
+    def appending(self, node_id: int, entries: Sequence[Entry], term_before: int | None) -> None:
+        """A node is about to write entries behind an entry of `term_before` (None = not known)."""
+        for entry in entries:
+            digest = hashlib.sha256(bytes([entry.kind]) + entry.data).digest()
+            seen = self.entries.get((entry.index, entry.term))
+            if seen is None:
+                self.entries[entry.index, entry.term] = (digest, -1 if term_before is None else term_before)
+            elif seen[0] != digest:
+                self.fail("log-matching", f"node {node_id}: another entry {entry.index} of term {entry.term}")
+            elif term_before is not None and seen[1] not in (-1, term_before):
+                self.fail("log-matching", f"node {node_id}: entry {entry.index}/{entry.term} behind term {term_before}")
+            term_before = entry.term
+        durable = self.durable.setdefault(node_id, DurableLog())
+        if entries:  # a conflicting tail goes before anything is written over it
+            for index in [index for index in durable.terms if index >= entries[0].index]:
+                if durable.terms[index] != next((e.term for e in entries if e.index == index), None):
+                    del durable.terms[index]
+
+    def synced(self, node_id: int, entries: Sequence[Entry]) -> None:
+        """The entries are durable."""
+        durable = self.durable.setdefault(node_id, DurableLog())
+        for entry in entries:
+            durable.terms[entry.index] = entry.term
+
+    def log_reset(self, node_id: int, index: int) -> None:
+        """The log begins anew behind `index`."""
+        durable = self.durable.setdefault(node_id, DurableLog())
+        durable.base = index
+        durable.terms = {at: term for at, term in durable.terms.items() if at > index}
+
+    # States.
+
+    def applied(self, node_id: int, entries: Sequence[Entry], digest: int) -> None:
+        """A node applied a run of entries and has come to `digest`."""
+        durable = self.durable.setdefault(node_id, DurableLog())
+        for entry in entries:
+            if not durable.holds(entry.index, entry.term):
+                self.fail("apply-order", f"node {node_id} applied entry {entry.index} before its log held it durably")
+            known = self.committed.get(entry.index)
+            if known is None:
+                self._commit(node_id, entry)
+            elif known != entry:
+                self.fail("state-machine", f"node {node_id} applied another entry {entry.index} (term {entry.term})")
+        self.reached(node_id, entries[-1].index, digest)
+
+    def reached(self, node_id: int, index: int, digest: int) -> None:
+        """A node's state is at `index`."""
+        if self.digests.setdefault(index, digest) != digest:
+            self.fail("digest", f"node {node_id} has another digest than the others at index {index}")
+
+    def _commit(self, node_id: int, entry: Entry) -> None:
+        if entry.index - 1 not in self.committed and entry.index > 1:
+            self.fail("state-machine", f"node {node_id} applied entry {entry.index}, and nobody the one before")
+        self.committed[entry.index] = entry
+        self.note(f"{entry.index}/{entry.term}/{entry.kind.value}/{len(entry.data)};")
+        if not any(self._is_durable(entry, membership) for _, membership in self.memberships[-2:]):
+            holders = [node for node, log in sorted(self.durable.items()) if log.holds(entry.index, entry.term)]
+            self.fail("commit-durable", f"entry {entry.index}/{entry.term} was applied, durable only on {holders}")
+        if entry.kind is EntryKind.MEMBERSHIP:
+            self.memberships.append((entry.index, decode_membership(entry.data)))
+        elif entry.kind is EntryKind.DATA:
+            self._account(entry)
+
+    def _is_durable(self, entry: Entry, membership: Membership) -> bool:
+        voters = membership.voters
+        holders = [
+            member
+            for member in voters
+            if member.node_id in self.durable and self.durable[member.node_id].holds(entry.index, entry.term)
+        ]
+        needed_dcs = min(membership.min_commit_dcs, len({member.dc for member in voters}))
+        return 2 * len(holders) > len(voters) and len({member.dc for member in holders}) >= needed_dcs
+
+    def _account(self, entry: Entry) -> None:
+        payload = log_pb2.EntryPayload.FromString(entry.data)
+        for order, transaction in enumerate(payload.transactions):
+            if not transaction.client_id or transaction.opens_session:
+                continue
+            request = (transaction.client_id, transaction.sequence)
+            if request in self.outcomes:
+                self.fail("exactly-once", f"request {request[0].hex()}/{request[1]} stands twice in the log")
+            stamp = versionstamp(payload.epoch, entry.index, order)
+            self.outcomes[request] = Outcome(stamp, transaction.outcome, tuple(transaction.failed_checks))

@@ -124,7 +124,6 @@ class MessageStream(PeerStream):
             encoded.append(encode_message(message).SerializeToString())
             size += message_bytes
         self._queued_bytes -= size
-        self._stats.messages_sent += len(encoded)
         # Protobuf merges concatenated messages, so the large part is never copied into the small one.
         framed = frame_repeated(peer_pb2.PeerBatch.MESSAGES_FIELD_NUMBER, encoded, limits.MAX_GRPC_MESSAGE_BYTES)
         return b"".join((batch.SerializeToString(), *framed))

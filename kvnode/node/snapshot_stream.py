@@ -55,7 +55,7 @@ async def _attempt(channel: aio.Channel, header: peer_pb2.SnapshotHeader, source
             progress = await _progress(call)
         offset = progress.held_bytes
         while not (progress.error or progress.installed):
-            data = source.read(offset, limits.SNAPSHOT_CHUNK_BYTES)
+            data = await source.read(offset, limits.SNAPSHOT_CHUNK_BYTES)
             last = not data or offset + len(data) >= header.size_bytes
             async with asyncio.timeout(stall_s):
                 chunk = peer_pb2.SnapshotChunk(offset=offset, data=data, last=last)

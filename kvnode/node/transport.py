@@ -17,6 +17,7 @@ from grpc import aio
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.base.errors import KvError, Unavailable
+from kvnode.client.status import ERROR_METADATA_KEY, error_from_proto
 from kvnode.codec.membership import Member
 from kvnode.node.channels import open_channel
 from kvnode.node.forward_stream import ForwardStream, OpenDeliver, deliver_safely, unreachable
@@ -53,7 +54,7 @@ class GrpcTransport:
         handler: the node; its methods are called on the running loop.
         clock: the node's clocks, for clock samples.
         credentials: for TLS between nodes; None = plain text.
-        stats: counts messages sent and dropped.
+        stats: counts messages dropped.
     """
 
     def __init__(
@@ -118,15 +119,12 @@ class GrpcTransport:
     async def send_snapshot(self, to: int, source: SnapshotSource) -> bool:
         """Stream a snapshot, resuming at what the receiver holds; True once it is installed there.
 
-        The source is closed at the end, whatever the end.
+        The source stays the caller's to close.
         """
-        try:
-            peer = self._peers.get(to)
-            if peer is None:
-                return False
-            return await send_snapshot(peer.member.address, self._credentials, hello_to(self._handler, to), source)
-        finally:
-            source.close()
+        peer = self._peers.get(to)
+        if peer is None:
+            return False
+        return await send_snapshot(peer.member.address, self._credentials, hello_to(self._handler, to), source)
 
     async def identify(self, address: str) -> peer_pb2.IdentifyResponse:
         """Ask whoever listens there who it is. Raises KvError(code PEER_UNREACHABLE)."""
@@ -172,22 +170,14 @@ class GrpcTransport:
 
 
 def error_of_call(error: aio.AioRpcError, address: str) -> KvError:
-    """The error that a node put into its call status, or PEER_UNREACHABLE when none did."""
-    metadata = {key: str(value) for key, value in error.trailing_metadata() or ()}
-    code = metadata.get("kvnode-code")
-    if code is None:
-        text = f"{address} could not be reached: {error.code().name}: {error.details()}"
-        unreached = Unavailable(text, code="PEER_UNREACHABLE", phase="dial")
-        unreached.endpoint = address
-        return unreached
-    message = (error.details() or "").removeprefix(f"{code}: ")
-    return KvError(
-        code,
-        message,
-        phase=metadata.get("kvnode-phase", "admin"),
-        endpoint=metadata.get("kvnode-endpoint", address),
-        not_applied=metadata.get("kvnode-not-applied") == "true",
-    )
+    """The error that the node itself gave, or PEER_UNREACHABLE when it never came to that."""
+    carried = dict(error.trailing_metadata() or ()).get(ERROR_METADATA_KEY)
+    if isinstance(carried, bytes):
+        return error_from_proto(kv_pb2.Error.FromString(carried), address)
+    text = f"{address} could not be reached: {error.code().name}: {error.details()}"
+    unreached = Unavailable(text, code="PEER_UNREACHABLE", phase="dial")
+    unreached.endpoint = address
+    return unreached
 
 
 def _not_a_member(node_id: int) -> kv_pb2.Error:

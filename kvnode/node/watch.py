@@ -1,0 +1,401 @@
+"""Watches: the changes that each applied run makes, for those who asked for them.
+
+Theory of operation. The node publishes every applied run once, as the rows it wrote. For each watch the hub
+keeps one slot for each key that changed since the watch's last frame; a later change overwrites the slot.
+A run is published whole before any frame is taken, and a frame takes all slots at once, so each frame is one
+state that the database really had, however slow the reader: it skips states, never mixes them, and always ends
+with the last one. After a snapshot install nothing is known of what changed, so watches of keys read theirs
+anew and watches of a range are told to.
+
+A row whose time has come by the log time of the state counts as absent, also before the entry that deletes it.
+
+Memory: a key watch has at most MAX_WATCHED_KEYS_COUNT slots. A range watch that falls more than
+MAX_PREFIX_WATCH_PENDING_KEYS_COUNT keys behind drops them and sends `resync`; its first frame is a resync too,
+so that a reader has one rule: on resync, read the range at that versionstamp or later, then follow.
+
+Cost of a run: nothing without watches; with key watches one intersection of dictionaries, in time of the
+smaller; with range watches one sort of the run's keys and two bisections a watch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.codec.row import Row
+from kvnode.codec.versionstamp import versionstamp
+from kvnode.node.stats import Stats
+from kvnode.proto.kv.v1 import kv_pb2
+
+DATABASE_PREFIX_BYTES = 4
+DEFAULT_DATABASE = 1
+_LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1  # a state holds whole entries
+_PING = kv_pb2.WatchResponse(ping=True)
+
+
+class Position(Protocol):
+    """Where the applied state stands."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch."""
+
+    @property
+    def applied_index(self) -> int:
+        """The last index in it."""
+
+    @property
+    def log_time_ms(self) -> int:
+        """Its log time."""
+
+
+class WatchedState(Protocol):
+    """What the hub needs of the state; all reads of one loop pass see the same applied index."""
+
+    @property
+    def meta(self) -> Position:
+        """Where it stands."""
+
+    def get(self, key: bytes) -> Row | None:
+        """The row of a full key (with its database's prefix), or None."""
+
+
+class WatchHub:
+    """All watches of one node.
+
+    Args:
+        state: read for first frames and after a snapshot install.
+        stats: counts watches, frames and resyncs.
+    """
+
+    def __init__(self, state: WatchedState, stats: Stats) -> None:
+        self._state = state
+        self._stats = stats
+        self._by_key: dict[bytes, set[KeyWatch]] = {}
+        self._ranges: dict[tuple[bytes, bytes], set[RangeWatch]] = {}
+        self._watches: set[Watch] = set()
+        self._range_count = 0
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+    def watch(self, request: kv_pb2.WatchRequest, database: int = DEFAULT_DATABASE) -> Watch:
+        """Begin a watch; iterate over the result and close it at the end.
+
+        Args:
+            request: keys, or both bounds of a range. `strong` is the caller's to honour before (strong_read).
+            database: the number of the database.
+
+        Raises:
+            InvalidRequest: neither or both kinds, too many keys, an empty range.
+            Unavailable: this node serves as many watches as it may, or is stopping.
+        """
+        _validate(request)
+        if self._closed:
+            raise Unavailable("the node is stopping; watch at another one", code="NODE_STOPPING")
+        if len(self._watches) >= limits.MAX_WATCHES_COUNT:
+            raise Unavailable(
+                f"this node serves {limits.MAX_WATCHES_COUNT} watches already; watch at another one",
+                code="TOO_MANY_WATCHES",
+                phase="read",
+            )
+        prefix = database.to_bytes(DATABASE_PREFIX_BYTES, "big")
+        if request.keys:
+            return self._watch_keys([prefix + key for key in request.keys])
+        return self._watch_range(prefix + request.prefix_start, prefix + request.prefix_end)
+
+    def publish(self, changed: Mapping[bytes, Row | None], versionstamp: bytes, log_time_ms: int) -> None:
+        """A run was applied.
+
+        Args:
+            changed: full keys to their new rows, None = deleted.
+            versionstamp: of the state after the run.
+            log_time_ms: its log time.
+        """
+        if not self._watches:
+            return
+        if self._by_key:
+            for key in self._by_key.keys() & changed.keys():
+                row = _alive(changed[key], log_time_ms)
+                for watch in self._by_key[key]:
+                    watch.changed(key, row)
+        if self._ranges and changed:
+            self._publish_to_ranges(changed, versionstamp, log_time_ms)
+
+    def resync(self) -> None:
+        """The state was replaced: every watch starts from it anew."""
+        for watch in self._watches:
+            watch.resync()
+
+    def close(self) -> None:
+        """End all watches: the node is stopping."""
+        self._closed = True
+        for watch in list(self._watches):
+            watch.close()
+
+    def _publish_to_ranges(self, changed: Mapping[bytes, Row | None], stamp: bytes, log_time_ms: int) -> None:
+        keys = sorted(changed)
+        for (start, end), watches in self._ranges.items():
+            first = bisect_left(keys, start)
+            last = bisect_left(keys, end, first)
+            if first == last:
+                continue
+            rows = {key: _alive(changed[key], log_time_ms) for key in keys[first:last]}
+            for watch in watches:
+                watch.changed_rows(rows, stamp)
+
+    def _watch_keys(self, keys: list[bytes]) -> KeyWatch:
+        watch = KeyWatch(self, keys)
+        for key in keys:
+            self._by_key.setdefault(key, set()).add(watch)
+        self._register(watch)
+        return watch
+
+    def _watch_range(self, start: bytes, end: bytes) -> RangeWatch:
+        if self._range_count >= limits.MAX_PREFIX_WATCHES_COUNT:
+            raise Unavailable(
+                f"this node serves {limits.MAX_PREFIX_WATCHES_COUNT} watches of ranges already; watch at another one",
+                code="TOO_MANY_WATCHES",
+                phase="read",
+            )
+        watch = RangeWatch(self, start, end)
+        self._ranges.setdefault((start, end), set()).add(watch)
+        self._range_count += 1
+        self._register(watch)
+        return watch
+
+    def _register(self, watch: Watch) -> None:
+        self._watches.add(watch)
+        self._stats.watches = len(self._watches)
+
+    # For the watches.
+
+    def forget(self, watch: Watch) -> None:
+        """The watch has ended."""
+        self._watches.discard(watch)
+        self._stats.watches = len(self._watches)
+        if isinstance(watch, KeyWatch):
+            for key in watch.keys:
+                if watches := self._by_key.get(key):
+                    watches.discard(watch)
+                    if not watches:
+                        del self._by_key[key]
+        elif isinstance(watch, RangeWatch):
+            bounds = (watch.start, watch.end)
+            if watches_of_range := self._ranges.get(bounds):
+                watches_of_range.discard(watch)
+                self._range_count -= 1
+                if not watches_of_range:
+                    del self._ranges[bounds]
+
+    def row(self, key: bytes) -> Row | None:
+        """The row of a full key as of now; expired = None."""
+        return _alive(self._state.get(key), self._state.meta.log_time_ms)
+
+    def stamp(self) -> bytes:
+        """The versionstamp of the state as of now."""
+        meta = self._state.meta
+        return versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER)
+
+    def count_frame(self, *, resync: bool) -> None:
+        """A frame is about to be sent."""
+        self._stats.watch_frames += 1
+        self._stats.watch_resyncs += resync
+
+
+class Watch:
+    """One watch in progress: an asynchronous iterator of frames that ends when it is closed.
+
+    After WATCH_PING_INTERVAL_MS without a change the frame is a ping.
+    """
+
+    def __init__(self, hub: WatchHub) -> None:
+        self._hub = hub
+        self._stale = True  # the next frame is built from the state, not from the slots
+        self._waiter: asyncio.Future[None] | None = None
+        self._open = True
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __anext__(self) -> kv_pb2.WatchResponse:
+        while self._open:
+            frame = self._frame()
+            if frame is not None:
+                self._hub.count_frame(resync=frame.resync)
+                return frame
+            if not await self._changes_within(limits.WATCH_PING_INTERVAL_MS):
+                return _PING
+        raise StopAsyncIteration
+
+    @property
+    def open(self) -> bool:
+        """False once it was closed, by its reader or because the node stops."""
+        return self._open
+
+    def resync(self) -> None:
+        """The state was replaced."""
+        self._stale = True
+        self._wake()
+
+    def close(self) -> None:
+        """End the watch; the iteration stops. May be called twice."""
+        if self._open:
+            self._open = False
+            self._hub.forget(self)
+            self._wake()
+
+    def _frame(self) -> kv_pb2.WatchResponse | None:
+        """The next frame, None when there is nothing new."""
+        raise NotImplementedError
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _changes_within(self, timeout_ms: int) -> bool:
+        """Wait for a wake-up; False when none came in time."""
+        loop = asyncio.get_running_loop()
+        waiter = self._waiter = loop.create_future()
+        timer = loop.call_later(timeout_ms / 1_000, waiter.cancel)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise  # the reader was cancelled, not the wait
+            return False
+        finally:
+            timer.cancel()
+            self._waiter = None
+        return True
+
+
+class _Seen(NamedTuple):
+    """What the reader was last told of a key: a row's versionstamp, or None for absent."""
+
+    versionstamp: bytes | None
+
+
+class KeyWatch(Watch):
+    """A watch of up to MAX_WATCHED_KEYS_COUNT keys; each frame names all of them, in order."""
+
+    def __init__(self, hub: WatchHub, keys: list[bytes]) -> None:
+        super().__init__(hub)
+        self.keys = keys
+        self._slots: dict[bytes, Row | None] = {}
+        self._seen: dict[bytes, _Seen] = {}
+
+    def changed(self, key: bytes, row: Row | None) -> None:
+        """A run wrote this key."""
+        self._slots[key] = row
+        self._wake()
+
+    def _frame(self) -> kv_pb2.WatchResponse | None:
+        if self._stale:
+            self._stale = False
+            self._slots = {key: self._hub.row(key) for key in self.keys}
+        if not self._slots:
+            return None
+        slots, self._slots = self._slots, {}
+        seen = self._seen
+        fresh = {key: row for key, row in slots.items() if seen.get(key) != _seen(row)}
+        if not fresh:
+            return None
+        frame = kv_pb2.WatchResponse(versionstamp=self._hub.stamp())
+        for key in self.keys:
+            if key in fresh:
+                row = fresh[key]
+                seen[key] = _seen(row)
+                frame.keys.append(_watch_key(key, row))
+            else:
+                frame.keys.add(key=key[DATABASE_PREFIX_BYTES:])
+        return frame
+
+
+class RangeWatch(Watch):
+    """A watch of start <= key < end; a frame names the keys that changed."""
+
+    def __init__(self, hub: WatchHub, start: bytes, end: bytes) -> None:
+        super().__init__(hub)
+        self.start = start
+        self.end = end
+        self._slots: dict[bytes, Row | None] = {}
+        self._stamp = b""
+
+    def changed_rows(self, rows: Mapping[bytes, Row | None], stamp: bytes) -> None:
+        """A run wrote these keys of the range."""
+        if not self._stale:
+            self._slots.update(rows)
+            self._stamp = stamp
+            if len(self._slots) > limits.MAX_PREFIX_WATCH_PENDING_KEYS_COUNT:
+                self._stale = True
+                self._slots = {}
+        self._wake()
+
+    def resync(self) -> None:
+        """The state was replaced."""
+        self._slots = {}
+        super().resync()
+
+    def _frame(self) -> kv_pb2.WatchResponse | None:
+        if self._stale:
+            self._stale = False
+            return kv_pb2.WatchResponse(resync=True, versionstamp=self._hub.stamp())
+        if not self._slots:
+            return None
+        slots, self._slots = self._slots, {}
+        return kv_pb2.WatchResponse(
+            keys=[_watch_key(key, row) for key, row in sorted(slots.items())], versionstamp=self._stamp
+        )
+
+
+def _alive(row: Row | None, log_time_ms: int) -> Row | None:
+    """The row, or None when its time has come."""
+    return None if row is None or 0 < row.expire_at_ms <= log_time_ms else row
+
+
+def _seen(row: Row | None) -> _Seen:
+    return _Seen(None if row is None else row.versionstamp)
+
+
+def _watch_key(key: bytes, row: Row | None) -> kv_pb2.WatchKey:
+    user_key = key[DATABASE_PREFIX_BYTES:]
+    if row is None:
+        return kv_pb2.WatchKey(key=user_key, changed=True)
+    entry = kv_pb2.Entry(
+        key=user_key,
+        value=row.value,
+        encoding=row.encoding,  # type: ignore[arg-type]  # a plain int is what the field holds
+        versionstamp=row.versionstamp,
+        expire_at_ms=row.expire_at_ms,
+    )
+    return kv_pb2.WatchKey(key=user_key, changed=True, entry=entry)
+
+
+def _validate(request: kv_pb2.WatchRequest) -> None:
+    if request.keys:
+        if request.prefix_start or request.prefix_end:
+            raise InvalidRequest("WATCH_INVALID", "a watch names keys or one range, not both")
+        if len(request.keys) > limits.MAX_WATCHED_KEYS_COUNT:
+            raise InvalidRequest(
+                "TOO_MANY_WATCHED_KEYS",
+                f"{len(request.keys)} keys are watched, {limits.MAX_WATCHED_KEYS_COUNT} at most: watch their prefix",
+            )
+        for key in request.keys:
+            _check_length(key)
+    elif not request.prefix_end or request.prefix_start >= request.prefix_end:
+        raise InvalidRequest("WATCH_INVALID", "a watch names keys, or a range whose start is below its end")
+    else:
+        _check_length(request.prefix_start)
+        _check_length(request.prefix_end)
+
+
+def _check_length(key: bytes) -> None:
+    if len(key) > limits.MAX_READ_KEY_BYTES:
+        raise InvalidRequest("KEY_TOO_LARGE", f"a watched key is at most {limits.MAX_READ_KEY_BYTES} bytes long")

@@ -26,7 +26,7 @@ from kvnode.base.limits import SNAPSHOT_COPY_PAGES_COUNT, SNAPSHOT_COPY_PAUSE_MS
 from kvnode.storage.durable_files import sync_directory, sync_file
 from kvnode.storage.state_connections import Worker
 from kvnode.storage.state_errors import storage_errors
-from kvnode.storage.state_scrub import scrub_file
+from kvnode.storage.state_scrub import go_on, scrub_file
 
 _UNFINISHED = "unfinished.copy"
 _HASH_BLOCK_BYTES = 1_048_576
@@ -46,10 +46,6 @@ class SnapshotFile:
     size_bytes: int
     file_digest: bytes  # BLAKE2b of the file, FILE_DIGEST_BYTES
     membership: bytes
-
-
-class CopyStopped(Exception):
-    """The copy was told to stop; nothing of it is left."""
 
 
 def hash_file(path: Path) -> bytes:
@@ -74,7 +70,7 @@ async def create_snapshot(
     directory: Path,
     *,
     newest: Path | None = None,
-    stopped: Callable[[], bool] = lambda: False,
+    check: Callable[[], None] = go_on,
 ) -> SnapshotFile:
     """Copy the state behind `source` into `directory` and delete the snapshots before it.
 
@@ -82,7 +78,7 @@ async def create_snapshot(
         source: the connection that writes the state; it may be used on the loop meanwhile.
         directory: where snapshots go; made if it is missing.
         newest: the snapshot to keep until the new one is complete.
-        stopped: asked between two steps of the copy; when it says True the copy ends with CopyStopped.
+        check: called between two steps; what it raises ends the copy, and nothing of it is left.
 
     Raises:
         StateDamaged: the copy does not match its digest, so the state itself is damaged.
@@ -92,8 +88,8 @@ async def create_snapshot(
     with storage_errors(fresh):
         remove_snapshots(directory, keep=newest)
         try:
-            await _copy(source, fresh, stopped)
-            meta = await scrub_file(fresh)
+            await _copy(source, fresh, check)
+            meta = await scrub_file(fresh, check)
             await asyncio.to_thread(sync_file, fresh)
             digest = await asyncio.to_thread(hash_file, fresh)
         except BaseException:
@@ -118,10 +114,9 @@ async def create_snapshot(
     )
 
 
-async def _copy(source: sqlite3.Connection, path: Path, stopped: Callable[[], bool]) -> None:
+async def _copy(source: sqlite3.Connection, path: Path, check: Callable[[], None]) -> None:
     def pause(_status: int, _remaining: int, _total: int) -> None:
-        if stopped():
-            raise CopyStopped
+        check()
         time.sleep(SNAPSHOT_COPY_PAUSE_MS / 1_000)
 
     def copy(target: sqlite3.Connection) -> None:

@@ -2,13 +2,10 @@
 
 Theory of operation. `apply` and point reads run on the loop's own thread, on one connection, because they are the hot
 paths (a thread hop costs more than either; figures in state_tables.py and bench/state_apply.py). What takes long
-runs on workers. Three duties keep the file healthy:
-- *Checkpoint*: the write-ahead log is carried over into the database once it has grown by STATE_CHECKPOINT_BYTES.
-  SQLite before 3.51.3 can corrupt a database when a checkpoint overlaps a commit (the WAL-reset bug), so one lock
-  excludes them: `apply` must not be called while `maintain` or `install_snapshot` is under way.
-- *Durable point*: an fsync of the write-ahead log, off the loop, beside apply. `durable_applied` is what the log of
-  Raft may be compacted up to; `applied` may still be lost by a power failure.
-- *Scrub*: rows against digest, in the background.
+runs on workers. Two duties keep the file healthy (state_duties.py): checkpoints, and
+durable points. `durable_applied` is what Raft's log may be compacted up to; what is applied beyond it may be lost by a
+power failure and is applied again from the log. `apply` must not be called while `maintain` or `install_snapshot` is
+under way; a lock and an invariant see to it. A scrub compares rows and digest in the background.
 
 States: open -> (failed | damaged) -> closed. After a failed write nothing more is applied: the process is expected to
 end with the error. Damage is found by a scrub or at open; whoever owns the node decides what follows.
@@ -25,14 +22,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from kvnode.base.clock import Clock
-from kvnode.base.errors import StorageFailed
+from kvnode.base.errors import StorageFailed, Unavailable
 from kvnode.base.invariant import invariant
-from kvnode.base.limits import DURABLE_APPLIED_INTERVAL_MS, STATE_CHECKPOINT_BYTES
 from kvnode.codec.row import Row
 from kvnode.storage.durable_files import sync_directory, sync_file
 from kvnode.storage.generations import Generations, create_empty_state
 from kvnode.storage.snapshot import SnapshotFile, create_snapshot, remove_snapshots
+from kvnode.storage.state_connections import close_all
 from kvnode.storage.state_count import count_rows
+from kvnode.storage.state_duties import Duties, run_to_end
 from kvnode.storage.state_errors import damaged, storage_error, storage_errors
 from kvnode.storage.state_file import StateFile
 from kvnode.storage.state_scrub import Scrub, scrub_file, scrub_page
@@ -58,7 +56,6 @@ class State:
         self._lock_descriptor = lock_descriptor
         self._exclusive = asyncio.Lock()  # no apply while it is held
         self._copying = asyncio.Lock()  # one snapshot or scrub at a time; held while the file must not be exchanged
-        self._durable_at_ms = clock.monotonic_ms()
         self._failed: str | None = None
         self._closing = False
         self._snapshot: SnapshotFile | None = None
@@ -99,18 +96,26 @@ class State:
                 self._generations.switch(1)
                 number = 1
             remove_snapshots(directory / _SNAPSHOTS)
-        self._file = await StateFile.open(self._generations, number, self._clock)
+        self._use(await StateFile.open(self._generations, number, self._clock))
+
+    def _use(self, file: StateFile) -> None:
+        self._file = file
+        self._duties = Duties(file, self._clock, self._exclusive)
 
     async def close(self) -> None:
         """Stop a copy that is under way, wait for what runs, close every connection."""
         self._closing = True
         async with self._copying, self._exclusive:
             try:
-                await self._file.close()
+                await close_all([self._duties.close, self._file.close])
             finally:
                 if self._lock_descriptor >= 0:
                     os.close(self._lock_descriptor)
                     self._lock_descriptor = -1
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise Unavailable("the node is stopping", code="STOPPING", phase="storage")
 
     # What machine and node read.
 
@@ -205,30 +210,16 @@ class State:
 
     @property
     def maintenance_due(self) -> bool:
-        """Whether `maintain` has something to do. Cheap: ask after every apply, and when idle."""
-        return self._checkpoint_due or self._durable_point_due
-
-    @property
-    def _checkpoint_due(self) -> bool:
-        return self._file.wal_grown_by(STATE_CHECKPOINT_BYTES)
-
-    @property
-    def _durable_point_due(self) -> bool:
-        waited_ms = self._clock.monotonic_ms() - self._durable_at_ms
-        return waited_ms >= DURABLE_APPLIED_INTERVAL_MS and self._file.durable < self.meta.applied_index
+        """Whether `maintain` has something to do. Cheap (3 us): ask after every apply, and when idle."""
+        return self._duties.due
 
     async def maintain(self) -> None:
-        """Do what is due. Await it between two calls of `apply`; it takes some milliseconds.
+        """Do what is due. Await it between two calls of `apply`, for as long as some milliseconds.
 
         Raises:
             StorageFailed: an fsync failed or the disk is full; the process must end.
         """
-        if self._checkpoint_due:
-            await self.make_durable()  # outside of the lock, so that the checkpoint finds little to fsync
-            await self._alone(self._file.checkpoint())
-            self._durable_at_ms = self._clock.monotonic_ms()
-        elif self._durable_point_due:
-            await self.make_durable()
+        await self._guarded(self._duties.perform())
 
     async def make_durable(self) -> None:
         """Raise `durable_applied` to what is applied now. `apply` may go on meanwhile.
@@ -236,17 +227,7 @@ class State:
         Raises:
             StorageFailed: the fsync failed; the process must end.
         """
-        self._durable_at_ms = self._clock.monotonic_ms()
         await self._guarded(self._file.make_durable())
-
-    async def _alone(self, work: Coroutine[object, object, Result]) -> Result:
-        """Run `work` with apply shut out, to its end even if the caller is cancelled."""
-
-        async def locked() -> Result:
-            async with self._exclusive:
-                return await self._guarded(work)
-
-        return await asyncio.shield(asyncio.ensure_future(locked()))
 
     async def _guarded(self, work: Coroutine[object, object, Result]) -> Result:
         try:
@@ -265,7 +246,9 @@ class State:
             file, scrub = self._file, Scrub()
             file.tables.observer = scrub.observe
             try:
-                await scrub.run(lambda after: file.readers.read(lambda tables: scrub_page(tables, after)))
+                await scrub.run(
+                    lambda after: file.readers.read(lambda tables: scrub_page(tables, after)), self._check_open
+                )
                 wrong = scrub.verdict(file.tables.meta.digest)
             except sqlite3.DatabaseError as error:
                 wrong = str(error)
@@ -298,7 +281,7 @@ class State:
             directory = self._generations.directory / _SNAPSHOTS
             source = self._file.tables.connection
             newest = self._snapshot.path if self._snapshot else None
-            self._snapshot = await create_snapshot(source, directory, newest=newest, stopped=lambda: self._closing)
+            self._snapshot = await create_snapshot(source, directory, newest=newest, check=self._check_open)
             return self._snapshot
 
     async def install_snapshot(self, path: Path, *, index: int, term: int) -> StateMeta:
@@ -321,12 +304,17 @@ class State:
         """
         async with self._copying:
             with storage_errors(path):
-                meta = await scrub_file(path)
+                meta = await scrub_file(path, self._check_open)
                 if (meta.applied_index, meta.applied_term) != (index, term):
                     raise damaged(path, f"it holds index {meta.applied_index}, not {index} of term {term}")
                 await asyncio.to_thread(sync_file, path)
-            await self._alone(self._switch_to(path))
+            await run_to_end(self._alone(path))
             return self.meta
+
+    async def _alone(self, path: Path) -> None:
+        async with self._exclusive:
+            await self._duties.close()
+            await self._switch_to(path)
 
     async def _switch_to(self, path: Path) -> None:
         old, generations = self._file, self._generations
@@ -340,7 +328,8 @@ class State:
         except BaseException:
             await new.close()
             raise
-        self._file, self._snapshot = new, None
+        self._use(new)
+        self._snapshot = None
         await old.close()
         with storage_errors(generations.directory):
             remove_snapshots(generations.directory / _SNAPSHOTS)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
+import os
 from collections.abc import Awaitable, Callable
 
 from kvnode.base.clock import Clock
 from kvnode.storage.durable_files import sync_directory
 from kvnode.storage.generations import Generations
+from kvnode.storage.state_checkpoint import Checkpointer
 from kvnode.storage.state_connections import (
     PAGE_BYTES,
     Readers,
-    Worker,
     close_all,
-    connect_checkpointer,
     connect_writer,
 )
 from kvnode.storage.state_errors import damaged, storage_errors
@@ -58,8 +57,10 @@ class StateFile:
         return file
 
     async def _open(self) -> None:
+        self._database_descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._closers.append(_later(lambda: os.close(self._database_descriptor)))  # after all connections, see below
         writer = connect_writer(self.path)
-        self._closers.append(lambda: asyncio.to_thread(writer.close))  # the last to close also checkpoints
+        self._closers.append(lambda: asyncio.to_thread(writer.close))  # as the last connection it also checkpoints
         self.tables = StateTables(writer)
         self._mark = DurableMark(self._mark_path)
         self._closers.append(_later(self._mark.close))
@@ -67,7 +68,7 @@ class StateFile:
         self._wal = WalFile(self.path.with_name(self.path.name + "-wal"), PAGE_BYTES)
         self._closers.append(_later(self._wal.close))
         sync_directory(self.path.parent)  # the -wal file's name, which SQLite would only sync with a FULL commit
-        self._checkpointer = await Worker.open(lambda: connect_checkpointer(self.path))
+        self._checkpointer = await Checkpointer.open(self.path, self._wal, self._database_descriptor)
         self._closers.append(self._checkpointer.close)
         self._closers.append(self.readers.close)
         await self.readers.open()
@@ -90,34 +91,33 @@ class StateFile:
         """Whether the write-ahead log grew by at least that since the last checkpoint."""
         return self._wal.grown_by(size_bytes)
 
+    def wal_holds(self, size_bytes: int) -> bool:
+        """Whether the write-ahead log holds at least that, checkpointed or not."""
+        return self._wal.holds(size_bytes)
+
     async def make_durable(self) -> None:
-        """Fsync all that is applied at the call, on a thread, while the loop may go on applying."""
+        """Fsync all that is applied at the call, off the loop, while the loop may go on applying."""
         applied = self.tables.meta.applied_index
         with storage_errors(self.path):
-            await asyncio.to_thread(self._wal.sync)
+            await self._checkpointer.prepare()
             self._note_durable(applied)
 
-    async def checkpoint(self) -> None:
-        """Carry the write-ahead log over into the database, durably. No commit may run meanwhile (WAL-reset bug).
-
-        A reader of an old state stops it half way; the next one goes on from there.
-        """
+    async def copy(self) -> None:
+        """The part of a checkpoint during which nothing may be applied; `settle` is due after it."""
         applied = self.tables.meta.applied_index
         with storage_errors(self.path):
-            _, frames, carried = await self._checkpointer.run(_checkpoint)
-            self._wal.note_checkpoint(carried)
-            if frames == carried:
-                self._note_durable(applied)
+            await self._checkpointer.copy()
+            self._note_durable(applied)
+
+    async def settle(self) -> None:
+        """The part of a checkpoint after the copy; the loop may go on applying."""
+        with storage_errors(self.path):
+            await self._checkpointer.settle()
 
     def _note_durable(self, index: int) -> None:
         if index > self.durable:
             self._mark.write(index)
             self.durable = index
-
-
-def _checkpoint(connection: sqlite3.Connection) -> tuple[int, int, int]:
-    busy, frames, carried = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-    return busy, frames, carried
 
 
 def _later(function: Callable[[], None]) -> Callable[[], Awaitable[None]]:

@@ -82,10 +82,12 @@ class Scrub:
         self._after = last or self._after
         return last is not None
 
-    async def run(self, read_page: Callable[[bytes], Awaitable[ScrubPage]]) -> None:
-        """Read every page through `read_page(after)`."""
-        while self.add(await read_page(self._after)) and self.mismatch is None:
-            pass
+    async def run(self, read_page: Callable[[bytes], Awaitable[ScrubPage]], check: Callable[[], None]) -> None:
+        """Read every page through `read_page(after)`, calling `check` before each."""
+        more = True
+        while more and self.mismatch is None:
+            check()
+            more = self.add(await read_page(self._after))
 
     def verdict(self, digest: int) -> str | None:
         """What is wrong, given the meta row's digest now; None when all is well."""
@@ -96,8 +98,16 @@ class Scrub:
         return None
 
 
-async def scrub_file(path: Path) -> StateMeta:
+def go_on() -> None:
+    """The check that never stops anything."""
+
+
+async def scrub_file(path: Path, check: Callable[[], None] = go_on) -> StateMeta:
     """Scrub a state file that nobody writes, off the loop.
+
+    Args:
+        path: of the file.
+        check: called before each page; what it raises ends the scrub.
 
     Returns:
         Its meta row.
@@ -110,7 +120,7 @@ async def scrub_file(path: Path) -> StateMeta:
     try:
         meta = await worker.run(lambda connection: StateTables(connection).meta)
         scrub = Scrub()
-        await scrub.run(lambda after: worker.run(lambda connection: scrub_page(StateTables(connection), after)))
+        await scrub.run(lambda after: worker.run(lambda connection: scrub_page(StateTables(connection), after)), check)
     finally:
         await worker.close()
     wrong = scrub.verdict(meta.digest)

@@ -9,7 +9,7 @@ be reused. (SQLite locks the database and the -shm file, never the -wal, so clos
 
 The file is never truncated while it is in use; after a full checkpoint SQLite writes over it from its start, under
 new salts in the header. A frame belongs to the present round if its salts are the header's; frames are written in
-order; so one look at the n-th frame tells whether the log holds n frames.
+order; so one look at the n-th frame, 1 us, tells whether the log holds n frames (SQLite tells only in a checkpoint).
 Format: https://www.sqlite.org/fileformat2.html, section 4.1.
 """
 
@@ -51,6 +51,11 @@ class WalFile:
         old_salts, old_frames = self._checkpointed
         carried = old_frames if salts == old_salts else 0
         return len(salts) == _SALTS_BYTES and self._has_frame(carried + size_bytes // self._frame_bytes, salts)
+
+    def holds(self, size_bytes: int) -> bool:
+        """Whether at least `size_bytes` of frames are in the file's present round."""
+        salts = self._salts()
+        return len(salts) == _SALTS_BYTES and self._has_frame(size_bytes // self._frame_bytes, salts)
 
     def note_checkpoint(self, frames_count: int) -> None:
         """A checkpoint has carried over the first `frames_count` frames."""

@@ -1,0 +1,193 @@
+"""The demo: three data centers on this machine, real input, a killed leader, every write accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster.demo_input import Character, named_characters
+from cluster.demo_ledger import Ledger
+from cluster.demo_load import Loader, now_ms
+from cluster.demo_rows import expected_rows
+from cluster.demo_verify import Findings, verify
+from cluster.demo_view import DemoView
+from cluster.launcher import LocalCluster
+from kvnode.client import open_kv
+
+DEFAULT_CALLERS_COUNT = 512
+DEFAULT_OPERATION_TIMEOUT_MS = 60_000
+_CAUGHT_UP_TIMEOUT_S = 60.0
+_PROGRESS_POLL_S = 0.1
+
+
+class DemoOptions(NamedTuple):
+    """What a user may choose.
+
+    Args:
+        limit_count: load only so many characters; 0 = all.
+        callers_count: transactions under way at a time.
+        folder: where the data goes; a temporary folder when None.
+        keep: leave the cluster up.
+    """
+
+    limit_count: int = 0
+    callers_count: int = DEFAULT_CALLERS_COUNT
+    folder: Path | None = None
+    keep: bool = False
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a person wants to know at the end; the keys of --json."""
+
+    acknowledged: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    unanswered: int = 0
+    refused: int = 0
+    transactions_per_second: float = 0.0
+    gap_ms: float = 0.0
+    killed: str = ""
+    leader: str = ""
+    applied: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+    digests_equal: bool = False
+    rows_read: int = 0
+    seconds: float = 0.0
+    ok: bool = False
+
+    def as_json(self) -> dict[str, object]:
+        """For --json."""
+        return {name: round(value, 1) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+class Demo:
+    """One run. The cluster is the caller's to close."""
+
+    def __init__(self, cluster: LocalCluster, options: DemoOptions, view: DemoView) -> None:
+        self.cluster = cluster
+        self.options = options
+        self.view = view
+        self.summary = Summary()
+
+    async def run(self) -> Summary:
+        """Start, load, kill, go on, restart, verify."""
+        started = time.monotonic()
+        characters = list(named_characters())
+        characters = characters[: self.options.limit_count or len(characters)]
+        self.view.starting()
+        await asyncio.to_thread(self.cluster.start)
+        await self._show_cluster()
+        ledger = await self._load(characters)
+        await self._catch_up()
+        findings = await self._verify(characters, ledger)
+        await self._conclude(ledger, findings)
+        self.summary.seconds = time.monotonic() - started
+        self.view.conclude(self.summary)
+        return self.summary
+
+    async def _show_cluster(self) -> None:
+        self.summary.leader = await asyncio.to_thread(self.cluster.wait_leader)
+        self.view.started(list(self.cluster.nodes.values()), self.summary.leader)
+
+    # Load, with the kill half way.
+
+    async def _load(self, characters: list[Character]) -> Ledger:
+        async with open_kv(self.cluster.addresses, timeout_ms=DEFAULT_OPERATION_TIMEOUT_MS) as kv:
+            loader = Loader(kv, characters, self.options.callers_count, lambda: self._kill_leader(loader))
+            with self.view.loading(len(characters)):
+                await self._beside(loader.run(), self._report_load, loader.ledger)
+        return loader.ledger
+
+    async def _beside(self, work: Awaitable[None], watch: Callable[[Ledger], Awaitable[None]], ledger: Ledger) -> None:
+        watcher = asyncio.ensure_future(watch(ledger))
+        try:
+            await work
+        finally:
+            watcher.cancel()
+            await asyncio.gather(watcher, return_exceptions=True)
+            self.view.loaded(ledger)
+
+    async def _report_load(self, ledger: Ledger) -> None:
+        while True:
+            self.view.loaded(ledger)
+            await asyncio.sleep(_PROGRESS_POLL_S)
+
+    async def _kill_leader(self, loader: Loader) -> None:
+        ledger = loader.ledger
+        victim = await asyncio.to_thread(self.cluster.wait_leader)
+        ledger.watch_gap(now_ms())
+        before = len(ledger.acknowledged)
+        await asyncio.to_thread(self.cluster.kill, victim)
+        self.summary.killed = victim
+        self.view.killed(victim, before)
+        successor = await asyncio.to_thread(self.cluster.wait_leader, other_than=victim)
+        await loader.next_acknowledgement()  # so that the gap is over and known
+        self.summary.leader = successor
+        self.view.writes_again(ledger.longest_gap_ms, successor)
+        await asyncio.to_thread(self.cluster.restart, victim)
+        self.view.restarted(victim)
+
+    # Afterwards.
+
+    async def _catch_up(self) -> None:
+        self.summary.leader = await asyncio.to_thread(self.cluster.wait_leader)
+        status = await asyncio.to_thread(self.cluster.nodes[self.summary.leader].admin.status)
+        await asyncio.to_thread(self.cluster.wait_applied, status.commit_index, _CAUGHT_UP_TIMEOUT_S)
+
+    async def _verify(self, characters: list[Character], ledger: Ledger) -> list[Findings]:
+        expected = expected_rows(characters, ledger.acknowledged)
+        newest = ledger.newest
+        found: list[Findings] = []
+        with self.view.verifying(2 * len(self.cluster.nodes) * len(expected)):
+            for node in self.cluster.nodes.values():
+                for strong in (True, False):
+                    findings = await verify(
+                        node.name, node.address, expected, newest, strong=strong, progress=self.view.verified_rows
+                    )
+                    self.view.verified(findings)
+                    found.append(findings)
+        return found
+
+    async def _conclude(self, ledger: Ledger, found: list[Findings]) -> None:
+        summary = self.summary
+        summary.acknowledged = len(ledger.acknowledged)
+        summary.unanswered, summary.refused = len(ledger.unanswered), len(ledger.refused)
+        summary.lost = len(set[str]().union(*(findings.lost for findings in found)))
+        summary.duplicated = max(findings.duplicated_count for findings in found)
+        summary.rows_read = sum(findings.rows_count for findings in found)
+        summary.transactions_per_second = ledger.per_second()
+        summary.gap_ms = ledger.longest_gap_ms
+        summary.leader = await asyncio.to_thread(self.cluster.wait_leader)
+        digests = await asyncio.to_thread(self.cluster.digests)
+        summary.applied = {name: index for name, (index, _) in digests.items()}
+        summary.digests = {name: digest for name, (_, digest) in digests.items()}
+        complete = len(digests) == len(self.cluster.nodes)
+        summary.digests_equal = complete and len(set(digests.values())) == 1
+        summary.ok = (
+            summary.digests_equal
+            and summary.acknowledged > 0
+            and not summary.refused
+            and all(findings.ok for findings in found)
+        )
+
+
+async def run_demo(options: DemoOptions, view: DemoView) -> Summary:
+    """Run the demo; the cluster is gone afterwards unless it is to be kept and all went well to its end."""
+    cluster = LocalCluster(folder=options.folder)
+    kept = False
+    try:
+        summary = await Demo(cluster, options, view).run()
+        kept = options.keep
+        if kept:
+            view.kept(list(cluster.nodes.values()), cluster.folder)
+        else:
+            await asyncio.to_thread(cluster.stop)
+        return summary
+    finally:
+        if not kept:
+            cluster.close()

@@ -1,0 +1,120 @@
+"""Read everything back from one node and hold it against what was acknowledged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+
+from cluster.demo_rows import COUNT_KEY, SPACES, ExpectedRow, space_range
+from kvnode.base.limits import MAX_READ_ENTRIES_COUNT
+from kvnode.client.session import Session
+from kvnode.codec.keys import decode_key, encode_key
+from kvnode.proto.kv.v1 import kv_pb2
+
+READ_TIMEOUT_MS = 60_000
+
+
+@dataclass(slots=True)
+class Findings:
+    """What one node showed under one consistency."""
+
+    node: str
+    strong: bool
+    rows_count: int = 0
+    lost: set[str] = field(default_factory=set)  # acknowledged, and a row of it is missing or different
+    duplicated: set[str] = field(default_factory=set)  # applied more than once
+    unacknowledged: set[str] = field(default_factory=set)  # applied, though the answer never came
+    applied_count: int = 0  # different transactions that left their mark
+    counted: int = 0  # what they added up to
+
+    @property
+    def duplicated_count(self) -> int:
+        """Applications beyond the first: by the rows they left, or by the counter if it saw more of them."""
+        return max(len(self.duplicated), self.counted - self.applied_count)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing lost, nothing doubled, nothing half applied."""
+        return not self.lost and not self.duplicated and self.counted == self.applied_count
+
+
+async def verify(
+    node: str,
+    address: str,
+    expected: Mapping[bytes, ExpectedRow],
+    newest: bytes,
+    *,
+    strong: bool,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> Findings:
+    """Scan every row from one node.
+
+    Args:
+        node: its name.
+        address: its own; nobody else answers.
+        expected: from expected_rows.
+        newest: the greatest versionstamp acknowledged: an eventual read waits until the node has applied it.
+        strong: whether to ask for strong or eventual reads.
+        progress: told the number of rows of each page.
+    """
+    findings = Findings(node, strong)
+    unseen = Counter(row.code for row in expected.values())
+    applied: Counter[str] = Counter()
+    async with Session([address]) as session:
+        for space in SPACES:
+            start, end = space_range(space)
+            async for page in _pages(session, start, end, newest, strong):
+                for entry in page:
+                    _judge(entry, expected, unseen, findings)
+                    if space == SPACES[-1]:
+                        applied[str(decode_key(entry.key)[1])] += 1
+                findings.rows_count += len(page)
+                progress(len(page))
+        findings.counted = await _count(session, newest, strong)
+    findings.lost = {code for code, count in unseen.items() if count > 0}
+    acknowledged = {row.code for row in expected.values()}
+    findings.applied_count = len(applied)
+    findings.duplicated |= {code for code, count in applied.items() if count > 1}
+    findings.unacknowledged = applied.keys() - acknowledged
+    return findings
+
+
+def _judge(
+    entry: kv_pb2.Entry, expected: Mapping[bytes, ExpectedRow], unseen: Counter[str], findings: Findings
+) -> None:
+    row = expected.get(entry.key)
+    if row is None:
+        return
+    if entry.versionstamp != row.versionstamp:
+        # Somebody wrote the row again; the demo's own transactions write each row once.
+        findings.duplicated.add(row.code)
+    if entry.value == row.value:
+        unseen[row.code] -= 1
+
+
+async def _pages(
+    session: Session, start: bytes, end: bytes, newest: bytes, strong: bool
+) -> AsyncIterator[list[kv_pb2.Entry]]:
+    while True:
+        response = await session.read(_request(start, end, newest, strong), READ_TIMEOUT_MS)
+        page = list(response.ranges[0].entries)
+        if page:
+            yield page
+        if len(page) < MAX_READ_ENTRIES_COUNT:
+            return
+        start = page[-1].key + b"\x00"
+
+
+async def _count(session: Session, newest: bytes, strong: bool) -> int:
+    key = encode_key(COUNT_KEY)
+    response = await session.read(_request(key, key + b"\x00", newest, strong), READ_TIMEOUT_MS)
+    entries = response.ranges[0].entries
+    return int.from_bytes(entries[0].value, "little") if entries else 0
+
+
+def _request(start: bytes, end: bytes, newest: bytes, strong: bool) -> kv_pb2.ReadRequest:
+    wanted = kv_pb2.ReadRange(start=start, end=end, limit=MAX_READ_ENTRIES_COUNT)
+    if strong:
+        return kv_pb2.ReadRequest(ranges=[wanted], consistency=kv_pb2.CONSISTENCY_STRONG)
+    return kv_pb2.ReadRequest(ranges=[wanted], consistency=kv_pb2.CONSISTENCY_EVENTUAL, min_versionstamp=newest)

@@ -149,9 +149,7 @@ class Gateway:
         if call.operation is None:
             self._transport.forward_open(leader_id, partial(self._open_answered, call, call.attempt))
         else:
-            self._transport.forward(
-                leader_id, call.origin, call.operation, partial(self._answered, call, call.attempt)
-            )
+            self._transport.forward(leader_id, call.origin, call.operation, partial(self._answered, call, call.attempt))
 
     def _answered(self, call: Call, attempt: int, result: kv_pb2.OperationResult) -> None:
         if call.attempt != attempt or call.done:

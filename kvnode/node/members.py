@@ -14,9 +14,9 @@ from dataclasses import replace as with_fields
 from kvnode.base.config import topology_problems
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.node.member_wire import member_from_wire, member_to_wire
 from kvnode.node.ports import Transport
 from kvnode.node.settings import NodeSettings
-from kvnode.node.member_wire import member_from_wire, member_to_wire
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.raft import Raft
 

@@ -357,7 +357,9 @@ class Node:
         now = self.clock.monotonic_ms()
         self.stats.operations += len(operations)
         for operation in operations:
-            timeout_ms = min(operation.timeout_ms or self.settings.operation_timeout_ms, limits.MAX_OPERATION_TIMEOUT_MS)
+            timeout_ms = min(
+                operation.timeout_ms or self.settings.operation_timeout_ms, limits.MAX_OPERATION_TIMEOUT_MS
+            )
             call = Call(operation, origin, deliver, None, now, timeout_ms, forwarded=forwarded)
             try:
                 self._admit(call, operation)
@@ -418,7 +420,9 @@ class Node:
         if target == self.node_id:
             return
         if not target or self.raft.membership.get(target) is None:
-            raise InvalidRequest("MEMBER_UNKNOWN", f"no voter {to or ''} to hand leadership to; see `kvnode member list`")
+            raise InvalidRequest(
+                "MEMBER_UNKNOWN", f"no voter {to or ''} to hand leadership to; see `kvnode member list`"
+            )
         self.raft.transfer_leadership(target)
         self.wake()
         deadline = self.clock.monotonic_ms() + HANDOVER_TIMEOUT_MS

@@ -92,9 +92,7 @@ class Transport(Protocol):
     def send(self, to: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """Queue messages to a peer; never blocks. What does not fit the bound, or has no stream, is dropped."""
 
-    def forward(
-        self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver
-    ) -> None:
+    def forward(self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
         """Forward one operation; many of one loop pass travel in one message.
 
         When the stream breaks with the answer outstanding, `deliver` gets an error with the code

@@ -114,7 +114,9 @@ class Proposals:
             len(self._queue) >= limits.MAX_PROPOSAL_QUEUE_COUNT
             or self._queue_bytes + call.size_bytes > limits.MAX_PROPOSAL_QUEUE_BYTES
         ):
-            call.fail(Unavailable("the leader's queue of writes is full; send less at once or retry", code="OVERLOADED"))
+            call.fail(
+                Unavailable("the leader's queue of writes is full; send less at once or retry", code="OVERLOADED")
+            )
             return
         self._queue.append(call)
         self._queue_bytes += call.size_bytes
@@ -156,7 +158,9 @@ class Proposals:
             self.flush(tick=True)
 
     def _has_room(self) -> bool:
-        return len(self._pending) < MAX_PENDING_ENTRIES_COUNT and self._pending_bytes < limits.MAX_UNCOMMITTED_BYTES // 2
+        return (
+            len(self._pending) < MAX_PENDING_ENTRIES_COUNT and self._pending_bytes < limits.MAX_UNCOMMITTED_BYTES // 2
+        )
 
     def _propose_batch(self, resolver: Resolver, *, tick: bool) -> bool:
         index = self._raft.last_index + 1
@@ -356,5 +360,3 @@ def settled_body(verdict: Settled) -> object:
     if verdict.failed_checks:
         return kv_pb2.AtomicWriteResponse(status=_CHECK_FAILED, failed_checks=verdict.failed_checks)
     return kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=verdict.versionstamp)
-
-

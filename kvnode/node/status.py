@@ -89,7 +89,9 @@ def _problems(node: Node, voters: list[int]) -> list[str]:
     if node.raft.is_leader:
         limit = node.settings.election_ticks
         members = {m.node_id: m.name for m in node.raft.membership.members}
-        for peer in node.raft.progress():
-            if peer.node_id != node.node_id and not 0 <= peer.ticks_since_contact <= limit:
-                problems.append(f"node '{members.get(peer.node_id, peer.node_id)}' does not answer the leader")
+        problems.extend(
+            f"node '{members.get(peer.node_id, peer.node_id)}' does not answer the leader"
+            for peer in node.raft.progress()
+            if peer.node_id != node.node_id and not 0 <= peer.ticks_since_contact <= limit
+        )
     return problems

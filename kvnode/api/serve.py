@@ -1,0 +1,196 @@
+"""`kvnode serve`: from a configuration to a running node, and back to nothing.
+
+The order of a start: lock the data directory; read or mint the identity; if it belongs to no cluster yet, bootstrap
+one or wait to be adopted; open the log and the state; start the node, the gRPC server and the ops port. A stop runs
+the other way: leadership is handed over first, so that clients feel a pause and not a timeout, then calls are
+drained, then everything is closed, within SHUTDOWN_TIMEOUT_MS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import sys
+from pathlib import Path
+
+from kvnode.api.grpc_server import GrpcServer
+from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
+from kvnode.api.ops import OpsServer
+from kvnode.base import limits
+from kvnode.base.clock import Clock, SystemClock
+from kvnode.base.config import NodeConfig
+from kvnode.base.errors import ConfigError, KvError
+from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.node.node import Node
+from kvnode.node.ports import PeerHandler, Transport
+from kvnode.node.settings import NodeSettings
+from kvnode.node.stats import Stats
+from kvnode.node.transport import GrpcTransport, adopt, identify
+from kvnode.storage.disk import Disk
+from kvnode.storage.identity import DataDirectory, Identity
+from kvnode.storage.log import Log
+from kvnode.storage.state import State
+from kvnode.storage.system_disk import SystemDisk
+
+_log = logging.getLogger(__name__)
+
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+FIRST_EPOCH = 1
+
+
+def run(config: NodeConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the process's exit status."""
+    import uvloop
+
+    logging.basicConfig(
+        level=config.log_level.upper(), stream=sys.stderr, format=f"%(asctime)s {config.name} %(levelname)s %(message)s"
+    )
+    try:
+        return uvloop.run(_serve(config))
+    except ConfigError as error:
+        print(f"kvnode: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG
+    except KvError as error:
+        print(f"kvnode: {error}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+async def _serve(config: NodeConfig) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    disk = SystemDisk()
+    source = random.SystemRandom()
+    directory = DataDirectory.open(disk, str(config.data_dir))
+    try:
+        identity = await directory.identity(name=config.name, region=config.region, dc=config.dc, random_source=source)
+        if not identity.cluster_id:
+            joined = asyncio.ensure_future(_join(config, directory, identity))
+            identity = await _unless_stopped(joined, stopping)
+            if identity is None:
+                return EXIT_OK
+        return await _run_node(config, disk, identity, source, stopping)
+    finally:
+        directory.close()
+
+
+async def _unless_stopped(work: asyncio.Future[Identity], stopping: asyncio.Event) -> Identity | None:
+    stop = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if work.done():
+        return work.result()
+    work.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await work
+    return None
+
+
+async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity) -> Identity:
+    me = _member(config, identity)
+    if config.bootstrap:
+        _log.info("bootstrapping a new cluster")
+        cluster_id, membership = await plan_bootstrap(
+            me, list(config.peers), config.min_commit_dcs, identify, random.SystemRandom()
+        )
+        return await directory.bind(identity, cluster_id, FIRST_EPOCH, encode_membership(membership))
+    _log.info("this node (id %d) belongs to no cluster yet: waiting at %s to be adopted", me.node_id, config.listen)
+    cluster_id, epoch, initial = await wait_for_adoption(Joining(me), config.listen)
+    return await directory.bind(identity, cluster_id, epoch, initial)
+
+
+def _member(config: NodeConfig, identity: Identity) -> Member:
+    address = config.advertise or config.listen
+    return Member(identity.node_id, config.name, config.region, config.dc, address, MemberRole.VOTER)
+
+
+async def _open_storage(config: NodeConfig, disk: Disk, identity: Identity, clock: Clock) -> tuple[Log, State]:
+    data_dir = Path(config.data_dir)
+    log = await Log.open(str(data_dir / "log"), disk, segment_bytes=config.segment_bytes)
+    try:
+        state = await State.open(data_dir / "state", clock=clock)
+    except BaseException:
+        await log.close()
+        raise
+    meta = state.meta
+    if not meta.membership:
+        initial = identity.initial_membership or encode_membership(Membership((), config.min_commit_dcs))
+        state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=identity.epoch, membership=initial)
+        meta = state.meta
+    if log.damage is None and log.term(meta.applied_index) != meta.applied_term:
+        # A snapshot was installed and the crash came before the log was reset behind it; the hard state stays.
+        await log.reset(meta.applied_index, meta.applied_term)
+    return log, state
+
+
+async def _run_node(
+    config: NodeConfig, disk: Disk, identity: Identity, source: random.Random, stopping: asyncio.Event
+) -> int:
+    clock, stats = SystemClock(), Stats()
+    log, state = await _open_storage(config, disk, identity, clock)
+    settings = NodeSettings(
+        node_id=identity.node_id,
+        name=config.name,
+        region=config.region,
+        dc=config.dc,
+        address=config.advertise or config.listen,
+        cluster_id=identity.cluster_id,
+        epoch=identity.epoch,
+        tick_ms=config.tick_ms,
+        election_ticks=max(2, config.election_timeout_ms // config.tick_ms),
+        log_retention_bytes=config.log_retention_bytes,
+    )
+
+    def make_transport(handler: PeerHandler) -> Transport:
+        return GrpcTransport(handler, clock, stats=stats)
+
+    node = Node(settings, log, state, clock, source, make_transport, stats)
+    server = GrpcServer(node, config.listen)
+    ops = OpsServer(node, config.ops_listen)
+    helpers: list[asyncio.Task[None]] = []
+    try:
+        await server.start()
+        await node.start()
+        await ops.start()
+        if config.bootstrap and identity.initial_membership:
+            me = _member(config, identity)
+            work = adopt_initial_members(
+                me, identity.cluster_id, identity.epoch, identity.initial_membership, identify, adopt
+            )
+            helpers.append(asyncio.ensure_future(work))
+        _log.info("serving on %s, ops on %s, cluster %s", config.listen, config.ops_listen, identity.cluster_id)
+        return await _until_stopped(node, stopping)
+    finally:
+        for helper in helpers:
+            helper.cancel()
+        await _shut_down(node, server, ops)
+
+
+async def _until_stopped(node: Node, stopping: asyncio.Event) -> int:
+    stop = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait((stop, node.failed), return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if node.failed.done():
+        error = node.failed.result()
+        _log.critical("the node stops, nothing more is acknowledged: %s", error, exc_info=error)
+        return EXIT_FAILED
+    _log.info("stopping: handing over, draining")
+    return EXIT_OK
+
+
+async def _shut_down(node: Node, server: GrpcServer, ops: OpsServer) -> None:
+    try:
+        async with asyncio.timeout(limits.SHUTDOWN_TIMEOUT_MS / 1_000):
+            await node.hand_over()
+            await server.stop(1.0)
+            await ops.stop()
+            await node.stop()
+    except TimeoutError:
+        _log.error("the shutdown took longer than %d ms and was cut short", limits.SHUTDOWN_TIMEOUT_MS)

@@ -22,7 +22,7 @@ import struct
 from typing import NamedTuple
 
 from kvnode.base import limits
-from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, OutcomeUnknown, Unavailable
 from kvnode.codec.row import Row
 from kvnode.machine.keyspace import outcome_key, outcome_range_end
 from kvnode.machine.state_reader import StateReader
@@ -100,7 +100,7 @@ def decode_outcomes(row: Row) -> dict[int, Outcome]:
 
 def _negative(kind: int, detail: bytes) -> Settled:
     transaction = log_pb2.Transaction.FromString(detail)
-    error = KvError(transaction.error_code, transaction.error_message) if transaction.error_code else None
+    error = InvalidRequest(transaction.error_code, transaction.error_message) if transaction.error_code else None
     return Settled(kind, b"", tuple(transaction.failed_checks), error)
 
 

@@ -1,0 +1,67 @@
+"""Reads: points, ranges, reverse, keys only, counts, and rows whose time has come."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvnode.base import limits
+from kvnode.codec.row import Row
+from kvnode.machine.keyspace import database_prefix
+from kvnode.machine.read import read_ranges
+from kvnode.proto.kv.v1 import kv_pb2
+from tests.unit.machine.fakes import MemoryState, point
+
+NOW = 100
+
+
+def state_of(rows, database=1):
+    state = MemoryState()
+    for key, expire_at_ms in rows:
+        full = database_prefix(database) + key
+        state.rows[full] = Row(full, b"v" + key, 3, bytes(9) + b"\1", expire_at_ms)
+    return state
+
+
+def ask(state, *ranges, database=1):
+    return read_ranges(state, kv_pb2.ReadRequest(ranges=ranges), database, NOW).ranges
+
+
+def test_a_point():
+    state = state_of([(b"a", 0), (b"gone", NOW), (b"later", NOW + 1)])
+    found, gone, later, absent, keys_only = ask(
+        state, point(b"a"), point(b"gone"), point(b"later"), point(b"x"), point(b"a", keys_only=True)
+    )
+    assert found.entries[0] == kv_pb2.Entry(key=b"a", value=b"va", encoding=3, versionstamp=bytes(9) + b"\1")
+    assert not gone.entries and not absent.entries
+    assert later.entries[0].expire_at_ms == NOW + 1
+    assert keys_only.entries[0] == kv_pb2.Entry(key=b"a", encoding=3, versionstamp=bytes(9) + b"\1")
+
+
+def test_databases_are_apart():
+    state = state_of([(b"a", 0)], database=7)
+    assert not ask(state, point(b"a"))[0].entries
+    assert ask(state, point(b"a"), database=7)[0].entries
+
+
+@given(st.data())
+def test_ranges_against_a_list(data):
+    chance = random.Random(data.draw(st.integers()))
+    letters = [bytes([n]) for n in range(97, 117)]
+    rows = [(key, chance.choice([0, 0, NOW - 1, NOW, NOW + 1])) for key in letters if chance.random() < 0.7]
+    state = state_of(rows)
+    low, high = sorted(chance.choices([*letters, b""], k=2))
+    limit, reverse = chance.randrange(1, 9), chance.random() < 0.5
+    live = [key for key, at in rows if low <= key < high and not 0 < at <= NOW]
+    page = limits.SCAN_PAGE_COUNT
+    limits.SCAN_PAGE_COUNT = 3
+    try:
+        listed, counted = ask(
+            state,
+            kv_pb2.ReadRange(start=low, end=high, limit=limit, reverse=reverse),
+            kv_pb2.ReadRange(start=low, end=high, count_only=True),
+        )
+    finally:
+        limits.SCAN_PAGE_COUNT = page
+    assert [entry.key for entry in listed.entries] == (live[::-1] if reverse else live)[:limit]
+    assert counted.count == len(live) and not counted.entries

@@ -111,7 +111,9 @@ MAX_PREFIX_WATCHES_COUNT = 1_000  # each costs two bisections per applied run
 HEALTH_INTERVAL_MS = 250
 
 # Request ids.
-SESSION_REFRESH_MS = 225_000  # a session's expiry moves in steps of this, so that few of its writes touch the expiry index
+SESSION_REFRESH_MS = (
+    225_000  # a session's expiry moves in steps of this, so that few of its writes touch the expiry index
+)
 OUTCOME_PRUNE_SEQUENCES_COUNT = 256  # outcomes below lowest_unanswered are deleted in steps of this many sequences
 SCAN_PAGE_COUNT = 1_000
 MAX_SESSION_RESULT_BYTES = 32 * 1_048_576  # results of one stream that wait to be sent; above it nothing is read

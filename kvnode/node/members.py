@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace as with_fields
 
-from kvnode.base.config import topology_problems
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
+from kvnode.base.topology import Problem, topology_problems
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
 from kvnode.node.member_wire import member_from_wire, member_to_wire
 from kvnode.node.ports import Transport
@@ -164,7 +164,7 @@ class Members:
             raise Unavailable(f"only the leader changes the membership; {where}", code="NOT_LEADER")
 
 
-def _problems(membership: Membership) -> list:  # type: ignore[type-arg]
+def _problems(membership: Membership) -> list[Problem]:
     return topology_problems(
         [(m.dc, m.region, m.role is MemberRole.VOTER) for m in membership.members], membership.min_commit_dcs
     )

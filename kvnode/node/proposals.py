@@ -33,6 +33,7 @@ from kvnode.raft.raft import Raft
 # while the followers' acknowledgements travel.
 MAX_PENDING_ENTRIES_COUNT = 4
 
+Body = kv_pb2.AtomicWriteResponse | kv_pb2.Error
 _SUCCESS = kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS
 _CHECK_FAILED = kv_pb2.ATOMIC_WRITE_STATUS_CHECK_FAILED
 
@@ -236,7 +237,7 @@ class Proposals:
             self._stats.conflicts_resent += 1
             call.answer(result_of(call, settled_body(verdict)))
         else:
-            body: object
+            body: kv_pb2.AtomicWriteResponse | kv_pb2.Error
             logged = False
             if isinstance(verdict, CheckFailed):
                 self._stats.check_failures += 1
@@ -298,7 +299,7 @@ class Proposals:
                 call.opened(body)  # type: ignore[arg-type]
             else:
                 observe(now_ms - call.started_ms)
-                call.answer(result_of(call, body))
+                call.answer(result_of(call, body))  # type: ignore[arg-type]
 
     def applied_to(self, index: int) -> None:
         """The state shows everything up to `index`: the overlay below may go."""
@@ -345,7 +346,7 @@ def deadline_error(call: Call) -> KvError:
     )
 
 
-def result_of(call: Call, body: object) -> kv_pb2.OperationResult:
+def result_of(call: Call, body: Body) -> kv_pb2.OperationResult:
     """The result of a call, from its write response or error."""
     assert call.operation is not None
     if isinstance(body, kv_pb2.Error):
@@ -353,7 +354,7 @@ def result_of(call: Call, body: object) -> kv_pb2.OperationResult:
     return kv_pb2.OperationResult(id=call.operation.id, write=body)
 
 
-def settled_body(verdict: Settled) -> object:
+def settled_body(verdict: Settled) -> Body:
     """The body of an outcome that the session already holds."""
     if verdict.error is not None:
         return error_message(verdict.error)

@@ -1,0 +1,193 @@
+"""A node's configuration: flags over KVNODE_* environment over a TOML file over defaults.
+
+One table (KEYS) says what each key means; `kvnode config show` prints it with each value's origin.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kvnode.base import limits
+from kvnode.base.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "KVNODE_"
+
+
+class Key(NamedTuple):
+    """One key: its type, default and meaning."""
+
+    kind: type
+    default: Any
+    help: str
+
+
+KEYS: dict[str, Key] = {
+    "name": Key(str, "a", "the operator's name for the node, unique in the cluster"),
+    "region": Key(str, "us-east", "the region it stands in"),
+    "dc": Key(str, "dc-a", "the data center it stands in; commits are counted by it"),
+    "data_dir": Key(str, "kvnode-data", "where log, state and identity live; one node's own"),
+    "listen": Key(str, "127.0.0.1:4510", "host:port of the gRPC server"),
+    "advertise": Key(str, "", "host:port by which peers and clients reach it; empty = listen"),
+    "ops_listen": Key(str, "127.0.0.1:4511", "host:port of /livez, /readyz and /metrics"),
+    "peers": Key(list, [], "addresses of the initial voters, this node included or not; read with bootstrap only"),
+    "bootstrap": Key(bool, False, "make a new cluster of this node and its peers; ignored once it belongs to one"),
+    "min_commit_dcs": Key(int, 2, "data centers in which a write is durable before it is acknowledged; at bootstrap"),
+    "allow_unsafe_topology": Key(bool, False, "start although the loss of one data center stops writes"),
+    "tick_ms": Key(int, limits.TICK_MS, "milliseconds between two ticks of the consensus core"),
+    "election_timeout_ms": Key(
+        int,
+        limits.TICK_MS * limits.ELECTION_TIMEOUT_TICKS,
+        "silence of a leader after which an election may begin; the wait is up to twice this",
+    ),
+    "log_retention_bytes": Key(int, limits.LOG_RETENTION_BYTES, "log kept for followers, readers and backups"),
+    "segment_bytes": Key(int, limits.SEGMENT_BYTES, "size of one file of the log"),
+    "log_level": Key(str, "info", "debug, info, warning or error, to standard error"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """The values; KEYS says what they mean."""
+
+    name: str
+    region: str
+    dc: str
+    data_dir: str
+    listen: str
+    advertise: str
+    ops_listen: str
+    peers: tuple[str, ...]
+    bootstrap: bool
+    min_commit_dcs: int
+    allow_unsafe_topology: bool
+    tick_ms: int
+    election_timeout_ms: int
+    log_retention_bytes: int
+    segment_bytes: int
+    log_level: str
+
+
+class Loaded(NamedTuple):
+    """A configuration, and where each value came from: flag, environment, file or default."""
+
+    config: NodeConfig
+    origins: dict[str, str]
+
+
+def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> Loaded:
+    """Put the layers together.
+
+    Args:
+        flags: by key; None = not given.
+        environment: the process's; only KVNODE_* is read. KVNODE_CONFIG and KVNODE_ENDPOINTS are others' business.
+        file: a TOML file with the keys at its top level.
+
+    Raises:
+        ConfigError: naming the key, where it stands, and what to write instead.
+    """
+    values: dict[str, Any] = {name: key.default for name, key in KEYS.items()}
+    origins = dict.fromkeys(KEYS, "default")
+    for origin, layer in (
+        (f"file {file}", _read_file(file) if file else {}),
+        ("environment", _from_environment(environment)),
+        ("flag", {name: value for name, value in flags.items() if value is not None}),
+    ):
+        for name, value in layer.items():
+            values[name] = _convert(name, value, origin)
+            origins[name] = origin
+    values["peers"] = tuple(values["peers"])
+    config = NodeConfig(**values)
+    _check(config)
+    return Loaded(config, origins)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+_NOT_NODE_KEYS = frozenset({"CONFIG", "ENDPOINTS", "TIMEOUT", "OUTPUT"})
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT_PREFIX)
+        and name.removeprefix(ENVIRONMENT_PREFIX) not in _NOT_NODE_KEYS
+        and not name.startswith("KVNODE_TEST_")
+    }
+
+
+def _convert(name: str, value: Any, origin: str) -> Any:
+    key = KEYS.get(name)
+    if key is None:
+        close = difflib.get_close_matches(name, KEYS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "`kvnode config show` lists the keys"
+        raise ConfigError(f"unknown configuration key '{name}' ({origin}): {hint}")
+    if isinstance(value, str) and key.kind is not str:
+        value = _parse(name, key.kind, value, origin)
+    if key.kind is list and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return list(value)
+    if key.kind is list or not isinstance(value, key.kind) or (key.kind is int and isinstance(value, bool)):
+        wanted = {list: "a list of host:port", int: "a whole number", bool: "true or false", str: "a text"}[key.kind]
+        raise ConfigError(f"'{name}' ({origin}) must be {wanted}, not {value!r}")
+    return value
+
+
+def _parse(name: str, kind: type, text: str, origin: str) -> Any:
+    if kind is list:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if kind is bool:
+        lowered = text.lower()
+        if lowered in ("1", "true", "yes", "on"):
+            return True
+        return False if lowered in ("0", "false", "no", "off", "") else text
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"'{name}' ({origin}) must be a whole number, not {text!r}") from None
+
+
+def _check(config: NodeConfig) -> None:
+    for name in ("listen", "ops_listen", "advertise"):
+        address = getattr(config, name)
+        if address or name != "advertise":
+            split_address(address, name)
+    for address in config.peers:
+        split_address(address, "peers")
+    for name in ("name", "dc", "region", "data_dir"):
+        if not getattr(config, name):
+            raise ConfigError(f"'{name}' may not be empty")
+    for name, least in (
+        ("min_commit_dcs", 1),
+        ("tick_ms", 10),
+        ("election_timeout_ms", 4 * config.tick_ms),
+        ("log_retention_bytes", 1_048_576),
+        ("segment_bytes", 65_536),
+    ):
+        if getattr(config, name) < least:
+            raise ConfigError(f"'{name}' must be at least {least}, not {getattr(config, name)}")
+    if config.log_level.lower() not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"'log_level' must be debug, info, warning or error, not {config.log_level!r}")
+
+
+def split_address(address: str, name: str) -> tuple[str, int]:
+    """(host, port) of "host:port". Raises ConfigError that names the key."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"'{name}' must be host:port, for example 127.0.0.1:4510, not {address!r}")
+    return host.strip("[]"), int(port)
+
+
+if {field.name for field in fields(NodeConfig)} != set(KEYS):
+    raise RuntimeError("KEYS and NodeConfig name different keys")

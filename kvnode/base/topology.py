@@ -1,0 +1,69 @@
+"""Which topologies keep the promises.
+
+A pure rule over (data center, region, votes): the loss of any one data center must leave a majority of the voters
+and at least `min_commit_dcs` data centers, or a single loss stops every write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+RECOMMENDED_DCS_COUNT = 6
+RECOMMENDED_REGIONS_COUNT = 3
+RECOMMENDED_PRIMARY_DCS_COUNT = 3
+
+
+class Place(NamedTuple):
+    """Where one member stands, and whether it votes."""
+
+    dc: str
+    region: str
+    votes: bool
+
+
+class Problem(NamedTuple):
+    """`severity` is "error" (refused without the override) or "advice"."""
+
+    severity: str
+    text: str
+
+
+def topology_problems(places: Sequence[tuple[str, str, bool]], min_commit_dcs: int) -> list[Problem]:
+    """What is wrong with a placement, errors first; empty when nothing is."""
+    members = [Place(*place) for place in places]
+    voters = [member for member in members if member.votes]
+    dcs = sorted({voter.dc for voter in voters})
+    majority = len(voters) // 2 + 1
+    problems: list[Problem] = []
+    if len(dcs) < min_commit_dcs:
+        text = f"a commit needs {min_commit_dcs} data centers and the voters stand in {len(dcs)}: nothing can commit"
+        return [Problem("error", text)]
+    for dc in dcs:
+        left = [voter for voter in voters if voter.dc != dc]
+        if len(left) < majority:
+            problems.append(
+                Problem(
+                    "error", f"the loss of data center {dc} leaves {len(left)} of {len(voters)} voters: no majority"
+                )
+            )
+        elif len(dcs) - 1 < min_commit_dcs:
+            problems.append(
+                Problem("error", f"the loss of data center {dc} leaves {len(dcs) - 1}, a commit needs {min_commit_dcs}")
+            )
+    return problems + _advice(members, dcs)
+
+
+def _advice(members: Sequence[Place], primary_dcs: Sequence[str]) -> list[Problem]:
+    all_dcs = {member.dc for member in members}
+    regions = {member.region for member in members}
+    advice = []
+    if len(primary_dcs) < RECOMMENDED_PRIMARY_DCS_COUNT:
+        advice.append(
+            f"{len(primary_dcs)} primary data centers; {RECOMMENDED_PRIMARY_DCS_COUNT} survive the loss of one"
+        )
+    if len(all_dcs) < RECOMMENDED_DCS_COUNT:
+        advice.append(f"{len(all_dcs)} data centers; {RECOMMENDED_DCS_COUNT} or more are recommended")
+    if len(regions) < RECOMMENDED_REGIONS_COUNT:
+        advice.append(f"{len(regions)} regions; {RECOMMENDED_REGIONS_COUNT} are recommended")
+    return [Problem("advice", text) for text in advice]

@@ -333,3 +333,24 @@ def test_outcomes_of_one_entry_share_a_row(state, resolver):
     run = state.apply([entry(3, batch.payload())])
     assert len(run.writes) == 64 + 2
     assert len(Resolver(state, 1).window(client).outcomes) == 64
+
+
+def test_a_jump_of_lowest_unanswered_keeps_what_is_not_below_it(state, resolver):
+    client = open_session(state, resolver)
+    batch = resolver.begin(3, NOW)
+    batch.add(write(), 1, RequestId(client, 1, 1, False))
+    batch.add(write(), 1, RequestId(client, 100, 1, False))
+    assert batch.add(write(), 1, RequestId(client, 100, 100, True)) == InFlight(3, 1)
+
+
+def test_a_discard_after_an_application_does_not_bring_back_what_was_freed(state, resolver):
+    first = resolver.begin(2, NOW)
+    first.add(write(mutation(SET, b"a", b"1")), 1, None)
+    second = resolver.begin(3, NOW)
+    second.add(write(mutation(DELETE, b"a")), 1, None)
+    state.apply([entry(2, first.payload())])
+    resolver.applied(2)
+    resolver.discard(second)
+    assert len(resolver.overlay) == 0
+    batch = resolver.begin(3, NOW)
+    assert isinstance(batch.add(write(checks=[(b"a", versionstamp(1, 2, 0))]), 1, None), Accepted)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from cluster.demo_rows import expected_rows
 from cluster.demo_verify import Findings, verify
 from cluster.demo_view import DemoView
 from cluster.launcher import LocalCluster
-from kvnode.client import open_kv
+from kvnode.client import Session, open_kv
 
 DEFAULT_CALLERS_COUNT = 512
 DEFAULT_OPERATION_TIMEOUT_MS = 60_000
@@ -145,12 +146,14 @@ class Demo:
         found: list[Findings] = []
         with self.view.verifying(2 * len(self.cluster.nodes) * len(expected)):
             for node in self.cluster.nodes.values():
-                for strong in (True, False):
-                    findings = await verify(
-                        node.name, node.address, expected, newest, strong=strong, progress=self.view.verified_rows
-                    )
-                    self.view.verified(findings)
-                    found.append(findings)
+                async with Session([node.address]) as session:
+                    read = partial(session.read, timeout_ms=DEFAULT_OPERATION_TIMEOUT_MS)
+                    for strong in (True, False):
+                        findings = await verify(
+                            node.name, read, expected, newest, strong=strong, progress=self.view.verified_rows
+                        )
+                        self.view.verified(findings)
+                        found.append(findings)
         return found
 
     async def _conclude(self, ledger: Ledger, found: list[Findings]) -> None:

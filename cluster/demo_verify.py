@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from cluster.demo_rows import COUNT_KEY, SPACES, ExpectedRow, space_range
+from cluster.demo_rows import APPLIED, COUNT_KEY, SPACES, ExpectedRow, space_range
 from kvnode.base.limits import MAX_READ_ENTRIES_COUNT
-from kvnode.client.session import Session
 from kvnode.codec.keys import decode_key, encode_key
 from kvnode.proto.kv.v1 import kv_pb2
 
-READ_TIMEOUT_MS = 60_000
+ReadCall = Callable[[kv_pb2.ReadRequest], Awaitable[kv_pb2.ReadResponse]]
+"""Reads from one node. Raises KvError."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Findings:
 
 async def verify(
     node: str,
-    address: str,
+    read: ReadCall,
     expected: Mapping[bytes, ExpectedRow],
     newest: bytes,
     *,
@@ -52,7 +52,7 @@ async def verify(
 
     Args:
         node: its name.
-        address: its own; nobody else answers.
+        read: asks that node and nobody else.
         expected: from expected_rows.
         newest: the greatest versionstamp acknowledged: an eventual read waits until the node has applied it.
         strong: whether to ask for strong or eventual reads.
@@ -61,17 +61,16 @@ async def verify(
     findings = Findings(node, strong)
     unseen = Counter(row.code for row in expected.values())
     applied: Counter[str] = Counter()
-    async with Session([address]) as session:
-        for space in SPACES:
-            start, end = space_range(space)
-            async for page in _pages(session, start, end, newest, strong):
-                for entry in page:
-                    _judge(entry, expected, unseen, findings)
-                    if space == SPACES[-1]:
-                        applied[str(decode_key(entry.key)[1])] += 1
-                findings.rows_count += len(page)
-                progress(len(page))
-        findings.counted = await _count(session, newest, strong)
+    for space in SPACES:
+        start, end = space_range(space)
+        async for page in _pages(read, start, end, newest, strong):
+            for entry in page:
+                _judge(entry, expected, unseen, findings)
+                if space == APPLIED:
+                    applied[str(decode_key(entry.key)[1])] += 1
+            findings.rows_count += len(page)
+            progress(len(page))
+    findings.counted = await _count(read, newest, strong)
     findings.lost = {code for code, count in unseen.items() if count > 0}
     acknowledged = {row.code for row in expected.values()}
     findings.applied_count = len(applied)
@@ -94,10 +93,10 @@ def _judge(
 
 
 async def _pages(
-    session: Session, start: bytes, end: bytes, newest: bytes, strong: bool
+    read: ReadCall, start: bytes, end: bytes, newest: bytes, strong: bool
 ) -> AsyncIterator[list[kv_pb2.Entry]]:
     while True:
-        response = await session.read(_request(start, end, newest, strong), READ_TIMEOUT_MS)
+        response = await read(_request(start, end, newest, strong))
         page = list(response.ranges[0].entries)
         if page:
             yield page
@@ -106,9 +105,9 @@ async def _pages(
         start = page[-1].key + b"\x00"
 
 
-async def _count(session: Session, newest: bytes, strong: bool) -> int:
+async def _count(read: ReadCall, newest: bytes, strong: bool) -> int:
     key = encode_key(COUNT_KEY)
-    response = await session.read(_request(key, key + b"\x00", newest, strong), READ_TIMEOUT_MS)
+    response = await read(_request(key, key + b"\x00", newest, strong))
     entries = response.ranges[0].entries
     return int.from_bytes(entries[0].value, "little") if entries else 0
 

@@ -49,7 +49,7 @@ class Joining:
             member=member_to_wire(self.member), cluster_id=self.cluster_id, joined=bool(self.cluster_id)
         )
 
-    def adopt(self, request: peer_pb2.AdoptRequest) -> peer_pb2.AdoptResponse:
+    async def adopt(self, request: peer_pb2.AdoptRequest) -> peer_pb2.AdoptResponse:
         """Take on a cluster; the caller records it when `adopted` is done. Raises InvalidRequest."""
         check_adoption(self.member, self.cluster_id, request)
         self.cluster_id = request.cluster_id
@@ -81,7 +81,8 @@ async def wait_for_adoption(joining: Joining, address: str) -> tuple[str, int, b
 
     async def adopt(request: bytes, context: aio.ServicerContext) -> bytes:
         try:
-            return joining.adopt(peer_pb2.AdoptRequest.FromString(request)).SerializeToString()
+            answer = await joining.adopt(peer_pb2.AdoptRequest.FromString(request))
+            return answer.SerializeToString()
         except KvError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.code}: {error.message}")
             raise

@@ -25,10 +25,11 @@ from kvnode.base.config import NodeConfig
 from kvnode.base.errors import ConfigError, KvError
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
 from kvnode.node.node import Node
+from kvnode.node.peer_calls import adopt, identify
 from kvnode.node.ports import PeerHandler, Transport
 from kvnode.node.settings import NodeSettings
 from kvnode.node.stats import Stats
-from kvnode.node.transport import GrpcTransport, adopt, identify
+from kvnode.node.transport import GrpcTransport
 from kvnode.storage.disk import Disk
 from kvnode.storage.identity import DataDirectory, Identity
 from kvnode.storage.log import Log
@@ -152,7 +153,7 @@ async def _run_node(
         return GrpcTransport(handler, clock, stats=stats)
 
     node = Node(settings, log, state, clock, source, make_transport, stats)
-    server = GrpcServer(node, config.listen)
+    server = GrpcServer(node, config.listen, adoption=Joining(_member(config, identity), identity.cluster_id))
     ops = OpsServer(node, config.ops_listen)
     helpers: list[asyncio.Task[None]] = []
     try:

@@ -14,23 +14,18 @@ from typing import NamedTuple
 import grpc
 from grpc import aio
 
-from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import KvError, Unavailable
-from kvnode.client.status import ERROR_METADATA_KEY, error_from_proto
 from kvnode.codec.membership import Member
 from kvnode.node.channels import open_channel
 from kvnode.node.forward_stream import ForwardStream, OpenDeliver, deliver_safely, unreachable
 from kvnode.node.message_stream import MessageStream, hello_to
+from kvnode.node.peer_calls import adopt, identify
 from kvnode.node.ports import Deliver, Freshness, Origin, PeerHandler, SnapshotSource
 from kvnode.node.snapshot_stream import send_snapshot
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message
-
-IDENTIFY_METHOD = "/kv.internal.v1.Peer/Identify"
-ADOPT_METHOD = "/kv.internal.v1.Peer/Adopt"
 
 
 class _Peer(NamedTuple):
@@ -128,13 +123,11 @@ class GrpcTransport:
 
     async def identify(self, address: str) -> peer_pb2.IdentifyResponse:
         """Ask whoever listens there who it is. Raises KvError(code PEER_UNREACHABLE)."""
-        reply = await self._call(address, IDENTIFY_METHOD, peer_pb2.IdentifyRequest().SerializeToString())
-        return peer_pb2.IdentifyResponse.FromString(reply)
+        return await identify(address, self._credentials)
 
     async def adopt(self, address: str, request: peer_pb2.AdoptRequest) -> peer_pb2.AdoptResponse:
         """Ask an unjoined node to join. Raises KvError: PEER_UNREACHABLE, or what the node answered."""
-        reply = await self._call(address, ADOPT_METHOD, request.SerializeToString())
-        return peer_pb2.AdoptResponse.FromString(reply)
+        return await adopt(address, request, self._credentials)
 
     async def close(self) -> None:
         """End every stream."""
@@ -159,25 +152,6 @@ class GrpcTransport:
         task = asyncio.get_running_loop().create_task(peer.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
-
-    async def _call(self, address: str, method: str, request: bytes) -> bytes:
-        async with open_channel(address, self._credentials) as channel:
-            try:
-                reply: bytes = await channel.unary_unary(method)(request, timeout=limits.PEER_CALL_TIMEOUT_MS / 1_000)
-            except aio.AioRpcError as error:
-                raise error_of_call(error, address) from error
-        return reply
-
-
-def error_of_call(error: aio.AioRpcError, address: str) -> KvError:
-    """The error that the node itself gave, or PEER_UNREACHABLE when it never came to that."""
-    carried = dict(error.trailing_metadata() or ()).get(ERROR_METADATA_KEY)
-    if isinstance(carried, bytes):
-        return error_from_proto(kv_pb2.Error.FromString(carried), address)
-    text = f"{address} could not be reached: {error.code().name}: {error.details()}"
-    unreached = Unavailable(text, code="PEER_UNREACHABLE", phase="dial")
-    unreached.endpoint = address
-    return unreached
 
 
 def _not_a_member(node_id: int) -> kv_pb2.Error:

@@ -45,7 +45,7 @@ lint: $(PROTO_STAMP)  ## Types, style and import direction
 	@$(BIN)/lint-imports
 
 chaos: $(PROTO_STAMP)  ## What must survive, on real processes, ROUNDS times each
-	@KVNODE_CHAOS_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration -o timeout=3600 $(ARGS)
+	@KVNODE_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration -o timeout=3600 $(ARGS)
 
 bench: $(PROTO_STAMP)  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for a short look
 	@$(BIN)/python -m bench.run $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,11 +32,25 @@ _LOG_TAIL_LINES_COUNT = 15
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """Who a node is and where it stands."""
+    """Who a node is and where it stands.
+
+    Args:
+        name: in the cluster.
+        dc: data center.
+        region: region.
+        host: address that it listens on.
+        prefix: what its command is run with, for example in another network namespace.
+        environment: further variables of this node.
+        data_dir: its data; a folder below the cluster's when None.
+    """
 
     name: str
     dc: str
     region: str = "us-east"
+    host: str = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    data_dir: Path | None = None
 
 
 THREE_DCS = (NodeSpec("a", "dc-a"), NodeSpec("b", "dc-b"), NodeSpec("c", "dc-c"))
@@ -55,7 +70,6 @@ class LocalNode:
     data_dir: Path
     child: Child
     paused: bool = False
-    arguments: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -111,26 +125,25 @@ class LocalCluster:
         min_commit_dcs: int = 2,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        host: str = "127.0.0.1",
     ) -> None:
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="kvnode-"))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.min_commit_dcs = min_commit_dcs
-        self.host = host
         self._common = list(arguments)
-        self._environment = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(environment or {})}
-        ports = iter(free_ports(2 * len(specs), host))
+        self._environment = {**_own_environment(), **(environment or {})}
+        ports = iter(free_ports(2 * len(specs)))
         self.nodes = {spec.name: self._node(spec, next(ports), next(ports)) for spec in specs}
         self._first = specs[0].name
 
     def _node(self, spec: NodeSpec, port: int, ops_port: int) -> LocalNode:
-        address, ops_address = f"{self.host}:{port}", f"{self.host}:{ops_port}"
-        data_dir = self.folder / spec.name
-        command = [sys.executable, "-m", "kvnode", "serve", "--name", spec.name, "--region", spec.region]
+        address, ops_address = f"{spec.host}:{port}", f"{spec.host}:{ops_port}"
+        data_dir = spec.data_dir or self.folder / spec.name
+        command = [*spec.prefix, sys.executable, "-m", "kvnode", "serve", "--name", spec.name, "--region", spec.region]
         command += ["--dc", spec.dc, "--data-dir", str(data_dir), "--listen", address, "--ops-listen", ops_address]
-        child = Child([*command, *self._common], self.folder / f"{spec.name}.log", self._environment)
-        return LocalNode(spec, address, ops_address, data_dir, child, arguments=child.command[3:])
+        environment = {**self._environment, **dict(spec.environment)}
+        child = Child([*command, *self._common], self.folder / f"{spec.name}.log", environment)
+        return LocalNode(spec, address, ops_address, data_dir, child)
 
     def __enter__(self) -> Self:
         return self
@@ -290,3 +303,9 @@ class LocalCluster:
     def _tail(self, node: LocalNode) -> str:
         lines = node.child.log_text().splitlines()[-_LOG_TAIL_LINES_COUNT:]
         return f"--- log of {node.name} ({node.child.log})\n" + "\n".join(lines)
+
+
+def _own_environment() -> dict[str, str]:
+    """This process's variables without the user's KVNODE_* ones, which would configure every node alike."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("KVNODE_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -12,12 +12,18 @@ _CLOCK_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Child:
-    """A process of its own session, so that a Ctrl-C reaches the one who started it first."""
+    """A process of its own session, so that a Ctrl-C reaches the one who started it first.
+
+    Args:
+        command: what to run.
+        log: where its output goes.
+        environment: all of its variables; those of this process when None.
+    """
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.command = list(command)
         self.log = log
-        self.environment = {**os.environ, **(environment or {})}
+        self.environment = dict(os.environ if environment is None else environment)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

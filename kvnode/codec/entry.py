@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     """One log entry. `data` is opaque to consensus and to the log."""
 
     term: int
-    index: int
+    index: int  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     kind: EntryKind
     data: bytes
 

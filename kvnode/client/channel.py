@@ -23,6 +23,10 @@ _OPTIONS: Final = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
+    # A host that died while nothing was asked of it is found before the next operation waits for it.
+    ("grpc.keepalive_time_ms", limits.CLIENT_KEEPALIVE_INTERVAL_MS),
+    ("grpc.keepalive_timeout_ms", limits.CLIENT_KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 

@@ -60,6 +60,7 @@ class PendingTable:
 
     def __init__(self) -> None:
         self._by_id: dict[int, PendingOperation] = {}
+        self._writes: set[int] = set()
         self._buckets: dict[int, dict[int, PendingOperation]] = {}
         self._lowest = 1
         self._highest = 0
@@ -81,12 +82,14 @@ class PendingTable:
         return (
             len(self._by_id) >= limits.MAX_SESSION_UNANSWERED_COUNT
             or self.size_bytes >= limits.MAX_CLIENT_UNANSWERED_BYTES
+            # The cluster keeps the outcomes of no more ids than this past the lowest unanswered one.
+            or self._highest - self.lowest_unanswered >= limits.MAX_SESSION_UNANSWERED_COUNT - 1
         )
 
     @property
     def lowest_unanswered(self) -> int:
-        """Every operation with a smaller id has been answered."""
-        while self._lowest <= self._highest and self._lowest not in self._by_id:
+        """Every write with a smaller id has been answered; a read leaves no outcome that must be kept."""
+        while self._lowest <= self._highest and self._lowest not in self._writes:
             self._lowest += 1
         return self._lowest
 
@@ -94,6 +97,8 @@ class PendingTable:
         """Enter an operation; its id is above all before it."""
         self._by_id[operation.id] = operation
         self._highest = operation.id
+        if operation.is_write:
+            self._writes.add(operation.id)
         self.size_bytes += operation.size_bytes
         self._buckets.setdefault(int(operation.deadline_ms // _BUCKET_MS), {})[operation.id] = operation
 
@@ -101,6 +106,7 @@ class PendingTable:
         """Take an operation out: it is answered, or nobody waits for it any more."""
         operation.is_settled = True
         del self._by_id[operation.id]
+        self._writes.discard(operation.id)
         self.size_bytes -= operation.size_bytes
         bucket = self._buckets.get(int(operation.deadline_ms // _BUCKET_MS))
         if bucket is not None:

@@ -22,12 +22,15 @@ SESSION_REFUSED_CODES: Final = frozenset({"SESSION_UNKNOWN", "SESSION_EXPIRED"})
 """The client id is not known (any more): nothing under it is executed."""
 
 _RETRYABLE_PHASES: Final = frozenset({"dial", "leader", "commit"})
-_FINAL_CODES: Final = frozenset({"REQUEST_ANSWERED"})
+_RETRYABLE_CODES: Final = frozenset({"STATE_REPLACED"})
+_FINAL_CODES: Final = frozenset({"SEQUENCE_ANSWERED"}) | SESSION_REFUSED_CODES
 
 
-def is_retryable(error: kv_pb2.Error) -> bool:
+def is_retryable(error: kv_pb2.Error | KvError) -> bool:
     """Whether the same request, under the same request id, may yet succeed here or at another endpoint."""
-    return error.phase in _RETRYABLE_PHASES and error.code not in _FINAL_CODES | SESSION_REFUSED_CODES
+    if error.code in _FINAL_CODES:
+        return False
+    return error.phase in _RETRYABLE_PHASES or error.code in _RETRYABLE_CODES
 
 
 def error_from_proto(error: kv_pb2.Error, endpoint: str = "") -> KvError:

@@ -1,0 +1,155 @@
+"""Transactions: checks and mutations that are applied together or not at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from kvnode.base.errors import InvalidRequest
+from kvnode.client.results import CommitResult, Entry, parse_versionstamp
+from kvnode.codec.keys import KeyPart, encode_key, prefix_range
+from kvnode.codec.values import KvU64, encode_v8, encode_value
+from kvnode.proto.kv.v1 import kv_pb2
+
+Commit = Callable[[kv_pb2.AtomicWriteRequest, int | None], Awaitable[kv_pb2.AtomicWriteResponse]]
+
+
+class CommitVersionstamp:
+    """Stands, as the last part of a key, for the versionstamp that the commit will have."""
+
+    def __repr__(self) -> str:
+        return "commit_versionstamp()"
+
+
+COMMIT_VERSIONSTAMP: Final = CommitVersionstamp()
+WritableKey = Sequence[KeyPart | CommitVersionstamp]
+
+
+class AtomicOperation:
+    """A transaction in the making; every method but commit returns it, so that calls can be chained.
+
+    Mutations are applied in their order, later ones seeing earlier ones, after all checks have held.
+    """
+
+    def __init__(self, commit: Commit) -> None:
+        self._commit = commit
+        self.request = kv_pb2.AtomicWriteRequest()
+
+    def check(self, entry_or_key: Entry | Sequence[KeyPart], versionstamp: str | None = None) -> AtomicOperation:
+        """Commit only if a key still has a versionstamp.
+
+        Args:
+            entry_or_key: an entry as it was read, whose versionstamp then counts, or a key.
+            versionstamp: for a key: what it must have; None = it must not exist.
+        """
+        if isinstance(entry_or_key, Entry):
+            key, versionstamp = entry_or_key.encoded_key, entry_or_key.versionstamp
+        else:
+            key = encode_key(entry_or_key)
+        self.request.checks.add(key=key, versionstamp=parse_versionstamp(versionstamp) if versionstamp else b"")
+        return self
+
+    def set(self, key: WritableKey, value: object, *, expire_in: int | None = None) -> AtomicOperation:
+        """Set a key.
+
+        Args:
+            key: its last part may be commit_versionstamp().
+            value: what codec/values.py can write: JSON-like values, bytes, KvU64, datetime, ...
+            expire_in: milliseconds until the entry is gone; None = it stays.
+        """
+        data, encoding = encode_value(value)
+        return self.set_raw(key, data, encoding, expire_in=expire_in)
+
+    def set_raw(self, key: WritableKey, data: bytes, encoding: int, *, expire_in: int | None = None) -> AtomicOperation:
+        """As set, with the value as stored: its bytes and kv.v1.ValueEncoding."""
+        kind = kv_pb2.MUTATION_TYPE_SET
+        parts = list(key)
+        if parts and isinstance(parts[-1], CommitVersionstamp):
+            kind = kv_pb2.MUTATION_TYPE_SET_SUFFIX_VERSIONSTAMPED_KEY
+            parts.pop()
+        encoded = encode_key(parts)  # type: ignore[arg-type]  # a marker elsewhere is refused there
+        value = kv_pb2.Value(data=data, encoding=encoding)  # type: ignore[arg-type]
+        self.request.mutations.add(type=kind, key=encoded, value=value, expire_at_ms=_expire_at_ms(expire_in))
+        return self
+
+    def delete(self, key: Sequence[KeyPart]) -> AtomicOperation:
+        """Delete a key; nothing happens if it does not exist."""
+        self.request.mutations.add(type=kv_pb2.MUTATION_TYPE_DELETE, key=encode_key(key))
+        return self
+
+    def delete_range(self, start: Sequence[KeyPart], end: Sequence[KeyPart]) -> AtomicOperation:
+        """Delete every key from start to end, end excluded: at most MAX_DELETE_RANGE_KEYS_COUNT of them."""
+        return self._delete_encoded(encode_key(start), encode_key(end))
+
+    def delete_prefix(self, prefix: Sequence[KeyPart]) -> AtomicOperation:
+        """Delete every key below a prefix, itself excluded: at most MAX_DELETE_RANGE_KEYS_COUNT of them."""
+        return self._delete_encoded(*prefix_range(prefix))
+
+    def _delete_encoded(self, start: bytes, end: bytes) -> AtomicOperation:
+        self.request.mutations.add(type=kv_pb2.MUTATION_TYPE_DELETE_RANGE, key=start, end_key=end)
+        return self
+
+    def sum(
+        self,
+        key: Sequence[KeyPart],
+        value: int | float | KvU64,
+        *,
+        minimum: int | float | None = None,
+        maximum: int | float | None = None,
+        clamp: bool = False,
+    ) -> AtomicOperation:
+        """Add to a number; a key that does not exist becomes `value`.
+
+        Args:
+            key: of a KvU64, or of a V8 number or bigint if the operand is one.
+            value: KvU64, or a plain int of 0 and more that stands for one: wraps at 2^64. A float or a BigInt is added
+                to a stored number or bigint.
+            minimum: the least that the result may be; for a float or BigInt operand only.
+            maximum: the most that it may be.
+            clamp: keep the result within the bounds rather than fail.
+        """
+        mutation = self._number(kv_pb2.MUTATION_TYPE_SUM, key, value)
+        if minimum is not None:
+            mutation.sum_min = encode_v8(minimum)
+        if maximum is not None:
+            mutation.sum_max = encode_v8(maximum)
+        mutation.sum_clamp = clamp
+        return self
+
+    def min(self, key: Sequence[KeyPart], value: int | KvU64) -> AtomicOperation:
+        """Set a KvU64 to the smaller of itself and `value`."""
+        self._number(kv_pb2.MUTATION_TYPE_MIN, key, value)
+        return self
+
+    def max(self, key: Sequence[KeyPart], value: int | KvU64) -> AtomicOperation:
+        """Set a KvU64 to the larger of itself and `value`."""
+        self._number(kv_pb2.MUTATION_TYPE_MAX, key, value)
+        return self
+
+    def _number(self, kind: kv_pb2.MutationType, key: Sequence[KeyPart], value: int | float | KvU64) -> kv_pb2.Mutation:
+        operand: object = KvU64(value) if type(value) is int else value
+        data, encoding = encode_value(operand)
+        encoded = kv_pb2.Value(data=data, encoding=encoding)  # type: ignore[arg-type]
+        return self.request.mutations.add(type=kind, key=encode_key(key), value=encoded)
+
+    async def commit(self, *, timeout_ms: int | None = None) -> CommitResult:
+        """Apply all or nothing, exactly once.
+
+        Raises:
+            InvalidRequest: something in it is wrong; nothing was applied.
+            DeadlineExceeded, Unavailable: nothing was applied.
+            OutcomeUnknown: it was sent and not confirmed in time: it may or may not have been applied.
+        """
+        response = await self._commit(self.request, timeout_ms)
+        if response.status == kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS:
+            return CommitResult(True, response.versionstamp.hex())
+        return CommitResult(False, None, tuple(response.failed_checks))
+
+
+def _expire_at_ms(expire_in: int | None) -> int:
+    if expire_in is None:
+        return 0
+    if expire_in < 0:
+        raise InvalidRequest("BAD_EXPIRE_IN", f"expire_in is a number of milliseconds from now on, not {expire_in}.")
+    return max(1, time.time_ns() // 1_000_000 + int(expire_in))

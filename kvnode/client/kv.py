@@ -1,0 +1,321 @@
+"""The client that applications use: Deno KV's methods in Python's manner, over one pipelined session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from types import TracebackType
+
+import grpc
+
+from kvnode.base import limits
+from kvnode.base.clock import Clock
+from kvnode.base.errors import InvalidRequest
+from kvnode.client import rpc
+from kvnode.client.atomic import COMMIT_VERSIONSTAMP, AtomicOperation, CommitVersionstamp, WritableKey
+from kvnode.client.channel import parse_endpoints
+from kvnode.client.listing import KvList
+from kvnode.client.results import CommitResult, Consistency, Entry, consistency_of, parse_versionstamp
+from kvnode.client.session import Session
+from kvnode.client.unary import UnaryCaller
+from kvnode.client.watch import KeysWatch, PrefixWatch, WatchStream
+from kvnode.codec.keys import KeyPart, KeyRange, encode_key, list_range, point_range, prefix_range
+from kvnode.proto.kv.v1 import kv_pb2
+
+AnyKey = Sequence[KeyPart]
+
+
+def open_kv(
+    endpoints: str | Sequence[str] = "127.0.0.1:4510",
+    *,
+    timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS,
+    credentials: grpc.ChannelCredentials | None = None,
+    fail_fast: bool = False,
+    clock: Clock | None = None,
+    random: Random | None = None,
+) -> Kv:
+    """A client of one database. Use it as `async with open_kv([...]) as kv:`.
+
+    Nothing connects before the first operation.
+
+    Args:
+        endpoints: host:port of nodes of one cluster in order of preference, the nearest first; a list, or one string
+            with commas. Any node will do: it forwards to the leader. More than one survive the loss of a node.
+        timeout_ms: how long an operation may take, waiting for a leader and sending again included.
+        credentials: for TLS (grpc.ssl_channel_credentials); None = plain text.
+        fail_fast: raise as soon as no endpoint could be reached, rather than wait for one until the deadline.
+        clock: the source of deadlines.
+        random: the source of back-off jitter.
+
+    Raises:
+        InvalidRequest: ENDPOINT_INVALID.
+    """
+    return Kv(
+        parse_endpoints(endpoints if isinstance(endpoints, str) else list(endpoints)),
+        timeout_ms=timeout_ms,
+        credentials=credentials,
+        fail_fast=fail_fast,
+        clock=clock,
+        random=random,
+    )
+
+
+class Kv:
+    """One database. See open_kv; every method raises KvError, which names endpoint, phase and remedy."""
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        timeout_ms: int,
+        credentials: grpc.ChannelCredentials | None,
+        fail_fast: bool,
+        clock: Clock | None,
+        random: Random | None,
+    ) -> None:
+        self._addresses = list(addresses)
+        self._timeout_ms = timeout_ms
+        self._credentials = credentials
+        self._fail_fast = fail_fast
+        self._random = random or Random()
+        self.session = Session(
+            addresses, credentials=credentials, fail_fast=fail_fast, clock=clock, random=self._random
+        )
+        self._unary = UnaryCaller(
+            addresses, credentials=credentials, fail_fast=fail_fast, clock=clock, random=self._random
+        )
+        self._unary_reads_count = 0
+
+    async def __aenter__(self) -> Kv:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. Operations that were not awaited end as errors."""
+        await self.session.close()
+        await self._unary.close()
+
+    # ---- reads -------------------------------------------------------------------------------------------------
+
+    async def get(
+        self,
+        key: AnyKey,
+        *,
+        consistency: Consistency = "strong",
+        min_versionstamp: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> Entry:
+        """The entry of a key; when there is none, its versionstamp and value are None.
+
+        Args:
+            key: a tuple of str, bytes, int, float, bool and BigInt.
+            consistency: "strong" sees every write acknowledged before; "eventual" one real past state of the
+                answering node, without a hop to the leader.
+            min_versionstamp: read a state that is at least this new, waiting for it if need be: an eventual read with
+                the versionstamp of your own commit sees that commit.
+            timeout_ms: for this operation.
+        """
+        (entry,) = await self.get_many(
+            [key], consistency=consistency, min_versionstamp=min_versionstamp, timeout_ms=timeout_ms
+        )
+        return entry
+
+    async def get_many(
+        self,
+        keys: Sequence[AnyKey],
+        *,
+        consistency: Consistency = "strong",
+        min_versionstamp: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> list[Entry]:
+        """The entries of up to 10 keys, all of one state. Arguments as for get."""
+        encoded = [encode_key(key) for key in keys]
+        ranges = [_read_range(point_range(key)) for key in encoded]
+        response = await self._read(ranges, consistency, min_versionstamp, timeout_ms)
+        return [
+            Entry(result.entries[0] if result.entries else None, tuple(key), data)
+            for key, data, result in zip(keys, encoded, response.ranges, strict=True)
+        ]
+
+    def list(
+        self,
+        prefix: AnyKey | None = None,
+        *,
+        start: AnyKey | None = None,
+        end: AnyKey | None = None,
+        limit: int | None = None,
+        reverse: bool = False,
+        consistency: Consistency = "strong",
+        batch_size: int | None = None,
+        cursor: str = "",
+        keys_only: bool = False,
+        min_versionstamp: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> KvList:
+        """The entries of a range, in the order of their keys: `async for entry in kv.list(prefix=("users",))`.
+
+        Args:
+            prefix: every key that begins with these parts, itself excluded; () = all keys.
+            start: the first key, included; with a prefix, within it.
+            end: where to stop, excluded; with a prefix, within it, and then without a start.
+            limit: how many entries at most.
+            reverse: the last entry first.
+            consistency: as for get. Each page is one state; two pages may be of different ones.
+            batch_size: entries in a page, up to 1,000; by default 100, or the limit up to 500.
+            cursor: `.cursor` of an earlier list with the same bounds and direction: go on after its last entry.
+            keys_only: leave the values out: `value` is None.
+            min_versionstamp: as for get.
+            timeout_ms: for each page.
+        """
+
+        async def read_page(wanted: kv_pb2.ReadRange) -> kv_pb2.ReadRangeResult:
+            response = await self._read([wanted], consistency, min_versionstamp, timeout_ms)
+            return response.ranges[0]
+
+        bounds = list_range(prefix, start, end)
+        return KvList(
+            read_page,
+            bounds,
+            limit=limit,
+            reverse=reverse,
+            batch_size=batch_size,
+            keys_only=keys_only,
+            cursor=cursor,
+        )
+
+    async def count(
+        self,
+        prefix: AnyKey | None = None,
+        *,
+        start: AnyKey | None = None,
+        end: AnyKey | None = None,
+        consistency: Consistency = "strong",
+        min_versionstamp: str | None = None,
+        timeout_ms: int | None = None,
+    ) -> int:
+        """How many keys a range holds, counted by the node. Arguments as for list."""
+        bounds = list_range(prefix, start, end)
+        wanted = kv_pb2.ReadRange(start=bounds.start, end=bounds.end, count_only=True)
+        response = await self._read([wanted], consistency, min_versionstamp, timeout_ms)
+        return response.ranges[0].count
+
+    async def _read(
+        self,
+        ranges: Sequence[kv_pb2.ReadRange],
+        consistency: Consistency,
+        min_versionstamp: str | None,
+        timeout_ms: int | None,
+    ) -> kv_pb2.ReadResponse:
+        request = kv_pb2.ReadRequest(
+            ranges=ranges,
+            consistency=consistency_of(consistency),
+            min_versionstamp=parse_versionstamp(min_versionstamp) if min_versionstamp else b"",
+        )
+        if self._is_session_read(consistency):
+            return await self.session.read(request, timeout_ms or self._timeout_ms)
+        self._unary_reads_count += 1
+        try:
+            return await self._unary.call(rpc.READ, request, timeout_ms or self._timeout_ms)
+        finally:
+            self._unary_reads_count -= 1
+
+    def _is_session_read(self, consistency: Consistency) -> bool:
+        """Whether a read joins the session.
+
+        Opening a session takes a leader and an entry in its log. So a client that only ever reads a little does
+        without, and an eventual read, which needs no leader, never waits for one to open a session.
+        """
+        if self.session.is_open:
+            return True
+        if consistency == "eventual":
+            return False
+        return self.session.is_started or self._unary_reads_count >= limits.MAX_CLIENT_UNARY_READS_COUNT
+
+    # ---- writes ------------------------------------------------------------------------------------------------
+
+    def atomic(self) -> AtomicOperation:
+        """A transaction: `await kv.atomic().check(entry).set(key, value).commit()`."""
+        return AtomicOperation(self._commit)
+
+    async def set(
+        self, key: WritableKey, value: object, *, expire_in: int | None = None, timeout_ms: int | None = None
+    ) -> CommitResult:
+        """Set a key. Arguments as for AtomicOperation.set; errors as for its commit."""
+        return await self.atomic().set(key, value, expire_in=expire_in).commit(timeout_ms=timeout_ms)
+
+    async def delete(self, key: AnyKey, *, timeout_ms: int | None = None) -> CommitResult:
+        """Delete a key; nothing happens if it does not exist."""
+        return await self.atomic().delete(key).commit(timeout_ms=timeout_ms)
+
+    async def delete_prefix(self, prefix: AnyKey, *, timeout_ms: int | None = None) -> int:
+        """Delete every key below a prefix, itself excluded, however many, and return how many were seen.
+
+        Pages of 1,000 keys are one transaction each; the whole is not. `timeout_ms` is for each step.
+        """
+        start, end = prefix_range(prefix)
+        deleted_count = 0
+        while True:
+            page = kv_pb2.ReadRange(start=start, end=end, limit=limits.MAX_READ_ENTRIES_COUNT, keys_only=True)
+            found = (await self._read([page], "strong", None, timeout_ms)).ranges[0].entries
+            if not found:
+                return deleted_count
+            is_last = len(found) < limits.MAX_READ_ENTRIES_COUNT
+            page_end = found[-1].key + b"\x00"
+            request = kv_pb2.AtomicWriteRequest()
+            request.mutations.add(type=kv_pb2.MUTATION_TYPE_DELETE_RANGE, key=start, end_key=page_end)
+            await self._commit(request, timeout_ms)
+            deleted_count += len(found)
+            if is_last:
+                return deleted_count
+            start = page_end
+
+    @staticmethod
+    def commit_versionstamp() -> CommitVersionstamp:
+        """As the last part of a key: the versionstamp that the commit will have, as 20 hexadecimal digits."""
+        return COMMIT_VERSIONSTAMP
+
+    async def _commit(self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int | None) -> kv_pb2.AtomicWriteResponse:
+        return await self.session.write(request, timeout_ms or self._timeout_ms)
+
+    # ---- watches -----------------------------------------------------------------------------------------------
+
+    def watch(self, keys: Sequence[AnyKey], *, consistency: Consistency = "strong") -> KeysWatch:
+        """The states of up to 10 keys, for ever: `async for entries in kv.watch([("a",), ("b",)])`.
+
+        Each item holds all the keys' entries, of one state. The first comes at once, the next when a key has changed;
+        states in between may be left out, the last one never. Broken connections are made anew silently.
+
+        Args:
+            keys: what to watch.
+            consistency: "strong": the first state is as new as a strong read.
+        """
+        if not 1 <= len(keys) <= limits.MAX_WATCHED_KEYS_COUNT:
+            raise InvalidRequest(
+                "TOO_MANY_WATCHED_KEYS", f"A watch has 1 to {limits.MAX_WATCHED_KEYS_COUNT} keys, not {len(keys)}."
+            )
+        encoded = [encode_key(key) for key in keys]
+        stream = self._watch(kv_pb2.WatchRequest(keys=encoded, strong=consistency == "strong"))
+        return KeysWatch(stream, [tuple(key) for key in keys], encoded)
+
+    def watch_prefix(self, prefix: AnyKey, *, consistency: Consistency = "strong") -> PrefixWatch:
+        """The changes below a prefix, for ever. See PrefixChanges for what to do about `resync`."""
+        start, end = prefix_range(prefix)
+        request = kv_pb2.WatchRequest(prefix_start=start, prefix_end=end, strong=consistency == "strong")
+        return PrefixWatch(self._watch(request))
+
+    def _watch(self, request: kv_pb2.WatchRequest) -> WatchStream:
+        return WatchStream(
+            self._addresses,
+            request,
+            credentials=self._credentials,
+            fail_fast=self._fail_fast,
+            random=self._random,
+        )
+
+
+def _read_range(bounds: KeyRange) -> kv_pb2.ReadRange:
+    return kv_pb2.ReadRange(start=bounds.start, end=bounds.end, limit=1)

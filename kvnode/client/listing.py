@@ -1,0 +1,124 @@
+"""Lists: a range read page by page, with a cursor to go on from later."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest
+from kvnode.client.results import Entry
+from kvnode.codec.keys import KeyRange
+from kvnode.proto.kv.v1 import kv_pb2
+
+ReadPage = Callable[[kv_pb2.ReadRange], Awaitable[kv_pb2.ReadRangeResult]]
+
+
+class KvList(AsyncIterator[Entry]):
+    """The entries of a range, in order. Each page is a consistent state; two pages may be of different ones.
+
+    Args:
+        read_page: reads one range.
+        bounds: the whole range.
+        limit: how many entries at most; None = all.
+        reverse: the last entry first.
+        batch_size: entries in a page.
+        keys_only: leave the values out.
+        cursor: of an earlier list with the same bounds: go on after its last entry.
+    """
+
+    def __init__(
+        self,
+        read_page: ReadPage,
+        bounds: KeyRange,
+        *,
+        limit: int | None,
+        reverse: bool,
+        batch_size: int | None,
+        keys_only: bool,
+        cursor: str,
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise InvalidRequest("BAD_LIMIT", f"The limit of a list is 1 or more, not {limit}.")
+        self._read_page = read_page
+        self._bounds = bounds
+        self._shared = _shared_start(bounds.start, bounds.end)
+        self._left_count = limit
+        self._reverse = reverse
+        self._batch_count = _batch_count(batch_size, limit)
+        self._keys_only = keys_only
+        self._page: list[Entry] = []
+        self._is_last_page = False
+        self._cursor = ""
+        if cursor:
+            self._go_on_after(self._shared + _decode_cursor(cursor))
+            self._cursor = cursor
+
+    @property
+    def cursor(self) -> str:
+        """Where the last entry that was returned stands; empty before the first."""
+        return self._cursor
+
+    def __aiter__(self) -> KvList:
+        return self
+
+    async def __anext__(self) -> Entry:
+        if self._left_count == 0:
+            raise StopAsyncIteration
+        if not self._page:
+            if self._is_last_page or self._bounds.start >= self._bounds.end:
+                raise StopAsyncIteration
+            await self._next_page()
+            if not self._page:
+                raise StopAsyncIteration
+        entry = self._page.pop()
+        if self._left_count is not None:
+            self._left_count -= 1
+        self._cursor = base64.urlsafe_b64encode(entry.encoded_key.removeprefix(self._shared)).decode()
+        return entry
+
+    async def _next_page(self) -> None:
+        count = self._batch_count if self._left_count is None else min(self._batch_count, self._left_count)
+        wanted = kv_pb2.ReadRange(
+            start=self._bounds.start,
+            end=self._bounds.end,
+            limit=count,
+            reverse=self._reverse,
+            keys_only=self._keys_only,
+        )
+        result = await self._read_page(wanted)
+        self._page = [Entry(found) for found in reversed(result.entries)]
+        self._is_last_page = len(self._page) < count
+        if self._page:
+            self._go_on_after(self._page[0].encoded_key)
+
+    def _go_on_after(self, key: bytes) -> None:
+        start, end = self._bounds
+        self._bounds = KeyRange(start, min(end, key)) if self._reverse else KeyRange(max(start, key + b"\x00"), end)
+
+
+def _batch_count(batch_size: int | None, limit: int | None) -> int:
+    if batch_size is None:
+        return min(limit or limits.DEFAULT_LIST_BATCH_COUNT, limits.MAX_DEFAULT_LIST_BATCH_COUNT)
+    if not 1 <= batch_size <= limits.MAX_READ_ENTRIES_COUNT:
+        raise InvalidRequest(
+            "BAD_BATCH_SIZE", f"The batch size of a list is 1 to {limits.MAX_READ_ENTRIES_COUNT}, not {batch_size}."
+        )
+    return batch_size
+
+
+def _decode_cursor(cursor: str) -> bytes:
+    try:
+        return base64.b64decode(cursor, altchars=b"-_", validate=True)
+    except binascii.Error as error:
+        raise InvalidRequest("BAD_CURSOR", f"{cursor!r} is no cursor of a list.") from error
+
+
+def _shared_start(one: bytes, other: bytes) -> bytes:
+    length = 0
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            break
+        length += 1
+    return one[:length]

@@ -1,0 +1,148 @@
+"""Single calls, to whichever endpoint answers: administration, and reads outside of a session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from kvnode.base import limits
+from kvnode.base.clock import Clock, SystemClock
+from kvnode.base.errors import DeadlineExceeded, KvError, OutcomeUnknown
+from kvnode.client.channel import dial
+from kvnode.client.endpoints import Endpoints
+from kvnode.client.rpc import Method
+from kvnode.client.status import error_from_rpc, is_retryable
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class UnaryCaller:
+    """Calls one method at a time, on to the next endpoint when one fails or hangs.
+
+    Args:
+        addresses: host:port of nodes of one cluster, in order of preference.
+        credentials: for TLS; None = plain text.
+        fail_fast: raise when no address could be reached, rather than wait until the deadline.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        fail_fast: bool = False,
+        clock: Clock | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self._credentials = credentials
+        self._clock = clock or SystemClock()
+        self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._dials: dict[str, asyncio.Lock] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def endpoint(self) -> str:
+        """The address in use, or the one that is tried next."""
+        return self._endpoints.current
+
+    async def call(
+        self, method: Method[Request, Response], request: Request, timeout_ms: int, *, repeatable: bool = True
+    ) -> Response:
+        """The answer of the first endpoint that gives one.
+
+        Args:
+            method: one of rpc.py.
+            request: its message.
+            timeout_ms: for all attempts together.
+            repeatable: the call may be made twice without harm. If not, it goes to another endpoint only when it
+                is known to have changed nothing at the first.
+
+        Raises:
+            KvError: it names endpoint, phase and remedy. OutcomeUnknown only if the call is not repeatable.
+        """
+        deadline_ms = self._clock.monotonic_ms() + timeout_ms
+        hang_timeout_ms: float = limits.CLIENT_HANG_TIMEOUT_MS
+        while True:
+            address = self._endpoints.current
+            left_ms = deadline_ms - self._clock.monotonic_ms()
+            attempt_ms = min(left_ms, hang_timeout_ms) if repeatable and len(self._endpoints) > 1 else left_ms
+            try:
+                response = await self._attempt(method, request, address, max(1.0, attempt_ms))
+            except KvError as error:
+                error.endpoint = error.endpoint or address
+                if isinstance(error, DeadlineExceeded) and attempt_ms < left_ms:
+                    hang_timeout_ms = min(limits.MAX_CLIENT_HANG_TIMEOUT_MS, hang_timeout_ms * 2)
+                await self._next(error, address, repeatable, deadline_ms, timeout_ms)
+            else:
+                self._endpoints.succeeded()
+                return response
+
+    async def close(self) -> None:
+        """Close all connections."""
+        channels, self._channels = list(self._channels.values()), {}
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, *(channel.close() for channel in channels), return_exceptions=True)
+
+    async def _next(self, error: KvError, address: str, repeatable: bool, deadline_ms: float, timeout_ms: int) -> None:
+        """Prepare another attempt after `error`, or raise what the caller shall see."""
+        may_repeat = repeatable or (error.not_applied and error.phase != "admin")
+        if not may_repeat:
+            raise error
+        if not (is_retryable(error) or error.code == "DEADLINE_EXCEEDED"):
+            raise error
+        pause_ms = self._endpoints.failed(error) if address == self._endpoints.current else 0.0
+        if self._endpoints.hopeless() is not None:
+            raise error
+        if self._clock.monotonic_ms() + pause_ms >= deadline_ms:
+            raise DeadlineExceeded(
+                f"no answer within {timeout_ms} ms (last: {error.message})", phase=error.phase, endpoint=error.endpoint
+            ) from error
+        await asyncio.sleep(pause_ms / 1000)
+
+    async def _attempt(
+        self, method: Method[Request, Response], request: Request, address: str, timeout_ms: float
+    ) -> Response:
+        channel = await self._channel(address, timeout_ms)
+        call = channel.unary_unary(
+            method.path,
+            request_serializer=method.request.SerializeToString,  # type: ignore[attr-defined]
+            response_deserializer=method.response.FromString,  # type: ignore[attr-defined]
+        )
+        try:
+            response: Response = await call(request, timeout=timeout_ms / 1000)
+            return response
+        except grpc.aio.AioRpcError as failure:
+            error = error_from_rpc(failure, address)
+            if error.phase in {"dial", "tls"}:
+                self._retire(address, channel)
+                error.not_applied = "connect" in error.message
+            elif error.code == "DEADLINE_EXCEEDED":
+                error.not_applied = False
+            if not error.not_applied and not isinstance(error, OutcomeUnknown | DeadlineExceeded):
+                raise KvError(
+                    error.code, error.message, phase=error.phase, endpoint=error.endpoint, not_applied=False
+                ) from None
+            raise error from None
+
+    async def _channel(self, address: str, timeout_ms: float) -> grpc.aio.Channel:
+        async with self._dials.setdefault(address, asyncio.Lock()):
+            if address not in self._channels:
+                dial_ms = min(limits.CLIENT_DIAL_TIMEOUT_MS, max(1, int(timeout_ms)))
+                self._channels[address] = await dial(address, self._credentials, dial_ms)
+            return self._channels[address]
+
+    def _retire(self, address: str, channel: grpc.aio.Channel) -> None:
+        """Dial anew next time; other calls on the old channel may still see how they end."""
+        if address in self._channels and self._channels[address] is channel:
+            self._channels.pop(address, None)
+            task = asyncio.get_running_loop().create_task(channel.close(grace=limits.CLIENT_DIAL_TIMEOUT_MS / 1000))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)

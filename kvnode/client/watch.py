@@ -1,0 +1,142 @@
+"""Watches: a stream of consistent states that outlives its connections."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from random import Random
+
+import grpc
+import grpc.aio
+
+from kvnode.base import limits
+from kvnode.base.errors import KvError, Unavailable
+from kvnode.client import rpc
+from kvnode.client.channel import dial
+from kvnode.client.endpoints import Endpoints
+from kvnode.client.results import Entry, PrefixChanges
+from kvnode.client.status import error_from_rpc, is_retryable
+from kvnode.codec.keys import Key
+from kvnode.proto.kv.v1 import kv_pb2
+
+
+class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
+    """The frames of one watch, from whichever endpoint serves it: (frame, whether it is the first of a stream).
+
+    When a stream breaks, or not even a ping arrives for CLIENT_WATCH_SILENCE_MS, the next endpoint is asked; its
+    first frame is a full state again, so that nothing but intermediate states is missed. Pings are left out.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        request: kv_pb2.WatchRequest,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        fail_fast: bool = False,
+        random: Random | None = None,
+    ) -> None:
+        self._request = request
+        self._credentials = credentials
+        self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
+        self._frames = self._generate()
+
+    async def __anext__(self) -> tuple[kv_pb2.WatchResponse, bool]:
+        return await anext(self._frames)
+
+    async def aclose(self) -> None:
+        """End the watch."""
+        await self._frames.aclose()
+
+    async def _generate(self) -> AsyncGenerator[tuple[kv_pb2.WatchResponse, bool], None]:
+        while True:
+            address = self._endpoints.current
+            try:
+                stream = self._stream(address)
+                try:
+                    async for frame in stream:
+                        yield frame
+                finally:
+                    await stream.aclose()
+            except KvError as error:
+                error.endpoint = error.endpoint or address
+                pause_ms = self._endpoints.failed(error)
+                if not (is_retryable(error) or error.phase == "read") or self._endpoints.hopeless() is not None:
+                    raise
+                await asyncio.sleep(pause_ms / 1000)
+
+    async def _stream(self, address: str) -> AsyncGenerator[tuple[kv_pb2.WatchResponse, bool], None]:
+        """The frames of one connection. Always ends with a KvError."""
+        channel = await dial(address, self._credentials)
+        call = channel.unary_stream(
+            rpc.WATCH.path,
+            request_serializer=kv_pb2.WatchRequest.SerializeToString,
+            response_deserializer=kv_pb2.WatchResponse.FromString,
+        )(self._request)
+        is_first = True
+        try:
+            while True:
+                async with asyncio.timeout(limits.CLIENT_WATCH_SILENCE_MS / 1000):
+                    frame = await call.read()
+                if frame is grpc.aio.EOF:
+                    raise Unavailable("the node ended the watch", phase="dial")
+                self._endpoints.succeeded()
+                if not frame.ping:
+                    yield frame, is_first
+                    is_first = False
+        except TimeoutError:
+            raise Unavailable(
+                f"nothing, not even a ping, arrived for {limits.CLIENT_WATCH_SILENCE_MS} ms", phase="leader"
+            ) from None
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, address) from None
+        finally:
+            call.cancel()
+            await channel.close()
+
+
+class KeysWatch(AsyncIterator[list[Entry]]):
+    """Each item is one consistent state of the watched keys, in their order. See Kv.watch."""
+
+    def __init__(self, stream: WatchStream, keys: Sequence[Key], encoded: Sequence[bytes]) -> None:
+        self._stream = stream
+        self._entries = [Entry(None, key, data) for key, data in zip(keys, encoded, strict=True)]
+        self._is_empty = True
+
+    async def __anext__(self) -> list[Entry]:
+        while True:
+            frame, _ = await self._stream.__anext__()
+            is_changed = self._is_empty
+            self._is_empty = False
+            for position, key in enumerate(frame.keys):
+                if key.changed:
+                    before = self._entries[position]
+                    entry = Entry(key.entry if key.HasField("entry") else None, before.key, before.encoded_key)
+                    is_changed |= entry.versionstamp != before.versionstamp
+                    self._entries[position] = entry
+            if is_changed:
+                return list(self._entries)
+
+    async def aclose(self) -> None:
+        """End the watch."""
+        await self._stream.aclose()
+
+
+class PrefixWatch(AsyncIterator[PrefixChanges]):
+    """Each item is what changed under the prefix. See Kv.watch_prefix."""
+
+    def __init__(self, stream: WatchStream) -> None:
+        self._stream = stream
+
+    async def __anext__(self) -> PrefixChanges:
+        frame, is_first = await self._stream.__anext__()
+        entries = [
+            Entry(key.entry if key.HasField("entry") else None, encoded_key=key.key)
+            for key in frame.keys
+            if key.changed
+        ]
+        return PrefixChanges(entries, frame.versionstamp.hex(), frame.resync or is_first)
+
+    async def aclose(self) -> None:
+        """End the watch."""
+        await self._stream.aclose()

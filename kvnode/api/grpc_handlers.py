@@ -1,0 +1,117 @@
+"""From typed methods to gRPC handlers.
+
+Requests arrive as bytes and are parsed here, not by gRPC: a torn message is then an answer to its sender
+(INVALID_ARGUMENT, MALFORMED_REQUEST), not an exception inside the server. Whatever else a method raises is an
+answer too; the server lives on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc import aio
+
+from kvnode.api.grpc_status import abort
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest, KvError
+
+_log = logging.getLogger(__name__)
+
+Request = TypeVar("Request", bound=Message)
+
+Serve = Callable[[Request, aio.ServicerContext], Awaitable[Message]]
+ServeStream = Callable[[Request, aio.ServicerContext], Awaitable[None]]
+ServeStreams = Callable[[aio.ServicerContext], Awaitable[None]]
+
+
+def parse(message_type: type[Request], data: bytes) -> Request:
+    """The message. Raises InvalidRequest when the bytes are none."""
+    try:
+        return message_type.FromString(data)
+    except DecodeError as error:
+        name = message_type.DESCRIPTOR.full_name
+        raise InvalidRequest(
+            "MALFORMED_REQUEST",
+            f"the {len(data)} bytes received are not a {name} ({error}); check the client's protobuf",
+        ) from error
+
+
+def timeout_ms(context: aio.ServicerContext) -> int:
+    """What remains of the caller's deadline, within the server's own bound; the default without a deadline."""
+    remaining_s = context.time_remaining()
+    if remaining_s is None:
+        return limits.DEFAULT_OPERATION_TIMEOUT_MS
+    return max(1, min(limits.MAX_OPERATION_TIMEOUT_MS, int(remaining_s * 1_000)))
+
+
+class Handlers:
+    """Builds the handlers of one server.
+
+    Args:
+        endpoint: the name of this node, for errors; called when it is needed.
+    """
+
+    def __init__(self, endpoint: Callable[[], str]) -> None:
+        self._endpoint = endpoint
+
+    def unary(self, request_type: type[Request], serve: Serve[Request]) -> grpc.RpcMethodHandler:
+        """One request, one response."""
+
+        async def call(data: bytes, context: aio.ServicerContext) -> bytes:
+            async def work() -> bytes:
+                response = (await serve(parse(request_type, data), context)).SerializeToString()
+                if len(response) > limits.MAX_GRPC_MESSAGE_BYTES:
+                    raise response_too_large(len(response))
+                return response
+
+            return await self._guard(context, work)
+
+        return grpc.unary_unary_rpc_method_handler(call)
+
+    def stream_out(self, request_type: type[Request], serve: ServeStream[Request]) -> grpc.RpcMethodHandler:
+        """One request; `serve` writes the responses to the context."""
+
+        async def call(data: bytes, context: aio.ServicerContext) -> None:
+            async def work() -> None:
+                await serve(parse(request_type, data), context)
+
+            await self._guard(context, work)
+
+        return grpc.unary_stream_rpc_method_handler(call)
+
+    def streams(self, serve: ServeStreams) -> grpc.RpcMethodHandler:
+        """A stream each way; `serve` reads and writes bytes through the context."""
+
+        async def call(_requests: object, context: aio.ServicerContext) -> None:
+            await self._guard(context, lambda: serve(context))
+
+        return grpc.stream_stream_rpc_method_handler(call)
+
+    async def _guard(self, context: aio.ServicerContext, work: Callable[[], Awaitable[_Result]]) -> _Result:
+        try:
+            return await work()
+        except KvError as error:
+            await abort(context, error, self._endpoint())
+        except (aio.AbortError, aio.UsageError):
+            raise
+        except Exception as error:
+            _log.exception("a call failed in a way that nobody foresaw")
+            message = f"{type(error).__name__}: {error}; the node's log has the traceback, please report it"
+            await abort(context, KvError("INTERNAL", message, phase="storage", not_applied=False), self._endpoint())
+
+
+_Result = TypeVar("_Result")
+
+
+def response_too_large(size_bytes: int) -> KvError:
+    """A result that no message can carry."""
+    return KvError(
+        "RESPONSE_TOO_LARGE",
+        f"the answer has {size_bytes} bytes, one message carries {limits.MAX_GRPC_MESSAGE_BYTES}: "
+        "lower the limit of the read and page",
+        phase="read",
+    )

@@ -1,0 +1,176 @@
+"""The service kv.internal.v1.Peer: the receiving side of node/transport.py."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+
+import grpc
+from grpc import aio
+
+from kvnode.api.grpc_handlers import Handlers, parse, response_too_large
+from kvnode.api.join import check_adoption
+from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
+from kvnode.api.ports import ServedNode
+from kvnode.api.pump import Pump
+from kvnode.base.clock import Clock
+from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.client.status import error_to_proto
+from kvnode.node.member_wire import member_to_wire
+from kvnode.node.message_stream import hello_to
+from kvnode.node.ports import Origin, SnapshotSink
+from kvnode.node.wire import decode_freshness, decode_messages
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.v1 import kv_pb2
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "kv.internal.v1.Peer"
+_RESULTS_FIELD = peer_pb2.ForwardResponse.RESULTS_FIELD_NUMBER
+
+
+class PeerService:
+    """Hands what peers send to the node.
+
+    Args:
+        node: the node that serves.
+        clock: read for clock samples.
+        stopping: done when the node is about to stop.
+    """
+
+    def __init__(self, node: ServedNode, clock: Clock, stopping: asyncio.Future[None]) -> None:
+        self._node = node
+        self._clock = clock
+        self._stopping = stopping
+
+    def handlers(self, build: Handlers) -> dict[str, grpc.RpcMethodHandler]:
+        """Method names to handlers."""
+        return {
+            "Messages": build.streams(self._messages),
+            "Forward": build.streams(self._forward),
+            "InstallSnapshot": build.streams(self._install_snapshot),
+            "Identify": build.unary(peer_pb2.IdentifyRequest, self._identify),
+            "Adopt": build.unary(peer_pb2.AdoptRequest, self._adopt),
+        }
+
+    async def _messages(self, context: aio.ServicerContext) -> None:
+        node = self._node
+        raw = await context.read()
+        if raw is aio.EOF:
+            return
+        hello = parse(peer_pb2.PeerBatch, raw).hello
+        if refused := node.check_hello(hello):
+            await context.write(peer_pb2.PeerReply(refused=refused).SerializeToString())
+            return
+        sender = hello.node_id
+        await context.write(peer_pb2.PeerReply(hello=hello_to(node, sender)).SerializeToString())
+        now_ms = self._clock.now_ms
+        while (raw := await context.read()) is not aio.EOF:
+            batch = parse(peer_pb2.PeerBatch, raw)
+            arrived_ms = now_ms() if batch.clock_ms else 0
+            freshness = decode_freshness(batch)
+            if batch.messages or freshness is not None:
+                try:
+                    messages = decode_messages(batch.messages)
+                except ValueError as error:
+                    raise InvalidRequest("PEER_TOO_NEW", str(error)) from error
+                node.on_messages(sender, messages, freshness)
+            if arrived_ms:
+                reply = peer_pb2.PeerReply(clock_ms=arrived_ms, echo_clock_ms=batch.clock_ms)
+                await context.write(reply.SerializeToString())
+
+    async def _forward(self, context: aio.ServicerContext) -> None:
+        node = self._node
+        raw = await context.read()
+        if raw is aio.EOF:
+            return
+        refused = node.check_hello(parse(peer_pb2.ForwardRequest, raw).hello)
+        await context.write(peer_pb2.ForwardResponse(refused=refused).SerializeToString())
+        if refused:
+            return
+        outbox = Outbox(context.write, _RESULTS_FIELD)
+        await Pump(outbox, self._stopping).run(partial(_take_forwarded, node, context, outbox))
+
+    async def _install_snapshot(self, context: aio.ServicerContext) -> None:
+        node = self._node
+        raw = await context.read()
+        if raw is aio.EOF:
+            return
+        header = parse(peer_pb2.SnapshotChunk, raw).header
+        if refused := node.check_hello(header.hello):
+            await context.write(peer_pb2.SnapshotProgress(error=refused).SerializeToString())
+            return
+        try:
+            progress = await _receive_snapshot(node.snapshot_sink(), header, context)
+        except KvError as error:
+            _log.error("snapshot %s from %s failed: %s", header.snapshot_id, header.hello.name, error)
+            progress = peer_pb2.SnapshotProgress(error=str(error))
+        if progress is not None:
+            await context.write(progress.SerializeToString())
+
+    async def _identify(
+        self, request: peer_pb2.IdentifyRequest, context: aio.ServicerContext
+    ) -> peer_pb2.IdentifyResponse:
+        del request, context
+        node = self._node
+        return peer_pb2.IdentifyResponse(member=member_to_wire(node.member), cluster_id=node.cluster_id, joined=True)
+
+    async def _adopt(self, request: peer_pb2.AdoptRequest, context: aio.ServicerContext) -> peer_pb2.AdoptResponse:
+        del context
+        node = self._node
+        check_adoption(node.member, node.cluster_id, request)  # a second time from its own cluster is harmless
+        return peer_pb2.AdoptResponse(member=member_to_wire(node.member))
+
+
+async def _take_forwarded(node: ServedNode, context: aio.ServicerContext, outbox: Outbox) -> None:
+    """Take in forwarded operations until the peer ends its half."""
+    read = context.read
+    while (raw := await read()) is not aio.EOF:
+        operations = parse(peer_pb2.ForwardRequest, raw).operations
+        outbox.expect(len(operations))
+        for forwarded in operations:
+            if forwarded.open_session:
+                node.on_forwarded_open(partial(_deliver_opened, outbox, forwarded.call_id))
+            else:
+                origin = Origin(forwarded.client_id, forwarded.lowest_unanswered, forwarded.database or 1)
+                deliver = partial(_deliver, outbox, forwarded.call_id, node.name)
+                node.on_forwarded(origin, forwarded.operation, deliver)
+        if outbox.full:
+            await outbox.room()
+
+
+def _deliver(outbox: Outbox, call_id: int, endpoint: str, result: kv_pb2.OperationResult) -> None:
+    data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
+    if len(data) > MAX_RESULT_BYTES:
+        error = error_to_proto(response_too_large(len(data)), endpoint)
+        result = kv_pb2.OperationResult(id=result.id, error=error)
+        data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
+    outbox.put(data)
+
+
+def _deliver_opened(outbox: Outbox, call_id: int, client_id: bytes, error: kv_pb2.Error | None) -> None:
+    opened = peer_pb2.ForwardedResult(call_id=call_id, opened_client_id=client_id)
+    if error is not None:
+        opened.result.error.CopyFrom(error)
+    outbox.put(opened.SerializeToString())
+
+
+async def _receive_snapshot(
+    sink: SnapshotSink, header: peer_pb2.SnapshotHeader, context: aio.ServicerContext
+) -> peer_pb2.SnapshotProgress | None:
+    """Take in a snapshot; the last word for the sender, None when the sender left before the end."""
+    held = await sink.open(header)
+    await context.write(peer_pb2.SnapshotProgress(held_bytes=held).SerializeToString())
+    while (raw := await context.read()) is not aio.EOF:
+        chunk = parse(peer_pb2.SnapshotChunk, raw)
+        if chunk.data:
+            if chunk.offset != held:
+                raise InvalidRequest(
+                    "SNAPSHOT_GAP", f"a chunk at {chunk.offset} came while {held} bytes are held: start over"
+                )
+            held = await sink.write(chunk.offset, chunk.data)
+        if chunk.last:
+            await sink.finish()
+            return peer_pb2.SnapshotProgress(held_bytes=held, installed=True)
+    return None

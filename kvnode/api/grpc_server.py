@@ -1,0 +1,146 @@
+"""The gRPC port of a node: KV, Admin and Peer, with health and reflection beside them.
+
+Stopping: health turns to NOT_SERVING, sessions and watches end once what they owe is answered, and what is
+left after the grace is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+
+import grpc
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kvnode.api import grpc_admin, grpc_kv, grpc_peer
+from kvnode.api.grpc_admin import AdminService
+from kvnode.api.grpc_handlers import Handlers
+from kvnode.api.grpc_kv import KvService
+from kvnode.api.grpc_peer import PeerService
+from kvnode.api.ports import ServedNode
+from kvnode.base import limits
+from kvnode.base.clock import Clock, SystemClock
+from kvnode.base.errors import ConfigError
+from kvnode.node.channels import SERVER_OPTIONS
+
+# The whole process, and the services whose health follows the node's readiness.
+_HEALTH_NAMES = ("", grpc_kv.SERVICE, grpc_admin.SERVICE)
+
+
+class GrpcServer:
+    """Serves a node.
+
+    Args:
+        node: who answers.
+        address: host:port to listen on; port 0 = a free one.
+        credentials: for TLS; None = plain text.
+        peer_credentials: for asking other members (cluster status); None = plain text.
+        clock: read for peers' clock samples.
+    """
+
+    def __init__(
+        self,
+        node: ServedNode,
+        address: str,
+        credentials: grpc.ServerCredentials | None = None,
+        *,
+        peer_credentials: grpc.ChannelCredentials | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._node = node
+        self._address = address
+        self._credentials = credentials
+        self._peer_credentials = peer_credentials
+        self._clock = clock or SystemClock()
+        self._server: aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self._health_task: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Future[None] | None = None
+
+    async def start(self) -> int:
+        """Listen and serve; returns the port. Raises ConfigError when the address cannot be bound."""
+        self._stopping = asyncio.get_running_loop().create_future()
+        server = aio.server(options=SERVER_OPTIONS)
+        node, build = self._node, Handlers(lambda: self._node.name)
+        for name, methods in (
+            (grpc_kv.SERVICE, KvService(node, self._stopping).handlers(build)),
+            (grpc_admin.SERVICE, AdminService(node, self._peer_credentials).handlers(build)),
+            (grpc_peer.SERVICE, PeerService(node, self._clock, self._stopping).handlers(build)),
+        ):
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        services = (grpc_kv.SERVICE, grpc_admin.SERVICE, grpc_peer.SERVICE, health.SERVICE_NAME)
+        reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
+        port = bind(server, self._address, self._credentials)
+        await self._report_health()
+        await server.start()
+        self._server = server
+        self._health_task = asyncio.get_running_loop().create_task(self._follow_readiness())
+        return port
+
+    async def stop(self, grace: float) -> None:
+        """Refuse what is new, answer what is owed, cut what is left after `grace` seconds."""
+        if self._server is None or self._stopping is None:
+            return
+        if self._health_task is not None:
+            self._health_task.cancel()
+            await asyncio.gather(self._health_task, return_exceptions=True)
+        await self._health.enter_graceful_shutdown()
+        if not self._stopping.done():
+            self._stopping.set_result(None)
+        self._node.watches.close()
+        await self._server.stop(grace)
+
+    async def _follow_readiness(self) -> None:
+        while True:
+            await asyncio.sleep(limits.HEALTH_INTERVAL_MS / 1_000)
+            await self._report_health()
+
+    async def _report_health(self) -> None:
+        ready, _ = self._node.ready
+        kinds = health_pb2.HealthCheckResponse
+        status = kinds.SERVING if ready else kinds.NOT_SERVING
+        for name in _HEALTH_NAMES:
+            await self._health.set(name, status)
+
+
+def bind(server: aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    """Let `server` listen on `address`; returns the port.
+
+    Raises:
+        ConfigError: with the reason, which gRPC itself does not give, and the remedy.
+    """
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
+    except RuntimeError:
+        raise ConfigError(why_not_bound(address)) from None
+
+
+def why_not_bound(address: str) -> str:
+    """Why nobody can listen on host:port, found by trying once more."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(
+            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (OSError, ValueError) as error:
+        return f"cannot listen on {address}: it is not host:port of this machine ({error})"
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+            probe.listen(1)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return (
+                f"cannot listen on {address}: port {port} is in use; stop what listens there "
+                f"(`ss -ltnp 'sport = :{port}'` names it) or choose another port"
+            )
+        return f"cannot listen on {address}: {error.strerror}"
+    return f"cannot listen on {address}"

@@ -1,0 +1,102 @@
+"""One client's Session: many operations to a message, results as they come.
+
+Per message the work is one parse, one submit and, per result, one serialization; operations and results are
+never copied between messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from grpc import aio
+
+from kvnode.api.grpc_handlers import parse, response_too_large, timeout_ms
+from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
+from kvnode.api.ports import ServedNode
+from kvnode.api.pump import Pump
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.client.status import error_to_proto
+from kvnode.node.ports import Origin
+from kvnode.proto.kv.v1 import kv_pb2
+
+CLIENT_ID_BYTES = 10
+_RESULTS_FIELD = kv_pb2.SessionResponse.RESULTS_FIELD_NUMBER
+
+
+class Session:
+    """The server side of one Session stream.
+
+    Args:
+        node: answers the operations.
+        context: of the call.
+        stopping: done when the node is about to stop.
+    """
+
+    def __init__(self, node: ServedNode, context: aio.ServicerContext, stopping: asyncio.Future[None]) -> None:
+        self._node = node
+        self._context = context
+        self._stopping = stopping
+        self._outbox = Outbox(context.write, _RESULTS_FIELD)
+        self._client_id = b""
+
+    async def serve(self) -> None:
+        """Serve the stream to its end. Raises KvError for what ends the whole stream."""
+        raw = await self._context.read()
+        if raw is aio.EOF:
+            return
+        first = parse(kv_pb2.SessionRequest, raw)
+        self._client_id = await self._open(first)
+        opened = kv_pb2.SessionOpened(client_id=self._client_id, node=self._node.name)
+        await self._context.write(kv_pb2.SessionResponse(opened=opened).SerializeToString())
+        self._node.stats.sessions_open += 1
+        try:
+            self._take(first)
+            if await Pump(self._outbox, self._stopping).run(self._read):
+                raise Unavailable("the node is stopping; resume the session at another one", code="NODE_STOPPING")
+        finally:
+            self._node.stats.sessions_open -= 1
+
+    async def _open(self, first: kv_pb2.SessionRequest) -> bytes:
+        if not first.HasField("open"):
+            raise InvalidRequest("SESSION_NOT_OPENED", "the first message of a session must carry `open`")
+        client_id = first.open.client_id
+        if not client_id:
+            return await self._node.open_session(timeout_ms(self._context))
+        if len(client_id) != CLIENT_ID_BYTES:
+            raise InvalidRequest(
+                "CLIENT_ID_INVALID", f"a client id has {CLIENT_ID_BYTES} bytes, this one has {len(client_id)}"
+            )
+        return client_id
+
+    async def _read(self) -> None:
+        read = self._context.read
+        outbox = self._outbox
+        while (raw := await read()) is not aio.EOF:
+            request = parse(kv_pb2.SessionRequest, raw)
+            if request.HasField("open"):
+                raise InvalidRequest("SESSION_OPENED_TWICE", "only the first message of a session may carry `open`")
+            self._take(request)
+            if outbox.full:
+                await outbox.room()
+
+    def _take(self, request: kv_pb2.SessionRequest) -> None:
+        operations = request.operations
+        count = len(operations)
+        if not count:
+            return
+        if count > limits.MAX_SESSION_MESSAGE_OPERATIONS_COUNT:
+            raise InvalidRequest(
+                "TOO_MANY_OPERATIONS",
+                f"{count} operations in one message, {limits.MAX_SESSION_MESSAGE_OPERATIONS_COUNT} at most: send more "
+                "messages",
+            )
+        self._outbox.expect(count)
+        self._node.submit(operations, Origin(self._client_id, request.lowest_unanswered), self._deliver)
+
+    def _deliver(self, result: kv_pb2.OperationResult) -> None:
+        data = result.SerializeToString()
+        if len(data) > MAX_RESULT_BYTES:
+            error = error_to_proto(response_too_large(len(data)), self._node.name)
+            data = kv_pb2.OperationResult(id=result.id, error=error).SerializeToString()
+        self._outbox.put(data)

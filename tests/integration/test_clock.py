@@ -1,0 +1,61 @@
+"""A node whose clock is an hour off does not lead, says why, and expires nothing early."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.launcher import NodeSpec
+from kvnode.client import open_kv
+from tests.integration.conftest import MakeCluster
+from tests.integration.helpers import eventually, put
+
+LIBRARIES = [
+    Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"),
+    Path("/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1"),
+]
+OFFSETS = {"an hour ahead": "+3600", "an hour behind": "-3600"}
+
+
+@pytest.mark.parametrize("offset", OFFSETS.values(), ids=OFFSETS.keys())
+async def test_an_hour_off(make_cluster: MakeCluster, offset: str) -> None:
+    library = next((path for path in LIBRARIES if path.exists()), None)
+    if library is None:
+        pytest.skip("libfaketime is needed")
+    environment = (
+        ("LD_PRELOAD", str(library)),
+        ("FAKETIME", offset),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ("DONT_FAKE_MONOTONIC", "1"),
+    )
+    specs = [NodeSpec(name, f"dc-{name}", environment=environment if name == "a" else ()) for name in "abc"]
+    cluster = make_cluster(specs)
+    await eventually(lambda: cluster.leader() not in (None, "a"), "the node with the wrong clock leads")
+    wrong = cluster.nodes["a"]
+
+    def says_why() -> bool:
+        status = wrong.status()
+        return status is not None and any("clock" in problem for problem in status.problems)
+
+    await eventually(says_why, "it does not say that its clock is off")
+    async with open_kv(cluster.addresses) as kv:
+        await kv.set(("soon",), "here", expire_in=60_000)
+        await kv.set(("gone",), "here", expire_in=300)
+    # Even if the right ones die one after the other, the wrong one does not take over.
+    for name in ("b", "c"):
+        cluster.kill(name)
+        await asyncio.sleep(2)
+        assert cluster.leader() != "a"
+        cluster.restart(name)
+        await asyncio.to_thread(cluster.wait_leader)
+    await put(cluster.addresses[1], "after")
+    async with open_kv([wrong.address]) as kv:
+        assert (await kv.get(("soon",), consistency="strong")).value == "here"
+        assert (await kv.get(("soon",), consistency="eventual")).value == "here"
+        assert (await kv.get(("gone",), consistency="strong")).value is None
+    status = wrong.status()
+    assert abs(abs(status.clock_offset_ms) - 3_600_000) < 5_000
+    assert abs(status.log_time_ms - time.time() * 1_000) < 60_000

@@ -1,0 +1,86 @@
+"""What a node refuses at its start, each with its own words."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.launcher import ROOT, LocalCluster, NodeSpec
+from cluster.ports import free_ports
+from tests.integration.conftest import MakeCluster
+from tests.integration.helpers import put
+
+SINGLE = (NodeSpec("a", "dc-a"),)
+
+
+def serve(*arguments: str, **variables: str) -> tuple[int, str]:
+    """Run `kvnode serve` until it ends; returns (exit status, output)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kvnode", "serve", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def flags(data_dir: Path, listen: int, ops: int) -> list[str]:
+    addresses = ["--listen", f"127.0.0.1:{listen}", "--ops-listen", f"127.0.0.1:{ops}"]
+    return ["--name", "x", "--data-dir", str(data_dir), *addresses]
+
+
+@pytest.fixture
+def single(make_cluster: MakeCluster) -> LocalCluster:
+    """A cluster of one."""
+    return make_cluster(SINGLE, min_commit_dcs=1, arguments=["--allow-unsafe-topology"])
+
+
+async def test_a_single_node_is_an_ordinary_cluster(single: LocalCluster) -> None:
+    await put(single.addresses[0], "one")
+    single.kill("a")
+    single.restart("a")
+    await put(single.addresses[0], "two")
+
+
+def test_second_process_on_one_data_directory(single: LocalCluster) -> None:
+    listen, ops = free_ports(2)
+    status, output = serve(*flags(single.nodes["a"].data_dir, listen, ops))
+    assert status != 0
+    assert "in use" in output or "another process" in output, output
+    assert "Traceback" not in output, output
+
+
+@pytest.mark.parametrize("which", ["--listen", "--ops-listen"])
+def test_port_in_use(single: LocalCluster, tmp_path: Path, which: str) -> None:
+    listen, ops = free_ports(2)
+    taken = int(single.addresses[0].rpartition(":")[2])
+    numbers = (taken, ops) if which == "--listen" else (listen, taken)
+    status, output = serve(*flags(tmp_path / "other", *numbers), "--bootstrap", "--allow-unsafe-topology",
+                           "--min-commit-dcs", "1")  # fmt: skip
+    assert status != 0
+    assert "in use" in output, output
+    assert str(taken) in output, output
+    assert "Traceback" not in output, output
+
+
+def test_bad_configuration_key_is_named_with_a_suggestion(tmp_path: Path) -> None:
+    status, output = serve("--data-dir", str(tmp_path / "x"), KVNODE_DATA_DRI="/nowhere")
+    assert status == 2
+    assert "data_dri" in output, output
+    assert "data_dir" in output, output
+    assert not (tmp_path / "x").exists()
+
+
+def test_bootstrap_with_a_node_of_another_cluster(single: LocalCluster, tmp_path: Path) -> None:
+    listen, ops = free_ports(2)
+    status, output = serve(*flags(tmp_path / "other", listen, ops), "--bootstrap", "--allow-unsafe-topology",
+                           "--peers", single.addresses[0])  # fmt: skip
+    assert status != 0
+    assert "belongs to cluster" in output, output
+    assert "Traceback" not in output, output

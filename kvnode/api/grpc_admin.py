@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import grpc
 from grpc import aio
 
@@ -14,7 +16,7 @@ from kvnode.proto.kv.v1 import admin_pb2
 
 SERVICE = "kv.v1.Admin"
 
-Context = aio.ServicerContext
+Context: TypeAlias = "aio.ServicerContext"
 
 
 class AdminService:

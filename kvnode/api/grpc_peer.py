@@ -10,14 +10,13 @@ import grpc
 from grpc import aio
 
 from kvnode.api.grpc_handlers import Handlers, parse, response_too_large
-from kvnode.api.join import check_adoption
+from kvnode.api.join import Joining
 from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
 from kvnode.api.ports import ServedNode
 from kvnode.api.pump import Pump
 from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.client.status import error_to_proto
-from kvnode.node.member_wire import member_to_wire
 from kvnode.node.message_stream import hello_to
 from kvnode.node.ports import Origin, SnapshotSink
 from kvnode.node.wire import decode_freshness, decode_messages
@@ -35,12 +34,14 @@ class PeerService:
 
     Args:
         node: the node that serves.
+        adoption: answers Identify and Adopt.
         clock: read for clock samples.
         stopping: done when the node is about to stop.
     """
 
-    def __init__(self, node: ServedNode, clock: Clock, stopping: asyncio.Future[None]) -> None:
+    def __init__(self, node: ServedNode, adoption: Joining, clock: Clock, stopping: asyncio.Future[None]) -> None:
         self._node = node
+        self._adoption = adoption
         self._clock = clock
         self._stopping = stopping
 
@@ -113,14 +114,11 @@ class PeerService:
         self, request: peer_pb2.IdentifyRequest, context: aio.ServicerContext
     ) -> peer_pb2.IdentifyResponse:
         del request, context
-        node = self._node
-        return peer_pb2.IdentifyResponse(member=member_to_wire(node.member), cluster_id=node.cluster_id, joined=True)
+        return self._adoption.identify()
 
     async def _adopt(self, request: peer_pb2.AdoptRequest, context: aio.ServicerContext) -> peer_pb2.AdoptResponse:
         del context
-        node = self._node
-        check_adoption(node.member, node.cluster_id, request)  # a second time from its own cluster is harmless
-        return peer_pb2.AdoptResponse(member=member_to_wire(node.member))
+        return self._adoption.adopt(request)
 
 
 async def _take_forwarded(node: ServedNode, context: aio.ServicerContext, outbox: Outbox) -> None:

@@ -20,6 +20,7 @@ from kvnode.api.grpc_admin import AdminService
 from kvnode.api.grpc_handlers import Handlers
 from kvnode.api.grpc_kv import KvService
 from kvnode.api.grpc_peer import PeerService
+from kvnode.api.join import Joining
 from kvnode.api.ports import ServedNode
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
@@ -37,6 +38,7 @@ class GrpcServer:
         node: who answers.
         address: host:port to listen on; port 0 = a free one.
         credentials: for TLS; None = plain text.
+        adoption: answers Identify and Adopt; by default as the node that `node` is.
         peer_credentials: for asking other members (cluster status); None = plain text.
         clock: read for peers' clock samples.
     """
@@ -47,11 +49,13 @@ class GrpcServer:
         address: str,
         credentials: grpc.ServerCredentials | None = None,
         *,
+        adoption: Joining | None = None,
         peer_credentials: grpc.ChannelCredentials | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._node = node
         self._address = address
+        self._adoption = adoption
         self._credentials = credentials
         self._peer_credentials = peer_credentials
         self._clock = clock or SystemClock()
@@ -65,10 +69,11 @@ class GrpcServer:
         self._stopping = asyncio.get_running_loop().create_future()
         server = aio.server(options=SERVER_OPTIONS)
         node, build = self._node, Handlers(lambda: self._node.name)
+        adoption = self._adoption or Joining(node.member, node.cluster_id)
         for name, methods in (
             (grpc_kv.SERVICE, KvService(node, self._stopping).handlers(build)),
             (grpc_admin.SERVICE, AdminService(node, self._peer_credentials).handlers(build)),
-            (grpc_peer.SERVICE, PeerService(node, self._clock, self._stopping).handlers(build)),
+            (grpc_peer.SERVICE, PeerService(node, adoption, self._clock, self._stopping).handlers(build)),
         ):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -118,7 +118,7 @@ class PeerService:
 
     async def _adopt(self, request: peer_pb2.AdoptRequest, context: aio.ServicerContext) -> peer_pb2.AdoptResponse:
         del context
-        return self._adoption.adopt(request)
+        return await self._adoption.adopt(request)
 
 
 async def _take_forwarded(node: ServedNode, context: aio.ServicerContext, outbox: Outbox) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from kvnode.storage.durable_files import replace_file, sync_directory, sync_file
 from kvnode.storage.state_connections import PAGE_BYTES, connect_reader
 from kvnode.storage.state_errors import damaged
-from kvnode.storage.state_tables import StateTables
+from kvnode.storage.state_tables import StateMeta, StateTables
 
 CURRENT = "CURRENT"
 _FILE = re.compile(r"state-(\d+)\.(?:db(?:-wal|-shm|-journal)?|mark)")
@@ -109,6 +109,6 @@ def create_empty_state(path: Path) -> None:
 def _is_empty_state(path: Path) -> bool:
     try:
         with closing(connect_reader(path)) as connection:
-            return StateTables(connection).meta.applied_index == 0
+            return StateTables(connection).meta == StateMeta()
     except sqlite3.Error:
         return False

@@ -27,7 +27,7 @@ from kvnode.storage.state_tables import StateMeta, StateTables
 
 _PAGE = """SELECT key, value, encoding, versionstamp, expire_at_ms, digest FROM rows WHERE key > ?
     ORDER BY key LIMIT ?"""
-_INDEXED = "SELECT count(*) FROM rows INDEXED BY rows_by_expiry WHERE expire_at_ms > 0"
+_INDEXED = "SELECT 1 FROM rows INDEXED BY rows_by_expiry WHERE expire_at_ms = ? AND expire_at_ms > 0 AND key = ?"
 
 
 class ScrubPage(NamedTuple):
@@ -36,22 +36,23 @@ class ScrubPage(NamedTuple):
     applied_index: int
     last_key: bytes | None  # None: no rows are left
     digest: int
-    expiring_count: int
-    mismatch: bytes | None  # the first key whose row does not match its own digest
+    wrong: str | None  # what is wrong with the first bad row
 
 
 def scrub_page(tables: StateTables, after: bytes) -> ScrubPage:
     """Sum the next rows with key > `after`, inside one read transaction of the caller's."""
-    total, expiring, last, mismatch = 0, 0, None, None
-    for found in tables.connection.execute(_PAGE, (after, SCRUB_PAGE_ROWS_COUNT)):
+    total, last, wrong = 0, None, None
+    execute = tables.connection.execute
+    for found in execute(_PAGE, (after, SCRUB_PAGE_ROWS_COUNT)).fetchall():
         row, stored = Row._make(found[:5]), found[5]
         digest = row_digest(row)
-        if digest != stored and mismatch is None:
-            mismatch = row.key
+        if digest != stored:
+            wrong = wrong or f"the row of key {row.key.hex()} does not match its digest"
+        elif row.expire_at_ms and execute(_INDEXED, (row.expire_at_ms, row.key)).fetchone() is None:
+            wrong = wrong or f"the row of key {row.key.hex()} is missing in the index of expiry times"
         total += int.from_bytes(digest, "little")
-        expiring += row.expire_at_ms > 0
         last = row.key
-    return ScrubPage(tables.meta.applied_index, last, total, expiring, mismatch)
+    return ScrubPage(tables.meta.applied_index, last, total, wrong)
 
 
 class Scrub:
@@ -59,13 +60,14 @@ class Scrub:
 
     def __init__(self) -> None:
         self._sum = 0
-        self._after = b""  # rows have keys of at least one byte
+        self.after = b""  # rows have keys of at least one byte
+        self._complete = False
         self._in_flight: list[tuple[int, bytes, int]] = []
-        self.mismatch: bytes | None = None
+        self.wrong: str | None = None
 
     def observe(self, index: int, key: bytes, change: int) -> None:
         """A write at `index` has changed the digest of `key`."""
-        if key <= self._after:
+        if self._complete or key <= self.after:
             self._sum += change
         else:
             self._in_flight.append((index, key, change))
@@ -73,26 +75,27 @@ class Scrub:
     def add(self, page: ScrubPage) -> bool:
         """Take in a page; returns whether more pages follow."""
         self._sum += page.digest
-        self.mismatch = self.mismatch or page.mismatch
+        self.wrong = self.wrong or page.wrong
         last = page.last_key
         for index, key, change in self._in_flight:
             if (last is None or key <= last) and index > page.applied_index:
                 self._sum += change
         self._in_flight.clear()
-        self._after = last or self._after
+        self.after = last or self.after
+        self._complete = last is None
         return last is not None
 
     async def run(self, read_page: Callable[[bytes], Awaitable[ScrubPage]], check: Callable[[], None]) -> None:
         """Read every page through `read_page(after)`, calling `check` before each."""
         more = True
-        while more and self.mismatch is None:
+        while more and self.wrong is None:
             check()
-            more = self.add(await read_page(self._after))
+            more = self.add(await read_page(self.after))
 
     def verdict(self, digest: int) -> str | None:
         """What is wrong, given the meta row's digest now; None when all is well."""
-        if self.mismatch is not None:
-            return f"the row of key {self.mismatch.hex()} does not match its digest"
+        if self.wrong is not None:
+            return self.wrong
         if self._sum % DIGEST_MODULUS != digest:
             return "its rows do not add up to its digest: rows were lost or are of another time"
         return None

@@ -115,7 +115,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-_NOT_NODE_KEYS = frozenset({"CONFIG", "ENDPOINTS", "TIMEOUT", "OUTPUT"})
+_NOT_NODE_KEYS = frozenset({"CONFIG", "DEBUG", "ENDPOINTS", "OUTPUT", "TIMEOUT"})
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,179 @@
+"""atomic: a transaction from JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvnode.base.errors import InvalidRequest
+from kvnode.cli.data import connect, print_commit
+from kvnode.cli.options import DEFAULT_ENDPOINTS, DEFAULT_TIMEOUT, EndpointsOption, OutputOption, TimeoutOption
+from kvnode.cli.run import run
+
+if TYPE_CHECKING:
+    from kvnode.client import AtomicOperation, CommitResult
+
+COMMIT_VERSIONSTAMP_PART = {"$commit_versionstamp": True}
+
+
+def atomic(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Where the transaction stands; - or nothing = standard input."),
+    ] = None,
+    endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
+    output: OutputOption = None,
+) -> None:
+    """Commit a transaction, all of it or nothing, from JSON. Exit status 3 when a check does not hold.
+
+    The JSON is an object with "checks" and "mutations", both optional:
+
+      {"checks": [{"key": ["a"], "versionstamp": null}],
+       "mutations": [{"type": "set", "key": ["a"], "value": 1, "expire_in": 60000},
+                     {"type": "sum", "key": ["n"], "value": 1}]}
+
+    Mutations: set, delete, sum, min, max (a whole number is a KvU64), delete_prefix ("key" is the prefix) and
+    delete_range ("key" to "end"). The last part of a set's key may be {"$commit_versionstamp": true}.
+
+    Examples:
+
+      echo '{"mutations": [{"type": "sum", "key": ["visits"], "value": 1}]}' | kvnode atomic
+
+      kvnode atomic transaction.json
+    """
+
+    async def work() -> CommitResult:
+        described = _parse(_read(file))
+        async with connect(endpoints, timeout) as kv:
+            return await build(kv.atomic(), described).commit()
+
+    print_commit(run(work(), output), output)
+
+
+def _read(file: Path | None) -> str:
+    if file is None or str(file) == "-":
+        return sys.stdin.read()
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest("BAD_TRANSACTION", f"cannot read {file}: {error}") from None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidRequest("BAD_TRANSACTION", f"the transaction is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest("BAD_TRANSACTION", 'a transaction is an object with "checks" and "mutations"')
+    _known(parsed, {"checks", "mutations"}, "the transaction")
+    return parsed
+
+
+def build(operation: AtomicOperation, described: dict[str, Any]) -> AtomicOperation:
+    """Add what the JSON describes. Raises InvalidRequest that names the place."""
+    for number, check in enumerate(_objects(described, "checks")):
+        where = f"check {number}"
+        _known(check, {"key", "versionstamp"}, where)
+        operation.check(_key(check, where), check.get("versionstamp"))
+    for number, mutation in enumerate(_objects(described, "mutations")):
+        where = f"mutation {number}"
+        kind = mutation.get("type")
+        if kind not in _MUTATIONS:
+            raise InvalidRequest(
+                "BAD_TRANSACTION", f"{where}: the type is one of {', '.join(_MUTATIONS)}, not {kind!r}"
+            )
+        _known(mutation, {"type", "key", *_FIELDS[kind]}, where)
+        _MUTATIONS[kind](operation, mutation, where)
+    return operation
+
+
+def _set(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> None:
+    from kvnode.client.atomic import COMMIT_VERSIONSTAMP
+    from kvnode.codec.json_keys import key_from_parts
+    from kvnode.codec.json_values import value_from_json
+
+    if "value" not in mutation:
+        raise InvalidRequest("BAD_TRANSACTION", f'{where}: "value" is missing')
+    parts = mutation.get("key")
+    if isinstance(parts, list) and parts and parts[-1] == COMMIT_VERSIONSTAMP_PART:
+        key: Any = (*key_from_parts(parts[:-1]), COMMIT_VERSIONSTAMP)
+    else:
+        key = _key(mutation, where)
+    expire_in = mutation.get("expire_in")
+    if expire_in is not None and (not isinstance(expire_in, int) or isinstance(expire_in, bool)):
+        raise InvalidRequest("BAD_TRANSACTION", f'{where}: "expire_in" is a whole number of milliseconds')
+    data, encoding = value_from_json(mutation["value"])
+    operation.set_raw(key, data, encoding, expire_in=expire_in)
+
+
+def _delete(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> None:
+    operation.delete(_key(mutation, where))
+
+
+def _delete_prefix(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> None:
+    operation.delete_prefix(_key(mutation, where))
+
+
+def _delete_range(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> None:
+    operation.delete_range(_key(mutation, where), _key(mutation, where, "end"))
+
+
+def _number(name: str) -> Callable[[AtomicOperation, dict[str, Any], str], None]:
+    def add(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> None:
+        from kvnode.codec.json_values import value_from_json
+        from kvnode.codec.values import decode_value
+
+        value = mutation.get("value")
+        operand = value if type(value) is int else decode_value(*value_from_json(value))
+        getattr(operation, name)(_key(mutation, where), operand)
+
+    return add
+
+
+_MUTATIONS: dict[str, Callable[[AtomicOperation, dict[str, Any], str], None]] = {
+    "set": _set,
+    "delete": _delete,
+    "sum": _number("sum"),
+    "min": _number("min"),
+    "max": _number("max"),
+    "delete_prefix": _delete_prefix,
+    "delete_range": _delete_range,
+}
+_FIELDS: dict[str, set[str]] = {
+    "set": {"value", "expire_in"},
+    "delete": set(),
+    "sum": {"value"},
+    "min": {"value"},
+    "max": {"value"},
+    "delete_prefix": set(),
+    "delete_range": {"end"},
+}
+
+
+def _key(described: dict[str, Any], where: str, name: str = "key") -> Any:
+    from kvnode.codec.json_keys import key_from_parts
+
+    if name not in described:
+        raise InvalidRequest("BAD_TRANSACTION", f'{where}: "{name}" is missing')
+    return key_from_parts(described[name])
+
+
+def _objects(described: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    listed = described.get(name, [])
+    if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
+        raise InvalidRequest("BAD_TRANSACTION", f'"{name}" is a list of objects')
+    return listed
+
+
+def _known(described: dict[str, Any], names: set[str], where: str) -> None:
+    for name in described:
+        if name not in names:
+            allowed = ", ".join(sorted(names))
+            raise InvalidRequest("BAD_TRANSACTION", f'{where} has no "{name}"; it may have {allowed}')

@@ -1,0 +1,47 @@
+"""Exit statuses: what a script may rely on. docs/reference/cli.md shows this table."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from kvnode.base.errors import ConfigError, InvalidRequest, KvError, OutcomeUnknown, StorageFailed
+
+
+class Exit(IntEnum):
+    """The process's exit status."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    CHECK_FAILED = 3
+    UNAVAILABLE = 4
+    OUTCOME_UNKNOWN = 5
+    NOT_FOUND = 6
+    UNHEALTHY = 7
+    INTERRUPTED = 130
+
+
+MEANINGS: dict[Exit, str] = {
+    Exit.OK: "done",
+    Exit.FAILED: "it failed at the node, or in a way that has no status of its own; nothing was changed",
+    Exit.USAGE: "a flag, key, value or configuration is wrong, or the node refused the request; nothing was changed",
+    Exit.CHECK_FAILED: "a check of the transaction did not hold; nothing was changed",
+    Exit.UNAVAILABLE: "no node answered, or there was no leader, within the time given; nothing was changed",
+    Exit.OUTCOME_UNKNOWN: "the write was sent and not confirmed: it may or may not have been applied",
+    Exit.NOT_FOUND: "get: the key does not exist",
+    Exit.UNHEALTHY: "status: something is wrong with the cluster; the first line says what",
+    Exit.INTERRUPTED: "interrupted by Ctrl-C",
+}
+
+_UNAVAILABLE_PHASES = frozenset({"dial", "tls", "auth", "leader", "commit", "read"})
+
+
+def exit_of(error: KvError) -> Exit:
+    """The exit status for an error."""
+    if isinstance(error, OutcomeUnknown):
+        return Exit.OUTCOME_UNKNOWN
+    if isinstance(error, InvalidRequest | ConfigError):
+        return Exit.USAGE
+    if isinstance(error, StorageFailed):
+        return Exit.FAILED
+    return Exit.UNAVAILABLE if error.phase in _UNAVAILABLE_PHASES else Exit.FAILED

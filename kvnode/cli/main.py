@@ -1,0 +1,130 @@
+"""`kvnode`: the command line. Each command's module is imported when it is asked for, so that starting stays quick."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+from kvnode.cli.exits import Exit
+
+DEBUG_ENVIRONMENT = "KVNODE_DEBUG"
+DATA, CLUSTER, NODE = "Data", "Cluster", "Node"
+
+
+class Command(NamedTuple):
+    """Where a command is written: a function, or a typer app with commands of its own."""
+
+    module: str
+    attribute: str
+    panel: str
+
+
+COMMANDS: dict[str, Command] = {
+    "get": Command("kvnode.cli.data", "get", DATA),
+    "set": Command("kvnode.cli.data", "set_", DATA),
+    "delete": Command("kvnode.cli.data", "delete", DATA),
+    "list": Command("kvnode.cli.data", "list_", DATA),
+    "count": Command("kvnode.cli.data", "count", DATA),
+    "watch": Command("kvnode.cli.data", "watch", DATA),
+    "atomic": Command("kvnode.cli.atomic", "atomic", DATA),
+    "status": Command("kvnode.cli.status", "status", CLUSTER),
+    "member": Command("kvnode.cli.member", "member_app", CLUSTER),
+    "leader": Command("kvnode.cli.member", "leader_app", CLUSTER),
+    "serve": Command("kvnode.cli.serve", "serve", NODE),
+    "config": Command("kvnode.cli.config", "config_app", NODE),
+    "demo": Command("kvnode.cli.demo", "demo_command", NODE),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Finds commands in COMMANDS."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the table's order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, imported now; None if there is none."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = _build(cmd_name, entry)
+        return self.commands[cmd_name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As typer's own, which suggests a name from the table for one that is mistyped."""
+        if args and args[0] not in COMMANDS:
+            for name in COMMANDS:
+                self.get_command(ctx, name)
+        return super().resolve_command(ctx, args)
+
+
+def _build(name: str, entry: Command) -> Any:
+    target = getattr(importlib.import_module(entry.module), entry.attribute)
+    if isinstance(target, typer.Typer):
+        command: Any = typer.main.get_group(target)
+        command.name = name
+    else:
+        holder = typer.Typer(add_completion=False)
+        holder.command(name, rich_help_panel=entry.panel)(target)
+        command = typer.main.get_command(holder)
+    command.rich_help_panel = entry.panel
+    return command
+
+
+app = typer.Typer(
+    name="kvnode",
+    cls=LazyGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from kvnode import __version__
+
+        print(f"kvnode {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def kvnode(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Deno KV as a replicated database: strictly serializable transactions that survive the loss of a data center.
+
+    Keys are JSON arrays: kvnode set '["users", "ada"]' '{"born": 1815}'. KVNODE_ENDPOINTS says where the nodes are.
+    Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 a check failed, 4 unavailable, 5 outcome unknown, 6 not found,
+    7 unhealthy.
+    """
+
+
+def main() -> None:
+    """Run the command line; never ends with a traceback unless KVNODE_DEBUG is set."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away (head, less): not an error, and nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.OK)
+    except Exception as error:
+        if os.environ.get(DEBUG_ENVIRONMENT):
+            raise
+        print(
+            f"kvnode: {type(error).__name__}: {error}. This is a fault of kvnode itself;"
+            f" set {DEBUG_ENVIRONMENT}=1 to see where, and report it.",
+            file=sys.stderr,
+        )
+        sys.exit(Exit.FAILED)

@@ -1,0 +1,86 @@
+"""Options that many commands share."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from kvnode.cli.duration import duration_ms
+
+DEFAULT_ENDPOINTS = "127.0.0.1:4510"
+DEFAULT_TIMEOUT = "10s"
+
+
+class Output(str, Enum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Reading(str, Enum):
+    """How new a read must be."""
+
+    STRONG = "strong"
+    EVENTUAL = "eventual"
+
+
+def parse_duration(text: str | int) -> int:
+    """duration_ms for typer, which names the option in its error."""
+    if isinstance(text, int):
+        return text
+    try:
+        return duration_ms(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def parse_timeout(text: str | int) -> int:
+    """A duration above 0."""
+    timeout_ms = parse_duration(text)
+    if timeout_ms < 1:
+        raise typer.BadParameter("a timeout is longer than 0ms")
+    return timeout_ms
+
+
+EndpointsOption = Annotated[
+    str,
+    typer.Option(
+        "--endpoints",
+        "-e",
+        envvar="KVNODE_ENDPOINTS",
+        metavar="HOST:PORT,...",
+        help="Nodes to talk to, the nearest first. Any will do; several survive the loss of one.",
+    ),
+]
+TimeoutOption = Annotated[
+    int,
+    typer.Option(
+        "--timeout",
+        envvar="KVNODE_TIMEOUT",
+        metavar="DURATION",
+        parser=parse_timeout,
+        help="How long to try: 500ms, 10s, 2m.",
+    ),
+]
+OutputOption = Annotated[
+    Output | None,
+    typer.Option(
+        "--output",
+        "-o",
+        envvar="KVNODE_OUTPUT",
+        case_sensitive=False,
+        help="json: for programs, one object a line. table: for people.",
+    ),
+]
+ConsistencyOption = Annotated[
+    Reading,
+    typer.Option(
+        "--consistency",
+        "-c",
+        case_sensitive=False,
+        help="strong: sees every acknowledged write. eventual: the answering node's own state, without a leader.",
+    ),
+]

@@ -1,0 +1,43 @@
+"""Running a command's work, and ending with one clear paragraph and an exit status when it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+import typer
+
+from kvnode.base.errors import KvError
+from kvnode.cli.exits import Exit, exit_of
+from kvnode.cli.options import Output
+
+Result = TypeVar("Result")
+
+
+def run(work: Coroutine[Any, Any, Result], output: Output | None = None) -> Result:
+    """The result of asynchronous work; a KvError ends the process with its exit status."""
+    try:
+        return asyncio.run(work)
+    except KvError as error:
+        fail(error, output)
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def fail(error: KvError, output: Output | None = None) -> NoReturn:
+    """Say what went wrong, where and what to do, on standard error; as one JSON object with -o json."""
+    if output is Output.JSON:
+        shown = {
+            "code": error.code,
+            "message": error.message,
+            "phase": error.phase,
+            "endpoint": error.endpoint,
+            "not_applied": error.not_applied,
+        }
+        print(json.dumps({"error": shown}, ensure_ascii=False), file=sys.stderr)
+    else:
+        print(f"kvnode: {error}", file=sys.stderr)
+    raise typer.Exit(exit_of(error))

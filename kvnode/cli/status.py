@@ -1,0 +1,146 @@
+"""status: first one sentence, then a table."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvnode.base.errors import KvError
+from kvnode.cli.duration import show_ms
+from kvnode.cli.exits import Exit
+from kvnode.cli.options import (
+    DEFAULT_ENDPOINTS,
+    DEFAULT_TIMEOUT,
+    EndpointsOption,
+    Output,
+    OutputOption,
+    TimeoutOption,
+    parse_timeout,
+)
+from kvnode.cli.run import run
+from kvnode.cli.show import print_json, print_table
+
+if TYPE_CHECKING:
+    from kvnode.client import Admin
+    from kvnode.proto.kv.v1 import admin_pb2
+
+COLUMNS = ("node", "region", "dc", "address", "role", "term", "applied", "lag", "age", "memory", "version")
+
+
+def status(
+    local: Annotated[bool, typer.Option("--local", help="Ask only the node at the endpoint, for itself.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Again and again, until Ctrl-C.")] = False,
+    interval: Annotated[
+        int, typer.Option("--interval", metavar="DURATION", parser=parse_timeout, help="Between two with --watch.")
+    ] = "2s",  # type: ignore[assignment]
+    endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
+    output: OutputOption = None,
+) -> None:
+    """Say in one sentence whether the cluster is healthy, then show every node. Exit status 7 when it is not.
+
+    Examples:
+
+      kvnode status
+
+      kvnode status --watch --endpoints 10.0.0.1:4510,10.0.0.2:4510
+
+      kvnode status -o json | jq .summary
+    """
+    healthy = run(_status(endpoints, timeout, local, interval if watch else 0, output), output)
+    if not healthy:
+        raise typer.Exit(Exit.UNHEALTHY)
+
+
+async def _status(endpoints: str, timeout_ms: int, local: bool, interval_ms: int, output: Output | None) -> bool:
+    from kvnode.client import Admin
+    from kvnode.client.channel import parse_endpoints
+
+    async with Admin(parse_endpoints(endpoints), timeout_ms=timeout_ms) as admin:
+        while True:
+            try:
+                cluster = await _ask(admin, local)
+            except KvError as error:
+                if not interval_ms:
+                    raise
+                print(f"kvnode: {error}")
+            else:
+                _print(cluster, output, clear=bool(interval_ms))
+                if not interval_ms:
+                    return cluster.healthy
+            await asyncio.sleep(interval_ms / 1000)
+
+
+async def _ask(admin: Admin, local: bool) -> admin_pb2.ClusterStatusResponse:
+    from kvnode.proto.kv.v1 import admin_pb2
+
+    if not local:
+        return await admin.cluster_status()
+    own = await admin.status()
+    problems = "; ".join(own.problems)
+    return admin_pb2.ClusterStatusResponse(
+        summary=f"node '{own.self.name}': {problems or 'healthy'}",
+        healthy=not own.problems,
+        nodes=[admin_pb2.NodeStatus(member=own.self, status=own)],
+    )
+
+
+def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, clear: bool) -> None:
+    if output is Output.JSON:
+        print_json(cluster_json(cluster))
+        return
+    if clear:
+        from rich.console import Console
+
+        Console().clear()
+    print(cluster.summary)
+    for node in cluster.nodes:
+        for problem in node.status.problems if node.HasField("status") else ():
+            if problem not in cluster.summary:
+                print(f"  {node.member.name}: {problem}")
+    print()
+    leader_last = max((node.status.last_index for node in cluster.nodes if node.HasField("status")), default=0)
+    print_table(COLUMNS, [_row(node, leader_last) for node in cluster.nodes], right=COLUMNS[5:10])
+
+
+def _row(node: admin_pb2.NodeStatus, last_index: int) -> list[str]:
+    member = node.member
+    place = [member.name, member.region, member.dc, member.address]
+    if not node.HasField("status"):
+        return [*place, f"no answer: {node.error}" if node.error else "no answer", "", "", "", "", "", ""]
+    status = node.status
+    return [
+        *place,
+        status.role,
+        str(status.term),
+        str(status.applied_index),
+        str(max(0, last_index - status.applied_index)),
+        "unknown" if status.age_ms < 0 else show_ms(status.age_ms),
+        f"{status.resident_bytes / 1_048_576:.0f} MiB",
+        status.version,
+    ]
+
+
+def cluster_json(cluster: admin_pb2.ClusterStatusResponse) -> dict[str, Any]:
+    """The whole answer as -o json shows it: the fields' own names, numbers as numbers."""
+    nodes = []
+    for node in cluster.nodes:
+        shown: dict[str, Any] = {"member": message_json(node.member)}
+        shown["status"] = message_json(node.status) if node.HasField("status") else None
+        shown["error"] = node.error or None
+        nodes.append(shown)
+    return {"summary": cluster.summary, "healthy": cluster.healthy, "nodes": nodes}
+
+
+def message_json(message: Any) -> dict[str, Any]:
+    """A protobuf message as a dictionary, unset fields included, 64-bit numbers as numbers."""
+    shown: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is None:
+            shown[field.name] = list(value) if isinstance(value, list) or field.is_repeated else value
+        else:
+            shown[field.name] = [message_json(item) for item in value] if field.is_repeated else message_json(value)
+    return shown

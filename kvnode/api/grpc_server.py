@@ -7,8 +7,6 @@ left after the grace is cut.
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 
 import grpc
 from grpc import aio
@@ -21,6 +19,7 @@ from kvnode.api.grpc_handlers import Handlers
 from kvnode.api.grpc_kv import KvService
 from kvnode.api.grpc_peer import PeerService
 from kvnode.api.join import Joining
+from kvnode.api.listen import free_address
 from kvnode.api.ports import ServedNode
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
@@ -123,29 +122,5 @@ def bind(server: aio.Server, address: str, credentials: grpc.ServerCredentials |
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, credentials))
     except RuntimeError:
-        raise ConfigError(why_not_bound(address)) from None
-
-
-def why_not_bound(address: str) -> str:
-    """Why nobody can listen on host:port, found by trying once more."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    try:
-        family, kind, protocol, _, target = socket.getaddrinfo(
-            host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (OSError, ValueError) as error:
-        return f"cannot listen on {address}: it is not host:port of this machine ({error})"
-    try:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            probe.listen(1)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return (
-                f"cannot listen on {address}: port {port} is in use; stop what listens there "
-                f"(`ss -ltnp 'sport = :{port}'` names it) or choose another port"
-            )
-        return f"cannot listen on {address}: {error.strerror}"
-    return f"cannot listen on {address}"
+        free_address(address)  # raises with the reason
+        raise ConfigError(f"cannot listen on {address}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -32,6 +33,7 @@ class ServedNode(PeerHandler, Protocol):
     """A node of a cluster."""
 
     stats: Stats
+    failed: asyncio.Future[BaseException]  # done when the node must stop
 
     @property
     def name(self) -> str:

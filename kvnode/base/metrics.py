@@ -1,0 +1,95 @@
+"""The catalogue of metrics: every name that the ops port may show, with what it means.
+
+docs/reference/metrics.md names each of them; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class MetricKind(str, Enum):
+    """As in Prometheus."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Metric(NamedTuple):
+    """One metric. A counter's name is shown with `_total` behind it."""
+
+    name: str
+    kind: MetricKind
+    help: str
+    stat: str = ""  # the attribute of kvnode.node.stats.Stats that holds it; empty = read from the node's status
+    label: str = ""
+
+
+_C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
+
+# Counted by the node.
+COUNTED: tuple[Metric, ...] = (
+    Metric("kvnode_operations", _C, "Operations that clients sent to this node.", "operations"),
+    Metric("kvnode_operation_errors", _C, "Operations refused on arrival with an error.", "operation_errors"),
+    Metric("kvnode_proposals", _C, "Transactions that entered a batch of the log.", "proposals"),
+    Metric("kvnode_check_failures", _C, "Transactions that changed nothing because a check failed.", "check_failures"),
+    Metric("kvnode_resends_answered", _C, "Resent writes answered from the first copy's outcome.", "conflicts_resent"),
+    Metric("kvnode_commit_latency_ms", _H, "From a write's arrival to its answer, at the leader.", "commit_latency_ms"),
+    Metric("kvnode_batch_transactions_count", _H, "Transactions in one entry of the log.", "batch_transactions"),
+    Metric("kvnode_batch_bytes", _H, "Size of one entry of the log.", "batch_bytes"),
+    Metric("kvnode_fsync_ms", _H, "Time of one append to the log with its fsync.", "fsync_ms"),
+    Metric("kvnode_apply_ms", _H, "Time to apply one run of entries to the state.", "apply_ms"),
+    Metric("kvnode_proposal_queue_count", _G, "Writes that wait for a batch.", "proposal_queue"),
+    Metric("kvnode_reads_strong", _C, "Strong reads answered here.", "reads_strong"),
+    Metric("kvnode_reads_eventual", _C, "Eventual reads answered here.", "reads_eventual"),
+    Metric("kvnode_read_rounds", _C, "ReadIndex rounds begun.", "read_rounds"),
+    Metric(
+        "kvnode_read_latency_ms", _H, "From a strong read's arrival to its answer, at the leader.", "read_latency_ms"
+    ),
+    Metric("kvnode_forwarded", _C, "Operations sent on to the leader.", "forwarded"),
+    Metric("kvnode_forwarded_served", _C, "Operations that another node sent here.", "forwarded_served"),
+    Metric("kvnode_held", _C, "Operations held because no leader was known.", "held"),
+    Metric("kvnode_held_count", _G, "Operations held at present.", "held_now"),
+    Metric("kvnode_sessions_count", _G, "Session streams open at present.", "sessions_open"),
+    Metric("kvnode_elections", _C, "Campaigns that this node began.", "elections"),
+    Metric("kvnode_leader_changes", _C, "Changes of leader that this node saw.", "leader_changes"),
+    Metric("kvnode_step_downs", _C, "Times that this node gave up leadership because of its clock.", "step_downs"),
+    Metric("kvnode_peer_messages_sent", _C, "Raft messages handed to the transport.", "messages_sent"),
+    Metric("kvnode_peer_messages_received", _C, "Raft messages that arrived.", "messages_received"),
+    Metric("kvnode_peer_messages_dropped", _C, "Raft messages without an open stream or room.", "messages_dropped"),
+    Metric("kvnode_snapshots_created", _C, "Snapshots made.", "snapshots_created"),
+    Metric("kvnode_snapshots_sent", _C, "Snapshots that a peer installed.", "snapshots_sent"),
+    Metric("kvnode_snapshots_installed", _C, "Snapshots installed here.", "snapshots_installed"),
+    Metric("kvnode_expired_keys", _C, "Keys deleted because their time had come.", "expired_keys"),
+    Metric("kvnode_watches_count", _G, "Watches open at present.", "watches"),
+    Metric("kvnode_watch_frames", _C, "Frames handed to watchers.", "watch_frames"),
+    Metric("kvnode_watch_resyncs", _C, "Frames that told a watcher to read its range anew.", "watch_resyncs"),
+    Metric("kvnode_loop_lag_ms", _H, "How late the event loop was for a tick.", "loop_lag_ms"),
+)
+
+# Read from the node when it is scraped; the key is what api/metrics.py computes.
+READ: tuple[Metric, ...] = (
+    Metric("kvnode_info", _G, "Always 1; names the node in its labels."),
+    Metric("kvnode_ready", _G, "1 when the node serves, as /readyz says."),
+    Metric("kvnode_problems_count", _G, "Problems that the node sees; `kvnode status` names them."),
+    Metric("kvnode_role", _G, "1 for the role that the node has.", label="role"),
+    Metric("kvnode_term", _G, "Raft term."),
+    Metric("kvnode_epoch", _G, "Epoch."),
+    Metric("kvnode_leader_known", _G, "1 when a leader is known."),
+    Metric("kvnode_members_count", _G, "Members of the cluster."),
+    Metric("kvnode_first_index", _G, "First index that the log still holds."),
+    Metric("kvnode_last_index", _G, "Last index in the log."),
+    Metric("kvnode_commit_index", _G, "Highest index known to be committed."),
+    Metric("kvnode_applied_index", _G, "Last index applied to the state."),
+    Metric("kvnode_durable_applied_index", _G, "Last index whose effect on the state is durable by itself."),
+    Metric("kvnode_log_time_ms", _G, "Log time of the state, milliseconds since 1970."),
+    Metric("kvnode_age_ms", _G, "Upper bound on the age of an eventual read; -1 = not known."),
+    Metric("kvnode_clock_offset_ms", _G, "This clock less the voters' median."),
+    Metric("kvnode_resident_bytes", _G, "Resident memory of the process."),
+    Metric("kvnode_peer_lag_entries_count", _G, "Entries that a peer lacks; shown by the leader.", label="peer"),
+    Metric("kvnode_peer_last_contact_ms", _G, "Since a peer's last message; shown by the leader.", label="peer"),
+)
+
+CATALOGUE: tuple[Metric, ...] = COUNTED + READ

@@ -47,6 +47,9 @@ MAX_OPERATION_TIMEOUT_MS = 120_000
 
 # Storage.
 SEGMENT_BYTES = 16 * 1_048_576
+MAX_SEGMENT_BYTES = 1 << 30  # offsets in a segment take 4 bytes
+MAX_INLINE_SYNC_P99_MS = 2.0  # slower than this, the log's fsync leaves the loop for a thread
+SYNC_WINDOW_COUNT = 200  # syncs that the moving p99 looks back on
 LOG_CACHE_BYTES = 8 * 1_048_576
 LOG_RETENTION_BYTES = 256 * 1_048_576
 DURABLE_APPLIED_INTERVAL_MS = 2_000

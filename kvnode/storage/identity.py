@@ -1,31 +1,40 @@
-"""Who a data directory is: its lock, its node id, and the cluster it belongs to.
+"""Who owns a data directory: the lock of the process, and the identity of the node.
 
-A node id is minted once, with the directory, and never used again: a node that came back under its old id with an
-empty disk would vote a second time in a term, or deny what it had acknowledged. So an identity is only ever made in
-an empty directory, and a directory with a log or a state but no identity is refused.
+A node id is minted once and bound to its directory: an empty directory never starts under a used id, because
+a voter that forgot its vote could vote twice. The identity file is written whole, synced and renamed into
+place; a checksum covers it. It begins without a cluster; bootstrap and adoption bind the cluster id, the epoch
+and the first membership in one such write, once.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import random
 from dataclasses import asdict, dataclass, replace
+from random import Random
 from zlib import crc32
 
-from kvnode.base.errors import ConfigError, KvError, StorageFailed
+from kvnode.base.errors import ConfigError, StorageFailed
 from kvnode.storage.disk import DirectoryLock, Disk
 
 IDENTITY_NAME = "identity.json"
-LOCK_NAME = "LOCK"
+LOCK_NAME = "lock"
 FORMAT_VERSION = 1
-_TEMPORARY_NAME = "identity.json.new"
-_BELONGING = ("log", "state")  # what only a directory with an identity may hold
+_OWNED_NAMES = ("log", "state")
+_NODE_ID_BITS = 63
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the identity file holds. `cluster_id` is empty until the node is bootstrapped or adopted."""
+    """What a data directory says of its node.
+
+    Attributes:
+        node_id: 63 bits, never 0, minted at random.
+        name, region, dc: as the node was first started.
+        cluster_id: empty until the node bootstrapped a cluster or was adopted by one.
+        epoch, initial_membership: of the moment the cluster id was bound; the membership is encoded.
+        storage_created: the log and the state were there once: if they are missing, they were lost.
+    """
 
     node_id: int
     name: str
@@ -33,136 +42,165 @@ class Identity:
     dc: str
     cluster_id: str = ""
     epoch: int = 0
-    initial_membership: bytes = b""  # of the cluster's first voters; empty for one that joined later
+    initial_membership: bytes = b""
+    storage_created: bool = False
 
 
 class DataDirectory:
-    """A locked data directory. `close` gives the lock back."""
+    """A data directory that this process holds. Made by `open`; `close` lets it go."""
 
     def __init__(self, disk: Disk, path: str, lock: DirectoryLock) -> None:
         self._disk = disk
+        self._path = path
         self._lock = lock
-        self.path = path
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+        return self._path
 
     @classmethod
     def open(cls, disk: Disk, path: str) -> DataDirectory:
-        """Make the directory if need be, and lock it. Raises ConfigError, StorageFailed."""
+        """Take the directory, making it if it is absent.
+
+        Raises:
+            StorageFailed: another process holds it (code DATA_DIRECTORY_IN_USE), or the disk failed.
+        """
         try:
             disk.make_directory(path)
             lock = disk.lock(f"{path}/{LOCK_NAME}")
-        except BlockingIOError:
-            raise ConfigError(
-                f"the data directory {path} is in use by another kvnode process: stop that one, or give this one a "
-                "directory of its own with --data-dir"
-            ) from None
+        except BlockingIOError as error:
+            raise StorageFailed(
+                f"another process uses the data directory {path}: stop it, or start this node with a directory"
+                " of its own (--data-dir)",
+                code="DATA_DIRECTORY_IN_USE",
+            ) from error
         except OSError as error:
-            raise StorageFailed(f"the data directory {path} cannot be used: {error.strerror or error}") from error
+            raise StorageFailed(f"cannot use the data directory {path}: {error}") from error
         return cls(disk, path, lock)
 
-    async def identity(self, *, name: str, region: str, dc: str, random_source: random.Random) -> Identity:
-        """Read the identity, or mint one in an empty directory.
+    async def identity(self, *, name: str, region: str, dc: str, random_source: Random) -> Identity:
+        """The node's identity; a new one is minted in an empty directory.
 
         Args:
-            name, region, dc: of the configuration; they must be those that the directory was made with.
-            random_source: for a new node id (63 bits, never 0).
+            name, region, dc: what the configuration says; must be what the identity says.
+            random_source: the node id comes from it.
 
         Raises:
-            ConfigError: the directory is another node's.
-            StorageFailed: the file is damaged, or is missing beside a log or a state.
+            ConfigError: the directory belongs to a node with another name, region or data center.
+            StorageFailed: the identity is damaged (IDENTITY_DAMAGED), or missing beside a log or a state
+                (IDENTITY_MISSING), or the disk failed.
         """
-        known = self._read()
-        if known is None:
-            self._refuse_orphans()
-            known = Identity(random_source.getrandbits(63) | 1, name, region, dc)
-            await self._write(known)
-            return known
-        for field, wanted in (("name", name), ("region", region), ("dc", dc)):
-            if getattr(known, field) != wanted:
-                raise ConfigError(
-                    f"the data directory {self.path} belongs to a node with the {field} '{getattr(known, field)}', "
-                    f"and the configuration says '{wanted}': use the directory's own {field}, or another directory"
-                )
+        try:
+            known = self._load()
+            if known is None:
+                self._check_empty()
+                return await self._store(Identity(_mint(random_source), name, region, dc))
+        except OSError as error:
+            raise StorageFailed(f"cannot read or write the identity in {self._path}: {error}") from error
+        if (known.name, known.region, known.dc) != (name, region, dc):
+            raise ConfigError(
+                f"the data directory {self._path} belongs to node {known.name!r} in {known.region}/{known.dc}, but"
+                f" the configuration says {name!r} in {region}/{dc}: correct it, or name another --data-dir"
+            )
         return known
 
     async def bind(self, identity: Identity, cluster_id: str, epoch: int, initial_membership: bytes) -> Identity:
-        """Record, durably, that the node belongs to a cluster from now on.
+        """Make the node part of a cluster, durably and once.
 
-        Raises:
-            KvError: MEMBER_OF_ANOTHER_CLUSTER.
+        Returns the new identity. Raises StorageFailed: it is part of another cluster (CLUSTER_MISMATCH), or
+        the disk failed.
         """
-        if identity.cluster_id not in ("", cluster_id):
-            raise KvError(
-                "MEMBER_OF_ANOTHER_CLUSTER",
-                f"this node belongs to cluster {identity.cluster_id} and not to {cluster_id}",
-                phase="admin",
+        if identity.cluster_id == cluster_id:
+            return identity
+        if identity.cluster_id:
+            raise StorageFailed(
+                f"the data directory {self._path} belongs to cluster {identity.cluster_id}, not {cluster_id}",
+                code="CLUSTER_MISMATCH",
             )
-        bound = replace(identity, cluster_id=cluster_id, epoch=epoch, initial_membership=initial_membership)
-        await self._write(bound)
-        return bound
+        return await self._update(
+            replace(identity, cluster_id=cluster_id, epoch=epoch, initial_membership=initial_membership)
+        )
+
+    async def confirm_storage(self, identity: Identity) -> Identity:
+        """Remember durably that log and state exist: from now on their absence is loss, not a first start."""
+        if identity.storage_created:
+            return identity
+        return await self._update(replace(identity, storage_created=True))
 
     def close(self) -> None:
         """Let another process in."""
         self._lock.release()
 
-    def _read(self) -> Identity | None:
-        path = f"{self.path}/{IDENTITY_NAME}"
-        if not self._disk.exists(path):
-            return None
-        file = self._disk.open(path)
+    async def _update(self, identity: Identity) -> Identity:
         try:
-            data = file.read(0, file.size())
-        finally:
-            file.close()
+            return await self._store(identity)
+        except OSError as error:
+            raise StorageFailed(f"cannot write the identity in {self._path}: {error}") from error
+
+    def _load(self) -> Identity | None:
+        path = f"{self._path}/{IDENTITY_NAME}"
+        try:
+            file = self._disk.open(path)
+        except FileNotFoundError:
+            return None
+        data = file.read(0, file.size())
+        file.close()
         return _decode(data, path)
 
-    def _refuse_orphans(self) -> None:
-        for name in _BELONGING:
-            if self._disk.exists(f"{self.path}/{name}"):
+    def _check_empty(self) -> None:
+        for name in _OWNED_NAMES:
+            path = f"{self._path}/{name}"
+            if self._disk.exists(path) and self._disk.list_directory(path):
                 raise StorageFailed(
-                    f"{self.path} holds a {name} but no {IDENTITY_NAME}: whose they are cannot be known. Start with an "
-                    "empty directory and `kvnode member replace` the old node",
+                    f"the data directory {self._path} holds {name}/ but no {IDENTITY_NAME}: this node cannot know who"
+                    " it is. Put the file back from where the directory was copied, or start with an empty"
+                    " directory and let the cluster replace this node",
                     code="IDENTITY_MISSING",
                 )
 
-    async def _write(self, identity: Identity) -> None:
-        temporary, path = f"{self.path}/{_TEMPORARY_NAME}", f"{self.path}/{IDENTITY_NAME}"
+    async def _store(self, identity: Identity) -> Identity:
+        path = f"{self._path}/{IDENTITY_NAME}"
+        fresh = f"{path}.new"
+        file = self._disk.open(fresh, create=True)
         try:
-            if self._disk.exists(temporary):
-                self._disk.remove(temporary)
-            file = self._disk.open(temporary, create=True)
-            try:
-                file.write(0, _encode(identity))
-                await file.sync()
-            finally:
-                file.close()
-            self._disk.rename(temporary, path)
-            await self._disk.sync_directory(self.path)
-        except OSError as error:
-            raise StorageFailed(f"{path} cannot be written: {error.strerror or error}") from error
+            file.truncate(0)
+            file.write(0, _encode(identity))
+            await file.sync()
+        finally:
+            file.close()
+        self._disk.rename(fresh, path)
+        await self._disk.sync_directory(self._path)
+        return identity
+
+
+def _mint(random_source: Random) -> int:
+    while not (node_id := random_source.getrandbits(_NODE_ID_BITS)):
+        pass
+    return node_id
 
 
 def _encode(identity: Identity) -> bytes:
-    fields = asdict(identity)
-    fields["initial_membership"] = base64.b64encode(identity.initial_membership).decode()
-    body = json.dumps({"format": FORMAT_VERSION, **fields}, sort_keys=True)
-    return json.dumps({"checksum": crc32(body.encode()), "identity": body}, indent=1).encode()
+    """One line of JSON for people, and a line with its CRC-32."""
+    fields = asdict(identity) | {
+        "format": FORMAT_VERSION,
+        "initial_membership": base64.b64encode(identity.initial_membership).decode(),
+    }
+    body = json.dumps(fields).encode()
+    return b"%s\n%08x\n" % (body, crc32(body))
 
 
 def _decode(data: bytes, path: str) -> Identity:
-    try:
-        outer = json.loads(data)
-        body = outer["identity"]
-        if crc32(body.encode()) != outer["checksum"]:
-            raise ValueError("its checksum does not match")
-        fields = json.loads(body)
-        version = fields.pop("format")
-        if version != FORMAT_VERSION:
-            raise ValueError(f"its format {version} is not known to this version")
-        fields["initial_membership"] = base64.b64decode(fields["initial_membership"])
-        return Identity(**fields)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    body, _, checksum = data.partition(b"\n")
+    if checksum != b"%08x\n" % crc32(body):
         raise StorageFailed(
-            f"the identity file {path} is damaged ({error}): restore it from a copy, or start with an empty directory "
-            "and `kvnode member replace` the old node",
+            f"the identity {path} is damaged: put it back from a copy, or let the cluster replace this node and"
+            " start it with an empty directory",
             code="IDENTITY_DAMAGED",
-        ) from error
+        )
+    fields = json.loads(body)
+    version = fields.pop("format")
+    if version != FORMAT_VERSION:
+        raise StorageFailed(f"identity {path} has format {version}; this version of kvnode reads {FORMAT_VERSION}")
+    fields["initial_membership"] = base64.b64decode(fields["initial_membership"])
+    return Identity(**fields)

@@ -37,7 +37,7 @@ COMMANDS: dict[str, Command] = {
     "leader": Command("kvnode.cli.member", "leader_app", CLUSTER),
     "serve": Command("kvnode.cli.serve", "serve", NODE),
     "config": Command("kvnode.cli.config", "config_app", NODE),
-    "demo": Command("kvnode.cli.demo", "demo_command", NODE),
+    "demo": Command("kvnode.cli.demo", "demo", NODE),
 }
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from random import Random
 from types import TracebackType
+from typing import TypeVar
 
 import grpc
 
 from kvnode.base import limits
+from kvnode.base.clock import SystemClock
+from kvnode.base.errors import KvError, NotLeader
 from kvnode.client import rpc
+from kvnode.client.rpc import Method
 from kvnode.client.unary import UnaryCaller
 from kvnode.proto.kv.v1 import admin_pb2
 
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
 
 class Admin:
-    """Administration of one cluster, at whichever endpoint answers. Every method raises KvError.
+    """Administration of one cluster, at whichever endpoint answers; changes go to the leader. All raise KvError.
 
     Args:
         addresses: host:port of nodes of one cluster, in order of preference.
@@ -35,6 +43,10 @@ class Admin:
         random: Random | None = None,
     ) -> None:
         self._timeout_ms = timeout_ms
+        self._credentials = credentials
+        self._addresses = list(addresses)
+        self._random = random or Random()
+        self._clock = SystemClock()
         self._caller = UnaryCaller(addresses, credentials=credentials, fail_fast=fail_fast, random=random)
 
     async def __aenter__(self) -> Admin:
@@ -71,29 +83,29 @@ class Admin:
     async def add(self, member: admin_pb2.Member) -> admin_pb2.MemberChangeResponse:
         """Add a running, unjoined node as a learner."""
         request = admin_pb2.MemberAddRequest(member=member)
-        return await self._caller.call(rpc.MEMBER_ADD, request, self._timeout_ms, repeatable=False)
+        return await self._change(rpc.MEMBER_ADD, request)
 
     async def promote(self, node_id: int) -> admin_pb2.MemberChangeResponse:
         """Make a learner that has caught up a voter."""
         request = admin_pb2.MemberPromoteRequest(node_id=node_id)
-        return await self._caller.call(rpc.MEMBER_PROMOTE, request, self._timeout_ms, repeatable=False)
+        return await self._change(rpc.MEMBER_PROMOTE, request)
 
     async def remove(self, node_id: int, *, force: bool = False) -> admin_pb2.MemberChangeResponse:
         """Remove a member for good. `force`: although the cluster then breaks a promise of its topology."""
         request = admin_pb2.MemberRemoveRequest(node_id=node_id, force=force)
-        return await self._caller.call(rpc.MEMBER_REMOVE, request, self._timeout_ms, repeatable=False)
+        return await self._change(rpc.MEMBER_REMOVE, request)
 
     async def replace(self, node_id: int, replacement: admin_pb2.Member) -> admin_pb2.MemberChangeResponse:
         """Add `replacement`, promote it when it has caught up, then remove `node_id`."""
         request = admin_pb2.MemberReplaceRequest(
             node_id=node_id, replacement=replacement, timeout_ms=max(1, self._timeout_ms - self._timeout_ms // 10)
         )
-        return await self._caller.call(rpc.MEMBER_REPLACE, request, self._timeout_ms, repeatable=False)
+        return await self._change(rpc.MEMBER_REPLACE, request)
 
     async def transfer_leadership(self, to_node_id: int = 0) -> admin_pb2.TransferLeadershipResponse:
         """Hand leadership to a voter; 0 = the most caught-up one."""
         request = admin_pb2.TransferLeadershipRequest(to_node_id=to_node_id)
-        return await self._caller.call(rpc.TRANSFER_LEADERSHIP, request, self._timeout_ms, repeatable=False)
+        return await self._change(rpc.TRANSFER_LEADERSHIP, request)
 
     async def snapshot(self) -> admin_pb2.SnapshotResponse:
         """Write a snapshot at the answering node now, and compact its log behind it."""
@@ -102,3 +114,27 @@ class Admin:
     async def digest(self, *, scrub: bool = False) -> admin_pb2.DigestResponse:
         """The digest of the answering node's state. `scrub`: also recompute it from every row."""
         return await self._caller.call(rpc.DIGEST, admin_pb2.DigestRequest(scrub=scrub), self._timeout_ms)
+
+    async def _change(self, method: Method[Request, Response], request: Request) -> Response:
+        """Call at the leader; wait for one, and ask again where leadership has moved meanwhile."""
+        deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
+        while True:
+            addresses = await self._leader_first()
+            left_ms = max(1, int(deadline_ms - self._clock.monotonic_ms()))
+            caller = UnaryCaller(addresses, credentials=self._credentials, fail_fast=True, random=self._random)
+            try:
+                return await caller.call(method, request, left_ms, repeatable=False)
+            except KvError as error:
+                pause_ms = self._random.uniform(limits.CLIENT_BACKOFF_MS, 4 * limits.CLIENT_BACKOFF_MS)
+                is_over = self._clock.monotonic_ms() + pause_ms >= deadline_ms
+                if is_over or not (isinstance(error, NotLeader) or error.code == "NOT_LEADER"):
+                    raise
+                await asyncio.sleep(pause_ms / 1000)
+            finally:
+                await caller.close()
+
+    async def _leader_first(self) -> list[str]:
+        """The leader's address as its nodes know it, then the given ones: it may not be reachable from here."""
+        status = await self.status()
+        leader = [member.address for member in status.members if member.node_id == status.leader_id]
+        return [*leader, *(address for address in self._addresses if address not in leader)]

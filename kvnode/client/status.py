@@ -21,6 +21,7 @@ ERROR_METADATA_KEY: Final = "kv-error-bin"
 SESSION_REFUSED_CODES: Final = frozenset({"SESSION_UNKNOWN", "SESSION_EXPIRED"})
 """The client id is not known (any more): nothing under it is executed."""
 
+_CONNECT_FAILED: Final = "failed to connect to all addresses"
 _RETRYABLE_PHASES: Final = frozenset({"dial", "leader", "commit"})
 _RETRYABLE_CODES: Final = frozenset({"STATE_REPLACED"})
 _FINAL_CODES: Final = frozenset({"SEQUENCE_ANSWERED"}) | SESSION_REFUSED_CODES
@@ -62,20 +63,22 @@ def error_to_proto(error: KvError, endpoint: str = "") -> kv_pb2.Error:
 
 
 def error_from_rpc(error: grpc.aio.AioRpcError, endpoint: str) -> KvError:
-    """The exception for a call that ended with a gRPC status."""
+    """The exception for a call that ended with a gRPC status; `not_applied` says that the call never got anywhere."""
     carried = _carried_error(error.trailing_metadata() or ())
     if carried is not None:
         return error_from_proto(carried, endpoint)
     details = error.details() or "no details"
     code, phase, advice = _classify(error.code(), details)
-    message = f"{details.rstrip('.')}; {advice}"
+    message = f"{_plain(details)}; {advice}"
     if code == "DEADLINE_EXCEEDED":
-        return DeadlineExceeded(message, phase=phase, endpoint=endpoint)
-    if code == "UNAVAILABLE":
-        result: KvError = Unavailable(message, phase=phase)
-        result.endpoint = endpoint
-        return result
-    return KvError(code, message, phase=phase, endpoint=endpoint, not_applied=phase != "commit")
+        result: KvError = DeadlineExceeded(message, phase=phase)
+    elif code == "UNAVAILABLE":
+        result = Unavailable(message, phase=phase)
+    else:
+        result = KvError(code, message, phase=phase)
+    result.endpoint = endpoint
+    result.not_applied = phase in {"auth", "tls", "validate"} or _CONNECT_FAILED in details or code == "NOT_A_KVNODE"
+    return result
 
 
 def is_final(error: KvError) -> bool:
@@ -93,6 +96,13 @@ def _class_of(error: kv_pb2.Error) -> type[KvError]:
     if error.phase == "validate":
         return InvalidRequest
     return Unavailable if error.phase in _RETRYABLE_PHASES else KvError
+
+
+def _plain(details: str) -> str:
+    """gRPC's account of a failed connection, cut down to the operating system's own words."""
+    if _CONNECT_FAILED in details:
+        return f"could not connect: {details.rstrip('.)').rsplit(': ', 1)[-1]}"
+    return details.rstrip(".")
 
 
 def _carried_error(metadata: Iterable[tuple[str, str | bytes]]) -> kv_pb2.Error | None:

@@ -65,7 +65,7 @@ class UnaryCaller:
                 is known to have changed nothing at the first.
 
         Raises:
-            KvError: it names endpoint, phase and remedy. OutcomeUnknown only if the call is not repeatable.
+            KvError: it names endpoint, phase and remedy. OutcomeUnknown and NotLeader only if it is not repeatable.
         """
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
         hang_timeout_ms: float = limits.CLIENT_HANG_TIMEOUT_MS
@@ -93,8 +93,16 @@ class UnaryCaller:
 
     async def _next(self, error: KvError, address: str, repeatable: bool, deadline_ms: float, timeout_ms: int) -> None:
         """Prepare another attempt after `error`, or raise what the caller shall see."""
-        may_repeat = repeatable or (error.not_applied and error.phase != "admin")
-        if not may_repeat:
+        if repeatable:
+            error.not_applied = True
+        elif not error.not_applied:
+            unknown = OutcomeUnknown(
+                f"the request was sent and not answered ({error.message}), so it may or may not have been carried out;"
+                " look before you send it again"
+            )
+            unknown.endpoint = error.endpoint
+            raise unknown from error
+        elif error.code == "NOT_LEADER":
             raise error
         if not (is_retryable(error) or error.code == "DEADLINE_EXCEEDED"):
             raise error
@@ -123,13 +131,6 @@ class UnaryCaller:
             error = error_from_rpc(failure, address)
             if error.phase in {"dial", "tls"}:
                 self._retire(address, channel)
-                error.not_applied = "connect" in error.message
-            elif error.code == "DEADLINE_EXCEEDED":
-                error.not_applied = False
-            if not error.not_applied and not isinstance(error, OutcomeUnknown | DeadlineExceeded):
-                raise KvError(
-                    error.code, error.message, phase=error.phase, endpoint=error.endpoint, not_applied=False
-                ) from None
             raise error from None
 
     async def _channel(self, address: str, timeout_ms: float) -> grpc.aio.Channel:

@@ -420,7 +420,7 @@ class SimulatedTransport:
         sink = host.sink()
         offset = await self._remote(host, lambda: sink.open(header), KEEPALIVE_S)
         while offset < header.size_bytes:
-            data = source.read(offset, CHUNK_BYTES)
+            data = await source.read(offset, CHUNK_BYTES)
             offset = await self._remote(host, lambda at=offset, data=data: sink.write(at, data), KEEPALIVE_S)  # type: ignore[misc]
         await self._remote(host, sink.finish, 60.0)
         return True

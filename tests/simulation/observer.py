@@ -69,13 +69,19 @@ class Observer:
     digests: dict[int, int] = field(default_factory=dict)
     outcomes: dict[tuple[bytes, int], Outcome] = field(default_factory=dict)
     durable: dict[int, DurableLog] = field(default_factory=dict)
-    memberships: list[tuple[int, Membership]] = field(default_factory=list)  # (from index, membership), committed
+    memberships: list[Membership] = field(default_factory=list)  # in force since they were appended, not committed
+    installs_count: int = 0
     trace: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def fail(self, checker: str, message: str) -> None:
         """Keep the first violation."""
         if self.violation is None:
             self.violation = Violation(checker, message)
+
+    def raise_violation(self) -> None:
+        """Raise the first violation, if there is one."""
+        if self.violation is not None:
+            raise self.violation
 
     def note(self, text: str) -> None:
         """Add to the trace, by which two runs of a seed are compared."""
@@ -108,6 +114,8 @@ class Observer:
             digest = hashlib.sha256(bytes([entry.kind]) + entry.data).digest()
             seen = self.entries.get((entry.index, entry.term))
             if seen is None:
+                if entry.kind is EntryKind.MEMBERSHIP:
+                    self.memberships.append(decode_membership(entry.data))
                 self.entries[entry.index, entry.term] = (digest, -1 if term_before is None else term_before)
             elif seen[0] != digest:
                 self.fail("log-matching", f"node {node_id}: another entry {entry.index} of term {entry.term}")
@@ -157,12 +165,10 @@ class Observer:
             self.fail("state-machine", f"node {node_id} applied entry {entry.index}, and nobody the one before")
         self.committed[entry.index] = entry
         self.note(f"{entry.index}/{entry.term}/{entry.kind.value}/{len(entry.data)};")
-        if not any(self._is_durable(entry, membership) for _, membership in self.memberships[-2:]):
+        if not any(self._is_durable(entry, membership) for membership in self.memberships[-3:]):
             holders = [node for node, log in sorted(self.durable.items()) if log.holds(entry.index, entry.term)]
             self.fail("commit-durable", f"entry {entry.index}/{entry.term} was applied, durable only on {holders}")
-        if entry.kind is EntryKind.MEMBERSHIP:
-            self.memberships.append((entry.index, decode_membership(entry.data)))
-        elif entry.kind is EntryKind.DATA:
+        if entry.kind is EntryKind.DATA:
             self._account(entry)
 
     def _is_durable(self, entry: Entry, membership: Membership) -> bool:

@@ -89,6 +89,13 @@ class SimulatedState:
         self._release()
         return state
 
+    def kill(self) -> SimulatedState:
+        """The state that a restart finds after kill -9: the operating system has all that was applied."""
+        state = SimulatedState(self._directory, clock=self._clock, latency_s=self._latency_s, fault=self._fault)
+        state._release()
+        state._tables, state._disk, state._tail = self._tables, self._disk, self._tail
+        return state
+
     def _release(self) -> None:
         self._tables.connection.close()
         self._disk.connection.close()

@@ -1,0 +1,271 @@
+"""What befalls a cluster, drawn from the seed.
+
+Each seed enables only some kinds of trouble (swarm testing: Groce and others, "Swarm Testing", ISSTA 2012), because
+a run in which everything happens at once seldom gets far enough to show what one kind does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from kvnode.base.errors import KvError
+from kvnode.codec.membership import Member, MemberRole
+from kvnode.node.node import Node
+from tests.simulation.cluster import Cluster, Server
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.network import Weather
+
+HOUR_MS = 3_600_000.0
+
+
+class Nemesis:
+    """Hurts the cluster until told to stop, then heals everything."""
+
+    def __init__(self, loop: SimulatedLoop, cluster: Cluster, random_source: random.Random) -> None:
+        self._loop = loop
+        self._cluster = cluster
+        self._random = random_source
+        self._tasks: list[asyncio.Task[None]] = []
+        self._skewed: dict[int, float] = {}
+        self._stop = False
+        self.done: list[str] = []
+        kinds: dict[str, Callable[[], Awaitable[None]]] = {
+            "crash": self._crash,
+            "kill": self._kill,
+            "crash-all": self._crash_all,
+            "freeze": self._freeze,
+            "one-way": self._one_way,
+            "isolate": self._isolate,
+            "partition": self._partition,
+            "slow-disk": self._slow_disk,
+            "slow-link": self._slow_link,
+            "clock": self._clock,
+            "transfer": self._transfer,
+            "snapshot": self._snapshot,
+            "fsync": self._fsync,
+            "full": self._full,
+            "members": self._members,
+        }
+        count = random_source.choice((0, 1, 2, 3, 4, 5, 15))
+        self._kinds = {name: kinds[name] for name in random_source.sample(list(kinds), count)}
+        self.weather = Weather(
+            loss=random_source.choice((0.0, 0.0, 0.01, 0.1)),
+            doubling=random_source.choice((0.0, 0.02, 0.2)),
+            straggling=random_source.choice((0.0, 0.02, 0.2)),
+            straggle_ms=random_source.choice((30.0, 800.0, 4_000.0)),
+        )
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of trouble that this seed has."""
+        return list(self._kinds)
+
+    async def run(self, duration_s: float) -> None:
+        """Make trouble for `duration_s`, then heal."""
+        cluster = self._cluster
+        cluster.network.weather = self.weather
+        end_s = self._loop.time() + duration_s
+        while self._loop.time() < end_s:
+            await asyncio.sleep(self._random.uniform(0.2, 2.0))
+            if self._kinds:
+                name = self._random.choice(list(self._kinds))
+                self.done.append(f"{self._loop.time():.2f} {name}")
+                cluster.observer.note(f"{name};")
+                self._tasks.append(self._loop.create_task(self._attempt(self._kinds[name]), name=name))
+        await self._heal()
+
+    async def _attempt(self, kind: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await kind()
+        except KvError:
+            pass
+
+    async def _heal(self) -> None:
+        cluster = self._cluster
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        cluster.network.weather = Weather()
+        cluster.network.cuts.clear()
+        cluster.network.slow.clear()
+        for server in cluster.servers.values():
+            server.disk_factor = 1.0
+            server.disk.capacity_bytes = None
+            if server.process.frozen:
+                server.process.thaw()
+            server.clock.step(-self._skewed.pop(server.member.node_id, 0.0))
+        for server in cluster.servers.values():
+            if not server.running:
+                cluster.start(server)
+
+    # Whom.
+
+    def _victim(self) -> Server | None:
+        """Mostly the leader: there is the most to break."""
+        leader = self._cluster.leader()
+        if leader is not None and self._random.random() < 0.5:
+            return leader
+        serving = self._cluster.serving
+        return self._random.choice(serving) if serving else None
+
+    async def _pause(self, low_s: float, high_s: float) -> None:
+        await asyncio.sleep(self._random.uniform(low_s, high_s))
+
+    def _revive(self, server: Server) -> None:
+        if not server.running:
+            self._cluster.start(server)
+
+    # What.
+
+    async def _crash(self) -> None:
+        server = self._victim()
+        if server is not None:
+            self._cluster.crash(server)
+            await self._pause(0.05, 4.0)
+            self._revive(server)
+
+    async def _kill(self) -> None:
+        server = self._victim()
+        if server is not None:
+            self._cluster.kill(server)
+            await self._pause(0.05, 2.0)
+            self._revive(server)
+
+    async def _crash_all(self) -> None:
+        servers = self._cluster.serving
+        for server in servers:
+            self._cluster.crash(server)
+        for server in self._random.sample(servers, len(servers)):
+            await self._pause(0.0, 1.0)
+            self._revive(server)
+
+    async def _freeze(self) -> None:
+        server = self._victim()
+        if server is None or server.process.frozen:
+            return
+        process = server.process
+        process.freeze()
+        try:
+            await self._pause(0.3, 6.0)
+        finally:
+            if not process.dead and process.frozen:
+                process.thaw()
+
+    async def _cut(self, pairs: set[tuple[int, int]], low_s: float, high_s: float) -> None:
+        self._cluster.network.cuts |= pairs
+        await self._pause(low_s, high_s)
+        self._cluster.network.cuts -= pairs
+
+    async def _one_way(self) -> None:
+        server = self._victim()
+        if server is None:
+            return
+        own = server.member.node_id
+        others = [node_id for node_id in self._cluster.servers if node_id != own]
+        if self._random.random() < 0.3:
+            others = self._random.sample(others, 1)
+        outward = self._random.random() < 0.5
+        await self._cut({(own, other) if outward else (other, own) for other in others}, 0.5, 6.0)
+
+    async def _isolate(self) -> None:
+        server = self._victim()
+        if server is not None:
+            own = server.member.node_id
+            others = [node_id for node_id in self._cluster.servers if node_id != own]
+            await self._cut({pair for other in others for pair in ((own, other), (other, own))}, 0.5, 6.0)
+
+    async def _partition(self) -> None:
+        nodes = list(self._cluster.servers)
+        self._random.shuffle(nodes)
+        at = self._random.randrange(1, len(nodes))
+        pairs = {pair for one in nodes[:at] for two in nodes[at:] for pair in ((one, two), (two, one))}
+        await self._cut(pairs, 0.5, 5.0)
+
+    async def _slow_disk(self) -> None:
+        server = self._victim()
+        if server is not None:
+            server.disk_factor = self._random.choice((10.0, 100.0, 400.0))
+            await self._pause(0.5, 4.0)
+            server.disk_factor = 1.0
+
+    async def _slow_link(self) -> None:
+        server = self._victim()
+        if server is not None:
+            self._cluster.network.slow[server.member.node_id] = self._random.choice((20.0, 200.0))
+            await self._pause(0.5, 4.0)
+            self._cluster.network.slow.pop(server.member.node_id, None)
+
+    async def _clock(self) -> None:
+        """At most a minority has a wrong clock at a time."""
+        server = self._victim()
+        voters = len(self._cluster.initial.voters)
+        if server is None or (server.member.node_id not in self._skewed and len(self._skewed) >= (voters - 1) // 2):
+            return
+        by_ms = self._random.choice((HOUR_MS, -HOUR_MS, 300.0, -300.0, 2_000.0, -2_000.0))
+        server.clock.step(by_ms)
+        self._skewed[server.member.node_id] = self._skewed.get(server.member.node_id, 0.0) + by_ms
+        await self._pause(1.0, 5.0)
+        server.clock.step(-self._skewed.pop(server.member.node_id, 0.0))
+
+    async def _transfer(self) -> None:
+        leader = self._cluster.leader()
+        if leader is not None:
+            voters = [member.node_id for member in self._cluster.initial.voters]
+            to = self._random.choice((0, *voters))
+            await self._cluster.administer(leader, lambda node: node.transfer_leadership(to))
+
+    async def _snapshot(self) -> None:
+        server = self._victim()
+        if server is not None:
+            await self._cluster.administer(server, lambda node: node.snapshot_now())
+
+    async def _fsync(self) -> None:
+        """A failed fsync ends the process; its disk works again after a restart."""
+        server = self._victim()
+        if server is not None:
+            server.may_fail = True
+            server.disk.fail_next_sync()
+            await self._pause(0.5, 3.0)
+            self._revive(server)
+
+    async def _full(self) -> None:
+        server = self._victim()
+        if server is not None:
+            server.may_fail = True
+            server.disk.capacity_bytes = server.disk.used_bytes
+            await self._pause(0.5, 4.0)
+            server.disk.capacity_bytes = None
+            self._revive(server)
+
+    async def _members(self) -> None:
+        """Add a learner, promote it, remove somebody; the leader refuses what is not safe."""
+        leader = self._cluster.leader()
+        if leader is None or leader.node is None:
+            return
+        members = leader.node.membership.members
+        learners = [member for member in members if member.role is MemberRole.LEARNER]
+        if learners:
+            learner = self._random.choice(learners)
+            await self._cluster.administer(leader, lambda node: node.members.promote(learner.node_id))
+        elif len(members) < 5 and len(self._cluster.servers) < 7:
+            await self._add(leader)
+        elif len(members) > 3:
+            victim = self._random.choice(members)
+            await self._cluster.administer(leader, lambda node: node.members.remove(victim.node_id, force=False))
+
+    async def _add(self, leader: Server) -> None:
+        cluster = self._cluster
+        node_id = max(cluster.servers) + 1
+        dc = self._random.choice([member.dc for member in cluster.initial.members])
+        member = Member(node_id, f"node{node_id}", "r1", dc, f"sim:{node_id}", MemberRole.LEARNER)
+        server = cluster.add_server(member)
+        server.joined = False
+        cluster.start(server)
+        await asyncio.sleep(0.01)
+
+        async def add(node: Node) -> None:
+            await node.members.add(member)
+
+        await cluster.administer(leader, add)

@@ -1,0 +1,242 @@
+"""One seed: a cluster, its clients, its nemesis, and everything that is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from cluster.checker import check
+from cluster.history import Committed, Operation, Unknown
+from kvnode.base.limits import MAX_CLOCK_OFFSET_MS
+from kvnode.proto.kv.internal.v1 import log_pb2
+from kvnode.proto.kv.v1 import kv_pb2
+from tests.simulation import loop as simulated_loop
+from tests.simulation.cluster import Cluster
+from tests.simulation.loop import Hang, Livelock, SimulatedLoop
+from tests.simulation.nemesis import Nemesis
+from tests.simulation.network import Network
+from tests.simulation.observer import Observer, Violation
+from tests.simulation.workload import EVERYTHING, Client, Journal
+
+LAYOUTS = ("abc", "abc", "abc", "aaabc", "abcab")
+CHAOS_S = (6.0, 14.0)
+RECOVERY_S = 25.0  # from the healing on, for a write to be acknowledged again
+CONVERGENCE_S = 40.0  # from the healing on, for all to have applied the same
+# What expires may be judged by a leader whose clock is off the median by the bound, and the median off true time.
+CLOCK_SLACK_MS = MAX_CLOCK_OFFSET_MS + 200
+
+
+@dataclass
+class Result:
+    """How a seed went. `checker` is empty when all promises held."""
+
+    seed: int
+    checker: str = ""
+    message: str = ""
+    trace: str = ""
+    operations_count: int = 0
+    acknowledged_count: int = 0
+    committed_count: int = 0
+    virtual_s: float = 0.0
+    snapshots_count: int = 0
+    kinds: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the seed passed."""
+        return not self.checker
+
+
+def run_seed(seed: int, mutant: Callable[[], AbstractContextManager[object]] = nullcontext) -> Result:
+    """Run one seed to its end or its first broken promise.
+
+    Args:
+        seed: everything that happens follows from it.
+        mutant: a planted bug, in force during the run.
+    """
+    result = Result(seed)
+    base = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    gc.disable()  # when the collector runs depends on more than the seed
+    try:
+        with tempfile.TemporaryDirectory(prefix="kvnode-simulation-", dir=base) as directory, mutant():
+            scene = Scene(seed, Path(directory), result)
+            try:
+                simulated_loop.run(scene.play)
+            except Violation as violation:
+                result.checker, result.message = violation.checker, violation.message
+            except Hang as error:
+                result.checker, result.message = "hang", str(error)
+            except Livelock as error:
+                result.checker, result.message = "livelock", str(error)
+            scene.account()
+    finally:
+        gc.enable()
+        gc.collect()
+    return result
+
+
+class Scene:
+    """The parts of a seed."""
+
+    def __init__(self, seed: int, directory: Path, result: Result) -> None:
+        self.random = random.Random(seed)
+        self.directory = directory
+        self.result = result
+        self.observer = Observer()
+        self.journal = Journal()
+        self.snapshots_count = 0
+
+    async def play(self, loop: SimulatedLoop) -> None:
+        """From the start of the first node to the last check."""
+        self.loop = loop
+        draw = self.random
+        self.network = Network(loop, random.Random(draw.getrandbits(64)))
+        layout = draw.choice(LAYOUTS)
+        self.cluster = Cluster(
+            loop, self.network, self.observer, random.Random(draw.getrandbits(64)), layout, self.directory
+        )
+        self.nemesis = Nemesis(loop, self.cluster, random.Random(draw.getrandbits(64)))
+        self.result.kinds = [layout, *self.nemesis.kinds]
+        self.clients = [
+            Client(n, loop, self.network, self.cluster.hosts, self.journal, random.Random(draw.getrandbits(64)))
+            for n in range(draw.choice((2, 3, 5)))
+        ]
+        for server in self.cluster.servers.values():
+            self.cluster.start(server)
+        watch = loop.create_task(self._watch())
+        story = loop.create_task(self._story(draw.uniform(*CHAOS_S)))
+        await asyncio.wait((watch, story), return_when=asyncio.FIRST_COMPLETED)
+        for task in (watch, story):
+            if task.done():
+                task.result()
+        watch.cancel()
+        self._judge()
+
+    async def _story(self, chaos_s: float) -> None:
+        draw = self.random
+        pause_ms = draw.choice(((5.0, 60.0), (50.0, 250.0)))
+        width = draw.choice((1, 2, 4))
+        working = [client.process.spawn(client.run(pause_ms, width)) for client in self.clients]
+        await self.nemesis.run(chaos_s)
+        await self._recover()
+        for client in self.clients:
+            client.stopped = True
+        await asyncio.wait(working, timeout=CONVERGENCE_S)
+        if any(not task.done() for task in working):
+            raise Violation("liveness", "a client has not come to an end long after everything was healed")
+        await self._converge()
+        await self._read_everything()
+
+    async def _watch(self) -> None:
+        """Look often whether a promise is broken already."""
+        while True:
+            await asyncio.sleep(0.05)
+            if self.observer.violation is not None:
+                raise self.observer.violation
+            for server, error in self.cluster.unexpected_errors():
+                raise Violation("stopped", f"{server.member.name} stopped: {type(error).__name__}: {error}") from error
+            for process, error in self.loop.failures:
+                where = process.name if process else "outside"
+                raise Violation("exception", f"in {where}: {type(error).__name__}: {error}") from error
+
+    async def _recover(self) -> None:
+        before = self.journal.acknowledged_count
+        end_s = self.loop.time() + RECOVERY_S
+        while self.journal.acknowledged_count < before + 3:
+            if self.loop.time() > end_s:
+                raise Violation(
+                    "liveness", f"no writes for {RECOVERY_S} s after everything was healed: {self._roles()}"
+                )
+            for server in self.cluster.servers.values():
+                if not server.running:  # it stopped because its disk had been hurt
+                    self.cluster.start(server)
+            await asyncio.sleep(0.2)
+
+    def _roles(self) -> str:
+        parts = []
+        for server in self.cluster.servers.values():
+            node = server.node
+            if node is None:
+                parts.append(f"{server.member.name}: down {server.errors[-1:]!r}")
+            else:
+                raft = node.raft
+                parts.append(
+                    f"{server.member.name}: {raft.role.value} term {raft.term} leader {raft.leader_id} "
+                    f"commit {raft.commit} last {raft.last_index} applied {node.applied_index}"
+                )
+        return "; ".join(parts)
+
+    async def _converge(self) -> None:
+        end_s = self.loop.time() + CONVERGENCE_S
+        while not self._converged():
+            if self.loop.time() > end_s:
+                raise Violation("convergence", f"the replicas stay apart: {self._roles()}")
+            await asyncio.sleep(0.2)
+
+    def _converged(self) -> bool:
+        leader = self.cluster.leader()
+        if leader is None or leader.node is None:
+            return False
+        wanted = leader.node.raft.commit
+        for member in leader.node.membership.members:
+            server = self.cluster.servers[member.node_id]
+            if not server.running:
+                self.cluster.start(server)
+            if server.node is None or server.node.applied_index < wanted:
+                return False
+        return True
+
+    async def _read_everything(self) -> None:
+        """A last strong read, so that the replay compares every row."""
+        request = kv_pb2.ReadRequest(ranges=[kv_pb2.ReadRange(start=EVERYTHING[0], end=EVERYTHING[1], limit=1000)])
+        client = self.clients[0]
+        await client.process.spawn(client.operate(kv_pb2.Operation(read=request)))
+
+    def _judge(self) -> None:
+        """What can only be said at the end."""
+        self.observer.raise_violation()
+        operations = [self._settled(record) for record in self.journal.records]
+        report = check(operations, clock_slack_ms=CLOCK_SLACK_MS)
+        if not report.ok:
+            first = report.violations[0]
+            raise Violation(first.rule, str(first))
+
+    def _settled(self, record: object) -> Operation:
+        """Hold what the client was told against the log, and settle what it does not know."""
+        operation: Operation = record.operation  # type: ignore[attr-defined]
+        if not record.is_write:  # type: ignore[attr-defined]
+            return operation
+        found = self.observer.outcomes.get((record.client_id, record.sequence))  # type: ignore[attr-defined]
+        outcome = operation.outcome
+        if isinstance(outcome, Committed):
+            if (
+                found is None
+                or found.versionstamp != outcome.versionstamp
+                or found.kind != log_pb2.OUTCOME_KIND_COMMITTED
+            ):
+                raise Violation("acknowledged", f"{operation.label} was acknowledged, and the log says {found}")
+        elif found is not None and found.kind == log_pb2.OUTCOME_KIND_COMMITTED:
+            if not isinstance(outcome, Unknown):
+                raise Violation(
+                    "exactly-once", f"{operation.label} was told {outcome}, yet the log holds it as applied"
+                )
+            return replace(operation, outcome=Committed(found.versionstamp))
+        return operation
+
+    def account(self) -> None:
+        """Numbers for the result."""
+        result = self.result
+        result.trace = self.observer.trace.hexdigest()
+        result.operations_count = len(self.journal.records)
+        result.acknowledged_count = self.journal.acknowledged_count
+        result.committed_count = len(self.observer.committed)
+        result.virtual_s = self.loop.time()
+        result.events = self.nemesis.done
+        result.snapshots_count = self.observer.installs_count

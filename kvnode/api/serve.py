@@ -22,7 +22,7 @@ from kvnode.api.ops import OpsServer
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import NodeConfig
-from kvnode.base.errors import ConfigError, KvError
+from kvnode.base.errors import ConfigError, KvError, StateDamaged
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
 from kvnode.node.node import Node
 from kvnode.node.peer_calls import adopt, identify
@@ -67,17 +67,19 @@ async def _serve(config: NodeConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    disk = SystemDisk()
-    source = random.SystemRandom()
+    stats = Stats()
+    disk = SystemDisk(observe_sync=lambda seconds: stats.fsync_ms.observe(seconds * 1_000))
     directory = DataDirectory.open(disk, str(config.data_dir))
     try:
-        identity = await directory.identity(name=config.name, region=config.region, dc=config.dc, random_source=source)
+        identity = await directory.identity(
+            name=config.name, region=config.region, dc=config.dc, random_source=random.SystemRandom()
+        )
         if not identity.cluster_id:
             joined = asyncio.ensure_future(_join(config, directory, identity))
             identity = await _unless_stopped(joined, stopping)
             if identity is None:
                 return EXIT_OK
-        return await _run_node(config, disk, identity, source, stopping)
+        return await _run_node(config, disk, directory, identity, stats, stopping)
     finally:
         directory.close()
 
@@ -112,30 +114,56 @@ def _member(config: NodeConfig, identity: Identity) -> Member:
     return Member(identity.node_id, config.name, config.region, config.dc, address, MemberRole.VOTER)
 
 
-async def _open_storage(config: NodeConfig, disk: Disk, identity: Identity, clock: Clock) -> tuple[Log, State]:
-    data_dir = Path(config.data_dir)
-    log = await Log.open(str(data_dir / "log"), disk, segment_bytes=config.segment_bytes)
+async def _open_storage(
+    config: NodeConfig, disk: Disk, directory: DataDirectory, identity: Identity, clock: Clock
+) -> tuple[Log, State]:
+    data_dir = Path(directory.path)
+    log = await Log.open(
+        str(data_dir / "log"), disk, segment_bytes=config.segment_bytes, must_exist=identity.storage_created
+    )
     try:
         state = await State.open(data_dir / "state", clock=clock)
+        try:
+            await _fit_together(log, state, identity, config.min_commit_dcs)
+            await directory.confirm_storage(identity)
+        except BaseException:
+            await state.close()
+            raise
     except BaseException:
         await log.close()
         raise
-    meta = state.meta
-    if not meta.membership:
-        initial = identity.initial_membership or encode_membership(Membership((), config.min_commit_dcs))
-        state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=identity.epoch, membership=initial)
-        meta = state.meta
-    if log.damage is None and log.term(meta.applied_index) != meta.applied_term:
-        # A snapshot was installed and the crash came before the log was reset behind it; the hard state stays.
-        await log.reset(meta.applied_index, meta.applied_term)
     return log, state
 
 
+async def _fit_together(log: Log, state: State, identity: Identity, min_commit_dcs: int) -> None:
+    """Found a new state; begin the log behind a state that a snapshot brought. Raises StateDamaged."""
+    if not state.meta.membership:
+        initial = identity.initial_membership or encode_membership(Membership((), min_commit_dcs))
+        state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=identity.epoch, membership=initial)
+        await state.make_durable()
+    if log.damage is not None:
+        return
+    applied, term = state.meta.applied_index, state.meta.applied_term
+    if applied + 1 < log.first_index():
+        raise StateDamaged(
+            f"the state ends at {applied} and the log begins at {log.first_index()}: the state was lost or put back "
+            "from an old copy. Start with an empty directory and `kvnode member replace` this node"
+        )
+    if log.term(applied) != term:
+        # A snapshot was installed and the crash came before the log was reset behind it; the hard state stays.
+        await log.reset(applied, term)
+
+
 async def _run_node(
-    config: NodeConfig, disk: Disk, identity: Identity, source: random.Random, stopping: asyncio.Event
+    config: NodeConfig,
+    disk: Disk,
+    directory: DataDirectory,
+    identity: Identity,
+    stats: Stats,
+    stopping: asyncio.Event,
 ) -> int:
-    clock, stats = SystemClock(), Stats()
-    log, state = await _open_storage(config, disk, identity, clock)
+    clock = SystemClock()
+    log, state = await _open_storage(config, disk, directory, identity, clock)
     settings = NodeSettings(
         node_id=identity.node_id,
         name=config.name,
@@ -152,7 +180,7 @@ async def _run_node(
     def make_transport(handler: PeerHandler) -> Transport:
         return GrpcTransport(handler, clock, stats=stats)
 
-    node = Node(settings, log, state, clock, source, make_transport, stats)
+    node = Node(settings, log, state, clock, random.SystemRandom(), make_transport, stats)
     server = GrpcServer(node, config.listen, adoption=Joining(_member(config, identity), identity.cluster_id))
     ops = OpsServer(node, config.ops_listen)
     helpers: list[asyncio.Task[None]] = []

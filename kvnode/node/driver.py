@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from kvnode.base.clock import Clock
 from kvnode.codec.entry import Entry
 from kvnode.node.applier import Applier
 from kvnode.node.barriers import Barriers
@@ -56,7 +55,6 @@ class Driver:
         snapshots: Snapshots,
         freshness: FreshnessTracker,
         stats: Stats,
-        clock: Clock,
         leadership_changed: Callable[[], None],
     ) -> None:
         self._raft = raft
@@ -69,7 +67,6 @@ class Driver:
         self._snapshots = snapshots
         self._freshness = freshness
         self._stats = stats
-        self._clock = clock
         self._leadership_changed = leadership_changed
         self._wake = asyncio.Event()
         self._seen: tuple[bool, int, int] = (False, 0, 0)
@@ -145,14 +142,11 @@ class Driver:
             return
         if ready.messages:
             await asyncio.sleep(0)  # the appends leave before an inline fsync holds the loop
-        begun = self._clock.monotonic_ms()
         self._persisting = True
         try:
             await self._log.append(ready.entries, ready.hard_state, sync=ready.must_sync)
         finally:
             self._persisting = False
-        if ready.must_sync:
-            self._stats.fsync_ms.observe(self._clock.monotonic_ms() - begun)
 
     def _apply(self) -> None:
         committed, self._committed = self._committed, []

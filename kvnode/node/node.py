@@ -129,7 +129,6 @@ class Node:
             self.snapshots,
             self.freshness,
             self.stats,
-            self.clock,
             self._leadership_changed,
         )
         self.members = Members(

@@ -8,13 +8,17 @@ rows agree; nothing else needs to be remembered.
 This class knows no files, threads or checkpoints: it runs on a connection to a file as on one in memory, which
 is how the simulator runs the production SQL. Errors are sqlite3's own; what owns the connection names the file.
 
-How a batch is written was chosen by bench/state_apply.py (256-byte values, 50,000 rows, microseconds a row at
-batches of 1 / 16 / 64 / 256, digest included):
-    overwrites of random keys: executemany of an upsert 29 / 14 / 13 / 13, of REPLACE 30 / 14 / 13 / 14,
-                               one INSERT of many VALUES 30 / 20 / 19 / 19
-    appended keys:             27 / 8 / 6 / 6, 27 / 8 / 6 / 5, 29 / 7 / 5 / 5
-Half of an overwrite is the 4 KiB page that goes to the write-ahead log. The old digests come from one SELECT with
-IN for each chunk of keys: 1 us a row less than a SELECT for each.
+How a batch is written was chosen by bench/state_apply.py (256-byte values, 50,000 rows, digest included; microseconds
+a row at batches of 1 / 16 / 64 / 256; single runs, +-10 %):
+                                            overwrites of random keys    appended keys
+    on the loop, executemany of an upsert   39 / 15 / 14 / 14            34 / 9 / 6.5 / 5.7
+    on the loop, executemany of REPLACE     39 / 16 / 15 / 14            34 / 9 / 6.5 / 5.7
+    on the loop, one INSERT of many VALUES  39 / 16 / 14 / 15            35 / 8 / 5.8 / 5.0  (a statement for each size)
+    on the loop, a SELECT for each digest   38 / 17 / 16 / 15            33 / 10 / 7.9 / 7.2
+    through aiosqlite, one hop a batch      76 / 19 / 15 / 14            69 / 12 / 7.2 / 6.1
+    through aiosqlite, three hops a batch   117 / 21 / 17 / 15           112 / 14 / 7.9 / 5.9
+On the loop is fastest where latency counts, and 256 rows hold it for less than MAX_LOOP_HOLD_MS. More than half of an
+overwrite is the 4 KiB page that goes to the write-ahead log; the digests are about 2.5 us.
 """
 
 from __future__ import annotations

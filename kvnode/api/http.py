@@ -105,7 +105,7 @@ class HttpServer:
         """Refuse what is new and finish what is under way, within SHUTDOWN_TIMEOUT_MS."""
         if self._server is None or self._task is None:
             return
-        self._server.stop()
+        self._server.stop()  # type: ignore[no-untyped-call]
         _, unfinished = await asyncio.wait({self._task}, timeout=limits.SHUTDOWN_TIMEOUT_MS / 1_000)
         for task in unfinished:
             _log.warning("HTTP responses on %s did not end in time and were cut", self._address)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvnode.base.config import KEYS, load_config
+from kvnode.base.errors import ConfigError
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "node.toml"
+    file.write_text(text)
+    return file
+
+
+def test_flags_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path, 'name = "file"\ndc = "file"\nregion = "file"\npeers = ["a:1", "b:2"]\nbootstrap = true\n')
+    environment = {"KVNODE_NAME": "environment", "KVNODE_DC": "environment", "HOME": "/", "KVNODE_ENDPOINTS": "x"}
+    loaded = load_config({"name": "flag", "dc": None}, environment, file)
+    config = loaded.config
+    assert (config.name, config.dc, config.region, config.listen) == (
+        "flag",
+        "environment",
+        "file",
+        "127.0.0.1:4510",
+    )
+    assert config.peers == ("a:1", "b:2")
+    assert config.bootstrap
+    assert loaded.origins["name"] == "flag"
+    assert loaded.origins["dc"] == "environment"
+    assert loaded.origins["region"] == f"file {file}"
+    assert loaded.origins["listen"] == "default"
+    assert set(loaded.origins) == set(KEYS)
+
+
+def test_texts_become_what_the_key_holds() -> None:
+    config = load_config({"peers": "a:1, b:2,"}, {"KVNODE_BOOTSTRAP": "yes", "KVNODE_TICK_MS": "20"}).config
+    assert (config.peers, config.bootstrap, config.tick_ms) == (("a:1", "b:2"), True, 20)
+    assert load_config({}, {"KVNODE_BOOTSTRAP": "off"}).config.bootstrap is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "said"),
+    [
+        ({}, {"KVNODE_DATADIR": "x"}, "did you mean 'data_dir'"),
+        ({}, {"KVNODE_QQQQQ": "x"}, "config show"),
+        ({"tick_ms": "fast"}, {}, "'tick_ms' (flag) must be a whole number"),
+        ({}, {"KVNODE_BOOTSTRAP": "maybe"}, "'bootstrap' (environment) must be true or false"),
+        ({"listen": "4510"}, {}, "'listen' must be host:port"),
+        ({"listen": "h:99999"}, {}, "'listen' must be host:port"),
+        ({"peers": "a"}, {}, "'peers' must be host:port"),
+        ({"name": ""}, {}, "'name' may not be empty"),
+        ({"min_commit_dcs": 0}, {}, "'min_commit_dcs' must be at least 1"),
+        ({"tick_ms": 100, "election_timeout_ms": 200}, {}, "'election_timeout_ms' must be at least 400"),
+        ({"log_level": "loud"}, {}, "'log_level' must be"),
+    ],
+)
+def test_what_is_wrong_is_named(flags: dict[str, object], environment: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(flags, environment)
+    assert said in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('nmae = "x"', "did you mean 'name'"),
+        ("tick_ms = true", "must be a whole number"),
+        ("name = 1", "must be a text"),
+        ("peers = [1]", "must be a list of host:port"),
+        ("name = ", "not valid TOML"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config({}, {}, file)
+    assert said in caught.value.message
+    assert str(file) in caught.value.message
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read .*none\.toml"):
+        load_config({}, {}, tmp_path / "none.toml")
+
+
+def test_every_key_says_what_it_means() -> None:
+    assert all(key.help for key in KEYS.values())

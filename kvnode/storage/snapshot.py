@@ -115,8 +115,12 @@ async def create_snapshot(
 
 
 async def _copy(source: sqlite3.Connection, path: Path, check: Callable[[], None]) -> None:
+    abandoned = False  # by a cancelled caller; the thread sees it between two steps
+
     def pause(_status: int, _remaining: int, _total: int) -> None:
         check()
+        if abandoned:
+            raise asyncio.CancelledError
         time.sleep(SNAPSHOT_COPY_PAUSE_MS / 1_000)
 
     def copy(target: sqlite3.Connection) -> None:
@@ -128,4 +132,5 @@ async def _copy(source: sqlite3.Connection, path: Path, check: Callable[[], None
     try:
         await worker.run(copy)
     finally:
+        abandoned = True
         await worker.close()

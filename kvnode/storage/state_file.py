@@ -11,7 +11,6 @@ from kvnode.storage.durable_files import sync_directory
 from kvnode.storage.generations import Generations
 from kvnode.storage.state_checkpoint import Checkpointer
 from kvnode.storage.state_connections import (
-    PAGE_BYTES,
     Readers,
     close_all,
     connect_writer,
@@ -65,7 +64,8 @@ class StateFile:
         self._mark = DurableMark(self._mark_path)
         self._closers.append(_later(self._mark.close))
         self._refuse_lost_tail()
-        self._wal = WalFile(self.path.with_name(self.path.name + "-wal"), PAGE_BYTES)
+        page_bytes = writer.execute("PRAGMA page_size").fetchone()[0]
+        self._wal = WalFile(self.path.with_name(self.path.name + "-wal"), page_bytes)
         self._closers.append(_later(self._wal.close))
         sync_directory(self.path.parent)  # the -wal file's name, which SQLite would only sync with a FULL commit
         self._checkpointer = await Checkpointer.open(self.path, self._wal, self._database_descriptor)

@@ -96,6 +96,23 @@ async def test_stopping_does_not_wait_for_a_snapshot(tmp_path: Path, monkeypatch
     assert list((tmp_path / "snapshots").iterdir()) == []
 
 
+async def test_a_cancelled_snapshot_ends_at_once_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvnode.storage.snapshot.SNAPSHOT_COPY_PAGES_COUNT", 1)
+    monkeypatch.setattr("kvnode.storage.snapshot.SNAPSHOT_COPY_PAUSE_MS", 50)
+    async with opened(tmp_path) as state:
+        fill(state, 1, 500)
+        making = asyncio.ensure_future(state.create_snapshot())
+        await asyncio.sleep(0.1)
+        making.cancel()
+        async with asyncio.timeout(1):
+            with pytest.raises(asyncio.CancelledError):
+                await making
+        assert list((tmp_path / "snapshots").iterdir()) == []
+        put(state, 501, {})
+
+
 def _clock():  # type: ignore[no-untyped-def]
     from kvnode.base.clock import SystemClock
 

@@ -132,7 +132,10 @@ def _as_bytes(entry: Entry) -> bytes:
 def set_(
     key: KeyArgument,
     value: Annotated[
-        str | None, typer.Argument(metavar="VALUE", help="JSON, or what --bytes or --u64 make of it.")
+        str | None,
+        typer.Argument(
+            metavar="VALUE", help="JSON, or what --bytes or --u64 make of it; a negative number goes after --."
+        ),
     ] = None,
     as_bytes: BytesOption = False,
     as_u64: Annotated[

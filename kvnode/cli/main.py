@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from kvnode.cli.exits import Exit
+from kvnode.cli.run import flush_output
 
 DEBUG_ENVIRONMENT = "KVNODE_DEBUG"
 DATA, CLUSTER, NODE = "Data", "Cluster", "Node"
@@ -111,14 +112,11 @@ def kvnode(
 
 def main() -> None:
     """Run the command line; never ends with a traceback unless KVNODE_DEBUG is set."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's notes on lost connections are not for users
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away (head, less): not an error, and nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(Exit.OK)
     except Exception as error:
         if os.environ.get(DEBUG_ENVIRONMENT):
             raise
@@ -128,3 +126,5 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(Exit.FAILED)
+    finally:
+        flush_output()

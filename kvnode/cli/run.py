@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
@@ -25,6 +26,17 @@ def run(work: Coroutine[Any, Any, Result], output: Output | None = None) -> Resu
         fail(error, output)
     except KeyboardInterrupt:
         raise typer.Exit(Exit.INTERRUPTED) from None
+    except BrokenPipeError:
+        flush_output()
+        raise typer.Exit(Exit.OK) from None
+
+
+def flush_output() -> None:
+    """Write out what is buffered. That its reader went away (head, less) is no error, and nobody is left to hear it."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error: KvError, output: Output | None = None) -> NoReturn:

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.unit.client.fake_server import FakeServer
+
+
+@dataclass
+class Ran:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+    raw: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Cli:
+    """Runs `kvnode` as a process, as a user does."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+
+    def environment(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("KVNODE_")}
+        return {**clean, "KVNODE_ENDPOINTS": self.endpoint, "COLUMNS": "200", "NO_COLOR": "1"}
+
+    async def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
+        process = await self.start(*arguments, **environment)
+        out, err = await process.communicate(stdin.encode())
+        assert b"Traceback" not in err
+        return Ran(process.returncode or 0, out.decode(errors="replace"), err.decode(), out)
+
+    async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "kvnode",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**self.environment(), **environment},
+        )
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[FakeServer]:
+    async with FakeServer() as running:
+        yield running
+
+
+@pytest.fixture
+def cli(server: FakeServer) -> Cli:
+    return Cli(server.address)

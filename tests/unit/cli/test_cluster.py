@@ -1,0 +1,104 @@
+"""status, member and leader."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from kvnode.proto.kv.v1 import admin_pb2
+from tests.unit.cli.conftest import Cli
+from tests.unit.client.fake_server import FakeServer
+
+
+def describe(server: FakeServer, *, healthy: bool = True) -> None:
+    names = ("a", "b", "c")
+    nodes = [
+        admin_pb2.Member(node_id=number, name=name, region="us", dc=f"dc-{name}", address=server.address, role="voter")
+        for number, name in enumerate(names, 1)
+    ]
+    status = admin_pb2.StatusResponse(
+        self=nodes[0], role="leader", term=3, leader_id=1, last_index=90, applied_index=88, members=nodes, version="1"
+    )
+    if not healthy:
+        status.problems.append("node 'c' does not answer the leader")
+    server.status.CopyFrom(status)
+    server.cluster_status.CopyFrom(
+        admin_pb2.ClusterStatusResponse(
+            summary="healthy: 3 of 3 nodes answer" if healthy else "degraded: node 'c' does not answer",
+            healthy=healthy,
+            nodes=[
+                admin_pb2.NodeStatus(member=nodes[0], status=status),
+                admin_pb2.NodeStatus(member=nodes[2], error="connection refused"),
+            ],
+        )
+    )
+
+
+async def test_status_starts_with_one_sentence(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    ran = await cli("status")
+    lines = ran.out.splitlines()
+    assert ran.status == 0
+    assert lines[0] == "healthy: 3 of 3 nodes answer"
+    assert any(line.startswith("a ") and "leader" in line and "88" in line for line in lines)
+    assert any("no answer: connection refused" in line for line in lines)
+
+
+async def test_an_unhealthy_cluster_has_an_exit_status(cli: Cli, server: FakeServer) -> None:
+    describe(server, healthy=False)
+    human, machine, local = await asyncio.gather(cli("status"), cli("status", "-o", "json"), cli("status", "--local"))
+    assert human.status == machine.status == local.status == 7
+    assert human.out.startswith("degraded")
+    assert "a: node 'c' does not answer the leader" in human.out
+    shown = machine.json
+    assert shown["healthy"] is False
+    assert shown["nodes"][0]["status"]["applied_index"] == 88
+    assert shown["nodes"][1]["status"] is None
+    assert local.out.startswith("node 'a': node 'c' does not answer")
+
+
+async def test_status_again_and_again(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    process = await cli.start("status", "--watch", "--interval", "50ms")
+    assert process.stdout is not None
+    seen = 0
+    while seen < 2:
+        seen += (await process.stdout.readline()).startswith(b"healthy")
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == 130
+
+
+async def test_members(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    listed, added, promoted, removed, replaced = await asyncio.gather(
+        cli("member", "list"),
+        cli("member", "add", "10.0.0.9"),
+        cli("member", "promote", "b", "-o", "json"),
+        cli("member", "remove", "2", "--force"),
+        cli("member", "replace", "c", "10.0.0.9:99"),
+    )
+    assert {ran.status for ran in (listed, added, promoted, removed, replaced)} == {0}
+    assert "dc-b" in listed.out
+    assert [member["name"] for member in promoted.json["members"]] == ["a", "b", "c"]
+    requests = {type(request).__name__: request for request in server.admin_requests}
+    assert requests["MemberAddRequest"].member.address == "10.0.0.9:4510"
+    assert requests["MemberPromoteRequest"].node_id == 2
+    assert requests["MemberRemoveRequest"].force
+    assert requests["MemberReplaceRequest"].replacement.address == "10.0.0.9:99"
+
+
+async def test_a_member_that_nobody_knows(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    ran = await cli("member", "remove", "x")
+    assert ran.status == 2
+    assert "no member is called 'x'; members are a (1), b (2), c (3)" in ran.err
+
+
+async def test_leader_transfer(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    human, machine = await asyncio.gather(cli("leader", "transfer"), cli("leader", "transfer", "b", "-o", "json"))
+    assert human.out == "OK leader 2 in term 7\n"
+    assert machine.json == {"leader_id": 2, "term": 7}
+    targets = [r.to_node_id for r in server.admin_requests if isinstance(r, admin_pb2.TransferLeadershipRequest)]
+    assert sorted(targets) == [0, 2]

@@ -1,0 +1,185 @@
+"""What needs no node: help, configuration, bad input, the command table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kvnode.base.config import KEYS, NodeConfig
+from kvnode.base.errors import ConfigError, InvalidRequest, KvError, OutcomeUnknown, StorageFailed, Unavailable
+from kvnode.cli.duration import duration_ms, show_ms
+from kvnode.cli.exits import MEANINGS, Exit, exit_of
+from kvnode.cli.main import COMMANDS, app
+
+runner = CliRunner(env={"COLUMNS": "200"})
+
+
+def config_file(folder: Path, stem: str, **values: object) -> str:
+    file = folder / f"{stem}.toml"
+    lines = [f"{key} = {json.dumps(value)}" for key, value in {"name": stem, "dc": f"dc-{stem}", **values}.items()]
+    file.write_text("\n".join(lines))
+    return str(file)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_examples(name: str) -> None:
+    ran = runner.invoke(app, [name, "--help"])
+    assert ran.exit_code == 0
+    if name not in {"member", "leader", "config", "demo"}:
+        assert "Example" in ran.output
+
+
+def test_help_lists_every_command() -> None:
+    ran = runner.invoke(app, ["--help"])
+    assert all(name in ran.output for name in COMMANDS)
+
+
+def test_a_mistyped_command_gets_a_suggestion() -> None:
+    ran = runner.invoke(app, ["stats"])
+    assert ran.exit_code == 2
+    assert "status" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["get", "users"], "is not JSON"),
+        (["get", '{"a": 1}'], "JSON array"),
+        (["set", '["a"]', "{"], "bytes with --bytes"),
+        (["set", '["a"]', "x", "--u64"], "takes a whole number"),
+        (["set", '["a"]', "--u64", "--", "-1"], "0 to 2^64-1"),
+        (["set", '["a"]'], "one of the two"),
+        (["set", '["a"]', "1", "--bytes", "--u64"], "exclude each other"),
+        (["set", '["a"]', "--file", "/does/not/exist"], "cannot read"),
+        (["set", '["a"]', "1", "--if-versionstamp", "12"], "20 hexadecimal digits"),
+        (["delete", "--prefix", '["a"]', "--if-versionstamp", "none"], "exclude each other"),
+        (["list", "--cursor", "???"], "is no cursor"),
+        (["watch", "--prefix", '["a"]', '["b"]'], "takes one KEY"),
+        (["get", '["a"]', "-e", "http://x"], "write host:port"),
+        (["get", '["a"]', "--timeout", "5"], "is no duration"),
+        (["get", '["a"]', "--timeout", "0ms"], "longer than"),
+        (["serve", "--listen", "4510"], "'listen' must be host:port"),
+        (["serve", "--config", "/does/not/exist"], "cannot read the configuration file"),
+    ],
+)
+def test_bad_input_is_usage(arguments: list[str], said: str) -> None:
+    ran = runner.invoke(app, arguments)
+    assert ran.exit_code == 2
+    assert said in ran.output.replace("\n", " ")
+
+
+def test_durations() -> None:
+    assert [duration_ms(text) for text in ("500ms", "10s", "1.5m", "2h", "30d")] == [
+        500,
+        10_000,
+        90_000,
+        7_200_000,
+        2_592_000_000,
+    ]
+    for wrong in ("", "5", "s", "-1s", "1w"):
+        with pytest.raises(ValueError, match="no duration"):
+            duration_ms(wrong)
+    assert [show_ms(ms) for ms in (5, 1_500, 120_000, 5_400_000)] == ["5 ms", "1.5 s", "2 min", "1.5 h"]
+
+
+def test_exit_statuses() -> None:
+    assert exit_of(InvalidRequest("X", "")) is Exit.USAGE
+    assert exit_of(ConfigError("")) is Exit.USAGE
+    assert exit_of(Unavailable("")) is Exit.UNAVAILABLE
+    assert exit_of(OutcomeUnknown("")) is Exit.OUTCOME_UNKNOWN
+    assert exit_of(StorageFailed("")) is Exit.FAILED
+    assert exit_of(KvError("X", "", phase="admin")) is Exit.FAILED
+    assert set(MEANINGS) == set(Exit)
+
+
+def test_config_show_names_the_origin(tmp_path: Path) -> None:
+    file = config_file(tmp_path, "x", region="file-region")
+    arguments = ["config", "show", "--config", file, "--tick-ms", "20", "--no-bootstrap", "-o", "json"]
+    ran = runner.invoke(app, arguments, env={"KVNODE_DC": "environment-dc"})
+    shown = json.loads(ran.stdout)
+    assert set(shown) == set(KEYS)
+    assert shown["tick_ms"] == {"value": 20, "origin": "flag"}
+    assert shown["bootstrap"] == {"value": False, "origin": "flag"}
+    assert shown["dc"] == {"value": "environment-dc", "origin": "environment"}
+    assert shown["region"] == {"value": "file-region", "origin": f"file {file}"}
+    assert shown["log_level"]["origin"] == "default"
+    table = runner.invoke(app, ["config", "show"], env={"COLUMNS": "200"})
+    assert all(name in table.output for name in KEYS)
+
+
+def test_config_check_judges_the_topology(tmp_path: Path) -> None:
+    files = [config_file(tmp_path, name) for name in "abc"]
+    good = runner.invoke(app, ["config", "check", *files])
+    assert good.exit_code == 0
+    assert "advice: 3 data centers" in good.output
+    bad = runner.invoke(app, ["config", "check", *files[:2], "-o", "json"])
+    assert bad.exit_code == 2
+    assert json.loads(bad.stdout)["ok"] is False
+    allowed = config_file(tmp_path, "b", allow_unsafe_topology=True)
+    assert runner.invoke(app, ["config", "check", files[0], allowed]).exit_code == 0
+    places = ["--place", "us-east/dc-b", "--place", "us-east/dc-c"]
+    placed = runner.invoke(app, ["config", "check", files[0], *places, "--place", "eu/dc-d/learner"])
+    assert (placed.exit_code, "4 data centers" in placed.output) == (0, True)
+
+
+def test_config_check_says_what_it_cannot_know(tmp_path: Path) -> None:
+    file = config_file(tmp_path, "a", listen="h:1", peers=["h:1", "h:2", "h:3"], bootstrap=True)
+    ran = runner.invoke(app, ["config", "check", file])
+    assert ran.exit_code == 0
+    assert "place of 1 is known" in ran.output
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments", "said"),
+    [
+        ({"nmae": "x"}, [], "did you mean 'name'"),
+        ({}, ["--place", "x"], "is no place"),
+        ({"min_commit_dcs": 1}, [], "differ in 'min_commit_dcs'"),
+        ({"name": "a"}, [], "two files have the name 'a'"),
+    ],
+)
+def test_config_check_refuses(tmp_path: Path, values: dict[str, object], arguments: list[str], said: str) -> None:
+    files = [config_file(tmp_path, "a"), config_file(tmp_path, "b", **values)]
+    ran = runner.invoke(app, ["config", "check", *files, *arguments])
+    assert ran.exit_code == 2
+    assert said in ran.output
+
+
+def test_serve_hands_the_configuration_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    import types
+
+    seen: list[NodeConfig] = []
+
+    def run(config: NodeConfig) -> int:
+        seen.append(config)
+        return 5
+
+    module = types.ModuleType("kvnode.api.serve")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "kvnode.api.serve", module)
+    ran = runner.invoke(app, ["serve", "--name", "x", "--peers", "a:1,b:2", "--bootstrap", "--min-commit-dcs", "1"])
+    assert ran.exit_code == 5
+    (config,) = seen
+    assert (config.name, config.peers, config.bootstrap, config.min_commit_dcs) == ("x", ("a:1", "b:2"), True, 1)
+
+
+def test_starting_stays_quick() -> None:
+    """Heavy modules are imported by the commands that need them, not by the command line itself."""
+    code = (
+        "import sys, kvnode.cli.main as m, kvnode.cli.data, kvnode.cli.status, kvnode.cli.member, kvnode.cli.serve;"
+        "print([n for n in ('grpc', 'google.protobuf', 'v8serialize', 'uvloop', 'sqlite3') if n in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
+
+
+def test_shell_completion_is_offered() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "kvnode", "--show-completion", "bash"], capture_output=True, text=True, check=False
+    )
+    assert "complete" in ran.stdout + ran.stderr

@@ -1,0 +1,331 @@
+"""The transport and the Peer service, face to face over loopback sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from grpc import aio
+
+from kvnode.api.grpc_server import GrpcServer
+from kvnode.base import limits
+from kvnode.base.clock import SystemClock
+from kvnode.base.errors import KvError
+from kvnode.codec.entry import Entry, EntryKind
+from kvnode.codec.membership import Member
+from kvnode.node.channels import SERVER_OPTIONS
+from kvnode.node.ports import Freshness, Origin
+from kvnode.node.transport import GrpcTransport
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.v1 import kv_pb2
+from kvnode.raft.messages import Message, MessageKind
+from tests.unit.api.fake_node import FakeNode
+from tests.unit.api.serving import served, until
+
+PEER = 2
+
+
+def append(index: int, data: bytes = b"x") -> Message:
+    return Message(MessageKind.APPEND, PEER, 1, 1, index=index, entries=(Entry(1, index + 1, EntryKind.DATA, data),))
+
+
+def operation(number: int, value: bytes = b"v") -> kv_pb2.Operation:
+    mutation = kv_pb2.Mutation(type=1, key=b"k%d" % number, value=kv_pb2.Value(data=value, encoding=3))
+    return kv_pb2.Operation(id=number, write=kv_pb2.AtomicWriteRequest(mutations=[mutation]))
+
+
+class Pair:
+    def __init__(self, near: FakeNode, far: FakeNode, transport: GrpcTransport, server: GrpcServer, port: int) -> None:
+        self.near = near
+        self.far = far
+        self.transport = transport
+        self.server = server
+        self.port = port
+        self.results: list[kv_pb2.OperationResult] = []
+
+    def forward(self, *numbers: int, value: bytes = b"v") -> None:
+        for number in numbers:
+            origin = Origin(b"0123456789", number, 3)
+            self.transport.forward(PEER, origin, operation(number, value), self.results.append)
+
+
+@asynccontextmanager
+async def pair(connect: bool = True) -> AsyncIterator[Pair]:
+    near, far = FakeNode(1, "near"), FakeNode(PEER, "far")
+    server = GrpcServer(far, "127.0.0.1:0")
+    port = await server.start()
+    transport = GrpcTransport(near, SystemClock(), stats=near.stats)
+    transport.set_members([Member(PEER, "far", "r", "d", f"127.0.0.1:{port}")])
+    try:
+        if connect:
+            await until(lambda: transport.connected(PEER))
+        yield Pair(near, far, transport, server, port)
+    finally:
+        async with asyncio.timeout(5):
+            await transport.close()
+            await server.stop(0)
+
+
+async def test_messages_of_one_pass_travel_in_one_batch_in_order() -> None:
+    async with pair() as p:
+        for index in range(10):
+            p.transport.send(PEER, [append(index)], Freshness(index, 2, 3))
+        await until(lambda: p.far.messages)
+        sender, messages, freshness = p.far.messages[0]
+        assert sender == 1
+        assert messages == [append(index) for index in range(10)]
+        assert freshness == Freshness(9, 2, 3)
+
+
+async def test_freshness_alone_is_sent() -> None:
+    async with pair() as p:
+        p.transport.send(PEER, [], Freshness(1, 2, 3))
+        await until(lambda: p.far.messages)
+        assert p.far.messages == [(1, [], Freshness(1, 2, 3))]
+
+
+async def test_many_large_messages_arrive_whole() -> None:
+    async with pair() as p:
+        sent = [append(index, bytes([index]) * 1_048_576) for index in range(20)]
+        p.transport.send(PEER, sent, None)
+        await until(lambda: sum(len(messages) for _, messages, _ in p.far.messages) == 20)
+        assert [message for _, messages, _ in p.far.messages for message in messages] == sent
+        assert len(p.far.messages) >= 5  # a batch closes at MAX_PEER_BATCH_BYTES
+
+
+async def test_what_does_not_fit_is_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_PEER_QUEUE_COUNT", 3)
+    async with pair() as p:
+        p.transport.send(PEER, [append(index) for index in range(5)], None)
+        assert p.near.stats.messages_dropped == 2
+        monkeypatch.setattr(limits, "MAX_PEER_QUEUE_BYTES", 10)
+        p.transport.send(PEER, [append(1)], None)
+        p.transport.send(99, [append(1)], None)
+        assert p.near.stats.messages_dropped == 4
+        await until(lambda: p.far.messages)
+        assert len(p.far.messages[0][1]) == 3
+
+
+async def test_clocks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PEER_CLOCK_SAMPLE_INTERVAL_MS", 20)
+    async with pair() as p:
+        await until(lambda: len(p.near.clock_samples) >= 3)
+        for sender, offset_ms, round_trip_ms in p.near.clock_samples:
+            assert sender == PEER
+            assert 0 <= round_trip_ms < 500
+            assert abs(offset_ms) <= round_trip_ms / 2 + 2
+
+
+async def test_a_refused_stream_is_unreachable_and_tried_again() -> None:
+    async with pair(connect=False) as p:
+        p.far.refuse = "a stranger"
+        await until(lambda: len(p.near.unreachable) >= 2)
+        assert not p.transport.connected(PEER)
+        p.far.refuse = ""
+        await until(lambda: p.transport.connected(PEER))
+
+
+async def test_a_wrong_receiver_is_refused() -> None:
+    async with pair() as p:
+        p.transport.set_members([Member(3, "third", "r", "d", f"127.0.0.1:{p.port}")])
+        await until(lambda: 3 in p.near.unreachable)
+        assert not p.transport.connected(3)
+        assert not p.transport.connected(PEER)
+
+
+async def test_streams_come_back_after_the_peer_restarts() -> None:
+    async with pair() as p:
+        await p.server.stop(0)
+        await until(lambda: PEER in p.near.unreachable)
+        p.transport.send(PEER, [append(1)], None)
+        assert p.near.stats.messages_dropped == 1
+        p.server = GrpcServer(p.far, f"127.0.0.1:{p.port}")
+        await p.server.start()
+        started = asyncio.get_running_loop().time()
+        await until(lambda: p.transport.connected(PEER))
+        assert asyncio.get_running_loop().time() - started < 1.5
+        p.transport.send(PEER, [append(1)], None)
+        await until(lambda: p.far.messages)
+        await p.server.stop(0)
+
+
+async def test_a_peer_whose_loop_is_stuck_is_cut(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "PEER_CLOCK_SAMPLE_INTERVAL_MS", 10)
+    caplog.set_level("INFO")
+
+    async def welcomes_and_falls_silent(_requests: object, context: aio.ServicerContext) -> None:
+        await context.read()
+        hello = peer_pb2.Hello(cluster_id="c", node_id=PEER, to_node_id=1)
+        await context.write(peer_pb2.PeerReply(hello=hello).SerializeToString())
+        while await context.read() is not aio.EOF:
+            pass
+
+    server = aio.server(options=SERVER_OPTIONS)
+    handler = grpc.stream_stream_rpc_method_handler(welcomes_and_falls_silent)
+    methods = {"Messages": handler}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("kv.internal.v1.Peer", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    near = FakeNode(1, "near")
+    transport = GrpcTransport(near, SystemClock())
+    transport.set_members([Member(PEER, "far", "r", "d", f"127.0.0.1:{port}")])
+    await until(lambda: transport.connected(PEER))
+    await until(lambda: PEER in near.unreachable)
+    assert "Messages to far is down: the stream was cut" in caplog.text
+    await transport.close()
+    await server.stop(0)
+
+
+async def test_forwarded_operations_are_answered_and_their_origin_travels() -> None:
+    async with pair() as p:
+        p.forward(1, 2, 3)
+        assert not p.results
+        await until(lambda: len(p.results) == 3)
+        assert [result.id for result in p.results] == [1, 2, 3]
+        assert p.far.forwarded == [(Origin(b"0123456789", n, 3), n) for n in (1, 2, 3)]
+
+
+async def test_many_forwards_of_one_pass() -> None:
+    async with pair() as p:
+        p.forward(*range(10_000))
+        await until(lambda: len(p.results) == 10_000)
+        assert sorted(result.id for result in p.results) == list(range(10_000))
+
+
+async def test_a_fresh_client_id_is_asked_for() -> None:
+    async with pair() as p:
+        answers: list[tuple[bytes, kv_pb2.Error | None]] = []
+        p.transport.forward_open(PEER, lambda client_id, error: answers.append((client_id, error)))
+        await until(lambda: answers)
+        assert len(answers[0][0]) == 10
+        assert answers[0][1] is None
+        p.far.refuse_snapshot = True
+        p.transport.forward_open(PEER, lambda client_id, error: answers.append((client_id, error)))
+        p.transport.forward_open(99, lambda client_id, error: answers.append((client_id, error)))
+        await until(lambda: len(answers) == 3)
+        assert {answers[1][1].code, answers[2][1].code} == {"NOT_LEADER", "PEER_UNREACHABLE"}
+
+
+async def test_an_outstanding_forward_breaks_with_the_stream() -> None:
+    async with pair() as p:
+        p.far.hold = True
+        p.forward(1)
+        await until(lambda: p.far.held)
+        await p.server.stop(0)
+        await until(lambda: p.results)
+        error = p.results[0].error
+        assert (p.results[0].id, error.code, error.not_applied) == (1, "FORWARD_BROKEN", False)
+        p.forward(2)
+        await until(lambda: len(p.results) == 2)
+        error = p.results[1].error
+        assert (p.results[1].id, error.code, error.not_applied) == (2, "PEER_UNREACHABLE", True)
+        p.far.release()
+
+
+async def test_a_forward_to_nobody_or_beyond_the_bound_is_refused_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair() as p:
+        p.transport.forward(99, Origin(b"", 0), operation(7), p.results.append)
+        monkeypatch.setattr(limits, "MAX_FORWARD_QUEUE_BYTES", 10)
+        p.forward(8)
+        assert not p.results
+        await until(lambda: len(p.results) == 2)
+        assert {(r.id, r.error.code, r.error.not_applied) for r in p.results} == {
+            (7, "PEER_UNREACHABLE", True),
+            (8, "PEER_UNREACHABLE", True),
+        }
+
+
+async def test_a_failing_receiver_does_not_cost_the_others_their_answers(caplog: pytest.LogCaptureFixture) -> None:
+    async with pair() as p:
+
+        def fails(result: kv_pb2.OperationResult) -> None:
+            raise RuntimeError("a bug in the receiver")
+
+        p.transport.forward(PEER, Origin(b"", 0), operation(1), fails)
+        p.forward(2)
+        await until(lambda: p.results)
+        assert p.transport.connected(PEER)
+        assert "a bug in the receiver" in caplog.text
+
+
+class Source:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.reads: list[int] = []
+
+    @property
+    def header(self) -> peer_pb2.SnapshotHeader:
+        return peer_pb2.SnapshotHeader(snapshot_id="s", index=5, term=1, size_bytes=len(self.data))
+
+    async def read(self, offset: int, size: int) -> bytes:
+        self.reads.append(offset)
+        return self.data[offset : offset + size]
+
+    def close(self) -> None:
+        pass
+
+
+async def test_a_snapshot_is_sent_whole() -> None:
+    async with pair() as p:
+        data = bytes(range(256)) * 8_192  # 2 MiB
+        assert await p.transport.send_snapshot(PEER, Source(data))
+        assert p.far.snapshot == data
+        assert p.far.snapshot_finished
+        assert p.far.snapshot_headers[0].hello.node_id == 1
+
+
+async def test_a_broken_snapshot_resumes_at_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_PEER_BACKOFF_MS", 20)
+    async with pair() as p:
+        p.far.break_snapshot_at = 1_000_000
+        source = Source(bytes(range(256)) * 8_192)
+        assert await p.transport.send_snapshot(PEER, source)
+        assert p.far.snapshot == source.data
+        assert len(p.far.snapshot_headers) == 2
+        assert 1_048_576 in source.reads
+
+
+async def test_a_snapshot_already_held_is_only_finished() -> None:
+    async with pair() as p:
+        p.far.snapshot = bytes(1_000)
+        assert await p.transport.send_snapshot(PEER, Source(bytes(1_000)))
+        assert p.far.snapshot_finished
+
+
+async def test_a_refused_snapshot_is_not_tried_again() -> None:
+    async with pair() as p:
+        p.far.refuse_snapshot = True
+        assert not await p.transport.send_snapshot(PEER, Source(b"data"))
+        p.far.refuse = "a stranger"
+        assert not await p.transport.send_snapshot(PEER, Source(b"data"))
+        assert not await p.transport.send_snapshot(99, Source(b"data"))
+        assert len(p.far.snapshot_headers) == 1
+
+
+async def test_identify_and_adopt() -> None:
+    async with served(FakeNode(PEER, "far")) as s:
+        transport = GrpcTransport(FakeNode(1), SystemClock())
+        answer = await transport.identify(s.address)
+        assert (answer.member.name, answer.cluster_id, answer.joined) == ("far", "c", True)
+        request = peer_pb2.AdoptRequest(cluster_id="other", epoch=1, node_id=PEER)
+        with pytest.raises(KvError) as caught:
+            await transport.adopt(s.address, request)
+        assert caught.value.code == "MEMBER_OF_ANOTHER_CLUSTER"
+        with pytest.raises(KvError) as caught:
+            await transport.identify("127.0.0.1:1")
+        assert caught.value.code == "PEER_UNREACHABLE"
+        await transport.close()
+
+
+async def test_closing_answers_what_is_outstanding() -> None:
+    async with pair() as p:
+        p.far.hold = True
+        p.forward(1)
+        await until(lambda: p.far.held)
+        await p.transport.close()
+        assert p.results[0].error.code == "FORWARD_BROKEN"

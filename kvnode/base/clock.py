@@ -20,7 +20,9 @@ class SystemClock:
     """The machine's clocks. CLOCK_BOOTTIME runs on through a suspend; CLOCK_MONOTONIC does not."""
 
     def now_ms(self) -> int:
+        """See Clock."""
         return time.time_ns() // 1_000_000
 
     def monotonic_ms(self) -> float:
+        """See Clock."""
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) / 1e6

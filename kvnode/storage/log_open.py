@@ -40,7 +40,7 @@ async def open_log(disk: Disk, directory: str, segment_bytes: int, must_exist: b
     if must_exist and (mark is None or mark.mark.position == 0):
         damage = f"the log in {directory} is missing, but this node was already part of a cluster"
         return OpenedLog(Recovery(damage=damage), mark)
-    mark = mark or await _create_mark(disk, directory)
+    mark = await _confirm_mark(disk, directory, mark)
     required = [sequence for sequence in sequences if sequence >= mark.mark.first_sequence]
     recovery = replay(disk, directory, required, mark.mark)
     if recovery.damage is None:
@@ -51,9 +51,16 @@ async def open_log(disk: Disk, directory: str, segment_bytes: int, must_exist: b
     return OpenedLog(recovery, mark)
 
 
-async def _create_mark(disk: Disk, directory: str) -> MarkFile:
-    """The mark is durable before the first segment exists: segments without a mark are damage."""
-    mark = await MarkFile.create(disk, f"{directory}/{MARK_NAME}", _FIRST_SEQUENCE)
+async def _confirm_mark(disk: Disk, directory: str, mark: MarkFile | None) -> MarkFile:
+    """Make the mark durable, or make one.
+
+    It is durable before the first segment exists: segments without a mark are damage. And what was read may have
+    been written just before a kill: nothing may be removed by its word before that word is durable.
+    """
+    if mark is None:
+        mark = await MarkFile.create(disk, f"{directory}/{MARK_NAME}", _FIRST_SEQUENCE)
+    else:
+        await mark.require(mark.mark.first_sequence)
     await disk.sync_directory(directory)
     await disk.sync_directory(posixpath.dirname(directory) or ".")
     return mark

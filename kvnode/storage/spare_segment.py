@@ -25,6 +25,7 @@ class SpareSegment:
         """Begin to make the segment `sequence` in the background, unless that was begun."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._make(sequence), name="next log segment")
+            self._task.add_done_callback(_look)
 
     async def take(self, sequence: int) -> File:
         """The finished file. Raises OSError if it could not be made; the next call tries again."""
@@ -55,3 +56,9 @@ class SpareSegment:
             made = await self._task
             if not isinstance(made, OSError):
                 made.close()
+
+
+def _look(task: asyncio.Task[File | OSError]) -> None:
+    """Whatever went wrong is raised by take(); asyncio need not complain when nobody comes to take."""
+    if not task.cancelled():
+        task.exception()

@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench import machine, report
+from bench import host, report
 from bench.build import BUILD, ROOT, build
 from bench.etcd import EtcdGroup
 from bench.kvnode import KvnodeGroup
@@ -67,8 +67,8 @@ def main() -> int:
     options.data.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.describe(options.data),
-        "versions": machine.versions(),
+        "machine": host.describe(options.data),
+        "versions": host.versions(),
         "settings": {name: str(value) for name, value in vars(options).items()},
         "measurements": [],
     }

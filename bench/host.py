@@ -1,0 +1,90 @@
+"""What a figure was measured on: without it the figure says nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PROBES_COUNT = 200
+_PROBE_BYTES = 4_096
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The machine, with the fsync time of the disk that holds `folder`."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()}",
+        "load_average_before": os.getloadavg()[0],
+        "fdatasync_4k_overwrite_us": _fdatasync_us(folder),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that takes part."""
+    return {
+        "kvnode": metadata.version("kvnode") if _installed("kvnode") else _commit(),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "grpcio": metadata.version("grpcio"),
+        "etcd": _first_line("etcd", "--version"),
+        "go": _first_line("go", "version"),
+        "postgresql": _first_line("psql", "--version"),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _fdatasync_us(folder: Path) -> float:
+    """Median time to make one overwritten page durable."""
+    path = folder / "probe"
+    page = os.urandom(_PROBE_BYTES)
+    took = []
+    with path.open("wb", buffering=0) as file:
+        for _ in range(_PROBES_COUNT):
+            file.seek(0)
+            file.write(page)
+            started = time.perf_counter()
+            os.fdatasync(file.fileno())
+            took.append(time.perf_counter() - started)
+    path.unlink()
+    return round(statistics.median(took) * 1e6, 1)
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _commit() -> str:
+    return _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+
+
+def _first_line(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return "not installed"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (done.stdout or done.stderr).partition("\n")[0].strip()
+
+
+if __name__ == "__main__":
+    print(describe(Path.cwd()), versions(), file=sys.stdout)

@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from kvnode.api.ports import ServedNode
 from kvnode.base.metrics import COUNTED, READ, Metric, MetricKind
 from kvnode.node.stats import Histogram, Stats
 from kvnode.proto.kv.v1 import admin_pb2
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 ROLES = ("leader", "follower", "candidate", "learner")
 
 Samples = Mapping[tuple[str, ...], float]
@@ -65,7 +66,7 @@ def _histogram(metric: Metric, histogram: Histogram) -> Family:
     buckets: list[tuple[str, float]] = []
     for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         total += count
-        buckets.append(("+Inf" if bound == float("inf") else f"{bound:g}", total))
+        buckets.append((floatToGoString(bound), total))
     return HistogramMetricFamily(metric.name, metric.help, buckets=buckets, sum_value=histogram.sum)
 
 

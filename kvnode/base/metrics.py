@@ -37,7 +37,7 @@ COUNTED: tuple[Metric, ...] = (
     Metric("kvnode_check_failures", _C, "Transactions that changed nothing because a check failed.", "check_failures"),
     Metric("kvnode_resends_answered", _C, "Resent writes answered from the first copy's outcome.", "conflicts_resent"),
     Metric("kvnode_commit_latency_ms", _H, "From a write's arrival to its answer, at the leader.", "commit_latency_ms"),
-    Metric("kvnode_batch_transactions_count", _H, "Transactions in one entry of the log.", "batch_transactions"),
+    Metric("kvnode_batch_transactions", _H, "Transactions in one entry of the log.", "batch_transactions"),
     Metric("kvnode_batch_bytes", _H, "Size of one entry of the log.", "batch_bytes"),
     Metric("kvnode_fsync_ms", _H, "Time of one append to the log with its fsync.", "fsync_ms"),
     Metric("kvnode_apply_ms", _H, "Time to apply one run of entries to the state.", "apply_ms"),

@@ -1,0 +1,287 @@
+"""Watches: whole states, the last one always, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.codec.row import Row
+from kvnode.codec.versionstamp import versionstamp
+from kvnode.node.stats import Stats
+from kvnode.node.watch import Watch, WatchHub
+from kvnode.proto.kv.v1 import kv_pb2
+from tests.unit.api.fake_node import PREFIX, FakeState
+
+
+class World:
+    """A state and its hub; `run` applies one run of writes."""
+
+    def __init__(self) -> None:
+        self.state = FakeState()
+        self.stats = Stats()
+        self.hub = WatchHub(self.state, self.stats)
+
+    def run(self, writes: dict[bytes, bytes | None], *, expire_at_ms: int = 0, database: int = 1) -> bytes:
+        index = self.state.meta.applied_index + 1
+        self.state.meta = self.state.meta._replace(applied_index=index)
+        prefix = database.to_bytes(4, "big")
+        changed: dict[bytes, Row | None] = {}
+        for order, (key, value) in enumerate(writes.items()):
+            full = prefix + key
+            changed[full] = None if value is None else Row(full, value, 3, versionstamp(1, index, order), expire_at_ms)
+        for full, row in changed.items():
+            if row is None:
+                self.state.rows.pop(full, None)
+            else:
+                self.state.rows[full] = row
+        stamp = versionstamp(1, index, 65_535)
+        self.hub.publish(changed, stamp, self.state.meta.log_time_ms)
+        return stamp
+
+    def keys(self, *keys: bytes) -> Watch:
+        return self.hub.watch(kv_pb2.WatchRequest(keys=keys))
+
+    def range(self, start: bytes, end: bytes) -> Watch:
+        return self.hub.watch(kv_pb2.WatchRequest(prefix_start=start, prefix_end=end))
+
+
+async def take(watch: Watch) -> kv_pb2.WatchResponse:
+    async with asyncio.timeout(1):
+        return await watch.__anext__()
+
+
+async def nothing_comes(watch: Watch) -> bool:
+    """Whether no frame is there now; leaves the watch usable."""
+    task = asyncio.ensure_future(watch.__anext__())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    if task.done():
+        return False
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return True
+
+
+def shown(frame: kv_pb2.WatchResponse) -> list[tuple[bytes, bytes | None] | None]:
+    return [
+        (key.key, key.entry.value if key.HasField("entry") else None) if key.changed else None for key in frame.keys
+    ]
+
+
+async def test_the_first_frame_is_the_whole_state() -> None:
+    world = World()
+    stamp = world.run({b"a": b"1"})
+    frame = await take(world.keys(b"b", b"a"))
+    assert shown(frame) == [(b"b", None), (b"a", b"1")]
+    assert frame.versionstamp == stamp
+    entry = frame.keys[1].entry
+    assert (entry.key, entry.encoding, entry.versionstamp) == (b"a", 3, versionstamp(1, 2, 0))
+
+
+async def test_changes_are_coalesced_and_the_last_state_is_delivered() -> None:
+    world = World()
+    watch = world.keys(b"a", b"b")
+    await take(watch)
+    for number in range(100):
+        stamp = world.run({b"a": b"%d" % number})
+    frame = await take(watch)
+    assert shown(frame) == [(b"a", b"99"), None]
+    assert frame.versionstamp == stamp
+    assert await nothing_comes(watch)
+
+
+async def test_a_waiting_reader_is_woken() -> None:
+    world = World()
+    watch = world.keys(b"a")
+    await take(watch)
+    waiting = asyncio.ensure_future(take(watch))
+    await asyncio.sleep(0.01)
+    world.run({b"a": b"1"})
+    assert shown(await waiting) == [(b"a", b"1")]
+
+
+async def test_what_does_not_change_what_was_seen_is_not_sent() -> None:
+    world = World()
+    watch = world.keys(b"a")
+    await take(watch)
+    world.run({b"a": None})
+    world.run({b"other": b"1"})
+    world.run({b"a": b"1"}, database=2)
+    assert await nothing_comes(watch)
+    world.run({b"a": b"1"})
+    world.run({b"a": None})  # absent before and after: no frame either
+    assert await nothing_comes(watch)
+
+
+async def test_an_expired_row_is_absent_before_it_is_deleted() -> None:
+    world = World()
+    world.run({b"a": b"1"}, expire_at_ms=1_000)  # the log time is 1,000
+    watch = world.keys(b"a")
+    assert shown(await take(watch)) == [(b"a", None)]
+    world.run({b"a": None})
+    assert await nothing_comes(watch)
+    world.run({b"a": b"2"}, expire_at_ms=1_001)
+    assert shown(await take(watch)) == [(b"a", b"2")]
+    world.state.meta = world.state.meta._replace(log_time_ms=1_001)
+    world.run({b"a": None})
+    assert shown(await take(watch)) == [(b"a", None)]
+
+
+async def test_after_a_snapshot_install_keys_are_read_anew() -> None:
+    world = World()
+    world.run({b"a": b"1", b"b": b"1"})
+    watch = world.keys(b"a", b"b")
+    await take(watch)
+    full = PREFIX + b"b"
+    world.state.rows[full] = Row(full, b"2", 3, versionstamp(1, 50, 0))
+    world.state.meta = world.state.meta._replace(applied_index=50)
+    world.hub.resync()
+    frame = await take(watch)
+    assert shown(frame) == [None, (b"b", b"2")]
+    assert frame.versionstamp == versionstamp(1, 50, 65_535)
+
+
+async def test_a_range_begins_with_a_resync_and_then_names_what_changed() -> None:
+    world = World()
+    stamp = world.run({b"p1": b"1"})
+    watch = world.range(b"p", b"q")
+    first = await take(watch)
+    assert (first.resync, list(first.keys), first.versionstamp) == (True, [], stamp)
+    world.run({b"p2": b"2", b"q": b"x", b"o": b"x", b"p": b"0"})
+    stamp = world.run({b"p1": None})
+    frame = await take(watch)
+    assert shown(frame) == [(b"p", b"0"), (b"p1", None), (b"p2", b"2")]
+    assert (frame.resync, frame.versionstamp) == (False, stamp)
+    world.run({b"q": b"y"})
+    world.run({b"p3": b"x"}, database=2)
+    assert await nothing_comes(watch)
+
+
+async def test_a_range_that_falls_behind_is_told_to_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_PREFIX_WATCH_PENDING_KEYS_COUNT", 10)
+    world = World()
+    watch = world.range(b"p", b"q")
+    await take(watch)
+    for number in range(30):
+        stamp = world.run({b"p%d" % number: b"v"})
+    frame = await take(watch)
+    assert (frame.resync, frame.versionstamp, list(frame.keys)) == (True, stamp, [])
+    assert await nothing_comes(watch)
+    world.run({b"p": b"v"})
+    assert shown(await take(watch)) == [(b"p", b"v")]
+    assert world.stats.watch_resyncs == 2
+    world.hub.resync()
+    assert (await take(watch)).resync
+
+
+async def test_silence_is_broken_by_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WATCH_PING_INTERVAL_MS", 20)
+    world = World()
+    watch = world.keys(b"a")
+    await take(watch)
+    for _ in range(2):
+        frame = await take(watch)
+        assert frame.ping and not frame.keys
+    world.run({b"a": b"1"})
+    assert shown(await take(watch)) == [(b"a", b"1")]
+
+
+async def test_closing_ends_the_iteration_and_forgets_the_watch() -> None:
+    world = World()
+    watches = [world.keys(b"a"), world.keys(b"a", b"b"), world.range(b"p", b"q"), world.range(b"p", b"q")]
+    assert world.stats.watches == len(world.hub) == 4
+    reader = asyncio.ensure_future(_frames(watches[0]))
+    await asyncio.sleep(0.01)
+    watches[0].close()
+    watches[0].close()
+    assert len(await reader) == 1
+    world.hub.close()
+    assert world.stats.watches == len(world.hub) == 0
+    assert not (world.hub._by_key or world.hub._ranges or world.hub._range_count)
+    with pytest.raises(StopAsyncIteration):
+        await take(watches[3])
+    with pytest.raises(Unavailable, match="stopping"):
+        world.keys(b"a")
+
+
+async def _frames(watch: Watch) -> list[kv_pb2.WatchResponse]:
+    return [frame async for frame in watch]
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (kv_pb2.WatchRequest(), "WATCH_INVALID"),
+        (kv_pb2.WatchRequest(keys=[b"a"], prefix_start=b"a", prefix_end=b"b"), "WATCH_INVALID"),
+        (kv_pb2.WatchRequest(prefix_start=b"b", prefix_end=b"b"), "WATCH_INVALID"),
+        (kv_pb2.WatchRequest(keys=[b"k%d" % i for i in range(11)]), "TOO_MANY_WATCHED_KEYS"),
+        (kv_pb2.WatchRequest(keys=[bytes(2_050)]), "KEY_TOO_LARGE"),
+        (kv_pb2.WatchRequest(prefix_start=b"a", prefix_end=b"b" * 2_050), "KEY_TOO_LARGE"),
+    ],
+)
+async def test_what_cannot_be_watched_is_refused(request_: kv_pb2.WatchRequest, code: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        World().hub.watch(request_)
+    assert caught.value.code == code
+
+
+async def test_there_is_room_for_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_WATCHES_COUNT", 3)
+    monkeypatch.setattr(limits, "MAX_PREFIX_WATCHES_COUNT", 1)
+    world = World()
+    world.range(b"a", b"b")
+    with pytest.raises(Unavailable, match="ranges"):
+        world.range(b"c", b"d")
+    world.keys(b"a")
+    world.keys(b"a")
+    with pytest.raises(Unavailable) as caught:
+        world.keys(b"a")
+    assert caught.value.code == "TOO_MANY_WATCHES"
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_every_frame_is_one_real_state(seed: int) -> None:
+    """Against the history of all states: frames go forward, each equals the state at its versionstamp."""
+    chance = random.Random(seed)
+    world = World()
+    names = [b"a", b"b", b"c", b"p1", b"p2", b"p3"]
+    history: dict[bytes, dict[bytes, bytes | None]] = {versionstamp(1, 1, 65_535): {}}
+    keys, spans = world.keys(b"a", b"b", b"c"), world.range(b"p", b"q")
+    seen_keys: dict[bytes, bytes | None] = {}
+    seen_range: dict[bytes, bytes | None] = {}
+
+    def check(seen: dict[bytes, bytes | None], frame: kv_pb2.WatchResponse, wanted: list[bytes]) -> None:
+        state = history[frame.versionstamp]
+        if frame.resync:
+            seen.clear()
+            seen.update({key: state.get(key) for key in wanted})
+        for key in frame.keys:
+            if key.changed:
+                seen[key.key] = key.entry.value if key.HasField("entry") else None
+        assert {key: seen.get(key) for key in wanted} == {key: state.get(key) for key in wanted}
+
+    for step in range(200):
+        writes = {key: chance.choice([None, b"%d" % step]) for key in chance.sample(names, chance.randint(1, 4))}
+        before = dict(history[versionstamp(1, world.state.meta.applied_index, 65_535)])
+        stamp = world.run(writes)
+        history[stamp] = {**before, **writes}
+        if chance.random() < 0.05:
+            world.hub.resync()
+        if chance.random() < 0.4 and (keys._stale or keys._slots) and not await nothing_pending(keys):
+            check(seen_keys, await take(keys), names[:3])
+        if chance.random() < 0.4 and (spans._stale or spans._slots):
+            check(seen_range, await take(spans), names[3:])
+    final = history[versionstamp(1, world.state.meta.applied_index, 65_535)]
+    if not await nothing_pending(keys):
+        check(seen_keys, await take(keys), names[:3])
+    assert {key: seen_keys.get(key) for key in names[:3]} == {key: final.get(key) for key in names[:3]}
+
+
+async def nothing_pending(watch: Watch) -> bool:
+    """Whether the slots hold only what the reader has seen already; found without consuming a frame."""
+    slots = {key: watch._hub.row(key) for key in watch.keys}
+    return all(watch._seen.get(key) == (row and row.versionstamp,) for key, row in slots.items())

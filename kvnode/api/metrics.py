@@ -66,7 +66,7 @@ def _histogram(metric: Metric, histogram: Histogram) -> Family:
     buckets: list[tuple[str, float]] = []
     for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         total += count
-        buckets.append((floatToGoString(bound), total))
+        buckets.append((floatToGoString(bound), total))  # type: ignore[no-untyped-call]
     return HistogramMetricFamily(metric.name, metric.help, buckets=buckets, sum_value=histogram.sum)
 
 

@@ -122,7 +122,7 @@ class Members:
                 epoch=self._settings.epoch,
                 node_id=member.node_id,
                 members=[member_to_wire(m) for m in membership.members],
-                membership=b"",  # it learns the membership from the log
+                membership=encode_membership(membership),  # until the log's own: it must know whom to answer
             ),
         )
 

@@ -78,6 +78,7 @@ class Node:
         meta = state.meta
         config = RaftConfig(settings.node_id, settings.election_ticks, settings.heartbeat_ticks)
         membership = decode_membership(meta.membership)
+        self._known_at_start = membership
         self.raft = Raft(config, log, log.hard_state, membership, meta.applied_index, random_source)
         self.clock_guard = ClockGuard(clock, settings.max_clock_offset_ms)
         self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
@@ -331,8 +332,16 @@ class Node:
         self._connect()
 
     def _connect(self) -> None:
-        peers = [member for member in self.raft.membership.members if member.node_id != self.node_id]
-        self.transport.set_members(peers)
+        """Have streams to all members.
+
+        A node that joins replays memberships from before its time, which know neither it nor, perhaps, the present
+        leader: until it meets itself in the log it also keeps those whom it was told of when it was adopted.
+        """
+        known = {member.node_id: member for member in self.raft.membership.members}
+        if self.node_id not in known:
+            known = {member.node_id: member for member in self._known_at_start.members} | known
+        known.pop(self.node_id, None)
+        self.transport.set_members(list(known.values()))
 
     def _best_successor(self) -> int:
         voters = {member.node_id for member in self.raft.membership.voters}

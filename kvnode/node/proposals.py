@@ -86,6 +86,7 @@ class Proposals:
         self._reroute = reroute
         self._wake = wake
         self._resolver: Resolver | None = None
+        self._resolver_term = 0
         self._queue: deque[Call] = deque()
         self._queue_bytes = 0
         self._pending: dict[int, PendingEntry] = {}
@@ -129,6 +130,7 @@ class Proposals:
         """An entry of this term is committed and applied, and nothing above it holds data: resolve from here on."""
         if self._resolver is None:
             self._resolver = self._make_resolver()
+            self._resolver_term = self._raft.term
 
     def lose_leadership(self) -> None:
         """Forget the overlay and hand back what was never proposed; what was proposed is settled by the log."""
@@ -143,8 +145,11 @@ class Proposals:
 
     def flush(self, *, tick: bool = False) -> None:
         """Propose what waits, as one entry; with `tick`, also what has fallen due."""
-        if self._resolver is None or self.closed or self._raft.transferring:
+        raft = self._raft
+        if self._resolver is None or self.closed or raft.transferring:
             return
+        if not raft.is_leader or raft.term != self._resolver_term:
+            return  # leadership was lost a moment ago; the driver has yet to notice it and take the queue back
         while (self._queue or tick) and self._has_room():
             if not self._propose_batch(self._resolver, tick=tick):
                 return

@@ -118,10 +118,10 @@ class Reads:
                 raise InvalidRequest(
                     "COUNT_NOT_ALONE", "a count must be the only range of its read: send one read for each count"
                 )
-            meta = self._state.meta
             prefix = call.database.to_bytes(4, "big")
             only = request.ranges[0]
-            count = await self._state.count(prefix + only.start, prefix + only.end, meta.log_time_ms)
+            # The state has moved on by the time the reader begins: the versionstamp is that of what was counted.
+            count, meta = await self._state.count_with_meta(prefix + only.start, prefix + only.end)
             response = kv_pb2.ReadResponse(ranges=[kv_pb2.ReadRangeResult(count=count)])
         except KvError as error:
             self._failed(call, error)

@@ -30,7 +30,7 @@ from kvnode.storage.durable_files import sync_directory, sync_file
 from kvnode.storage.generations import Generations, create_empty_state
 from kvnode.storage.snapshot import SnapshotFile, create_snapshot, remove_snapshots
 from kvnode.storage.state_connections import close_all
-from kvnode.storage.state_count import count_rows
+from kvnode.storage.state_count import RangeCount, count_rows
 from kvnode.storage.state_duties import Duties, run_to_end
 from kvnode.storage.state_errors import damaged, storage_error, storage_errors
 from kvnode.storage.state_file import StateFile
@@ -176,7 +176,15 @@ class State:
         Raises:
             StorageFailed: the file cannot be read.
         """
-        return await count_rows(self.read_off_loop, self._clock, start, end, log_time_ms)
+        return (await count_rows(self.read_off_loop, self._clock, start, end, log_time_ms)).count
+
+    async def count_with_meta(self, start: bytes, end: bytes) -> RangeCount:
+        """As `count`, at the log time of the state that is counted; with that state's meta row.
+
+        Raises:
+            StorageFailed: the file cannot be read.
+        """
+        return await count_rows(self.read_off_loop, self._clock, start, end, None)
 
     # Writing.
 

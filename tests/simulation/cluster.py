@@ -273,24 +273,17 @@ class Cluster:
         state.install_snapshot = observed_install
 
     async def _wait_for_adoption(self, server: Server) -> None:
-        adopted: asyncio.Future[None] = self.loop.create_future()
+        adopted: asyncio.Future[bytes] = self.loop.create_future()
 
         def adopt(request: peer_pb2.AdoptRequest) -> peer_pb2.AdoptResponse:
             if not adopted.done():
-                adopted.set_result(None)
+                adopted.set_result(request.membership)
             return peer_pb2.AdoptResponse(member=member_to_wire(server.member))
 
         server.host.identify = lambda: _identity(server.member, joined=False)
         server.host.adopt = adopt
-        await adopted
-        server.state.apply(
-            {},
-            applied_index=0,
-            applied_term=0,
-            log_time_ms=0,
-            epoch=1,
-            membership=encode_membership(Membership((), self.initial.min_commit_dcs)),
-        )
+        membership = await adopted
+        server.state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=1, membership=membership)
         await server.state.make_durable()
         server.joined = True
 

@@ -139,7 +139,7 @@ class Connection:
         if not self._network.connected(self._source, self._target_id):
             self._network.loop.call_at(now_s + RETRANSMIT_S, self._travel)
             return
-        while self._queue and self._queue[0][0] <= now_s:
+        while self._queue and self._queue[0][0] <= now_s + 1e-9:
             _, callback, arguments = self._queue.popleft()
             self._target.call(callback, *arguments)
         if self._queue:

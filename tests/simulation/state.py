@@ -24,6 +24,7 @@ from kvnode.base.invariant import invariant
 from kvnode.base.limits import DURABLE_APPLIED_INTERVAL_MS
 from kvnode.codec.row import Row
 from kvnode.storage.snapshot import SnapshotFile, hash_file
+from kvnode.storage.state_count import RangeCount
 from kvnode.storage.state_errors import damaged
 from kvnode.storage.state_scrub import Scrub, go_on, scrub_page
 from kvnode.storage.state_tables import StateMeta, StateTables
@@ -138,6 +139,12 @@ class SimulatedState:
     async def count(self, start: bytes, end: bytes, log_time_ms: int) -> int:
         rows = await self.read_off_loop(lambda tables: tables.scan(start, end, -1))
         return sum(row.expire_at_ms == 0 or row.expire_at_ms > log_time_ms for row in rows)
+
+    async def count_with_meta(self, start: bytes, end: bytes) -> RangeCount:
+        await asyncio.sleep(self._latency_s())
+        meta = self._tables.meta
+        rows = self._tables.scan(start, end, -1)
+        return RangeCount(sum(row.expire_at_ms == 0 or row.expire_at_ms > meta.log_time_ms for row in rows), meta)
 
     def apply(
         self,

@@ -47,7 +47,7 @@ config_app.command("show")(with_config_flags(show))
 def check(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="TOML files; several are taken as the voters of one cluster."),
+        typer.Argument(metavar="FILE", help="TOML files; several are taken as the voters of one cluster."),
     ],
     place: Annotated[
         list[str] | None,

@@ -215,7 +215,7 @@ def _stamp(text: str) -> str | None:
 
 
 def delete(
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys, each a JSON array; all or none go.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY", help="Keys, each a JSON array; all or none go.")],
     prefix: Annotated[
         bool, typer.Option("--prefix", help="Delete every key below each KEY, page by page; KEY itself stays.")
     ] = False,
@@ -343,7 +343,7 @@ def count(
 
 def watch(
     keys: Annotated[
-        list[str], typer.Argument(metavar="KEY...", help="Up to 10 keys, or with --prefix one, each a JSON array.")
+        list[str], typer.Argument(metavar="KEY", help="Up to 10 keys, or with --prefix one, each a JSON array.")
     ],
     prefix: Annotated[bool, typer.Option("--prefix", help="Print the changes of every key below KEY.")] = False,
     consistency: ConsistencyOption = Reading.STRONG,

@@ -7,7 +7,7 @@ import binascii
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest
+from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.client.results import Entry
 from kvnode.codec.keys import KeyRange
 from kvnode.proto.kv.v1 import kv_pb2
@@ -80,18 +80,23 @@ class KvList(AsyncIterator[Entry]):
 
     async def _next_page(self) -> None:
         count = self._batch_count if self._left_count is None else min(self._batch_count, self._left_count)
-        wanted = kv_pb2.ReadRange(
-            start=self._bounds.start,
-            end=self._bounds.end,
-            limit=count,
-            reverse=self._reverse,
-            keys_only=self._keys_only,
-        )
-        result = await self._read_page(wanted)
+        while True:
+            try:
+                result = await self._read_page(self._range(count))
+                break
+            except KvError as error:
+                if error.code != "RESPONSE_TOO_LARGE" or count == 1:
+                    raise
+                # Many large values: a page of half as many fits sooner or later, one entry always does.
+                count = self._batch_count = count // 2
         self._page = [Entry(found) for found in reversed(result.entries)]
         self._is_last_page = len(self._page) < count
         if self._page:
             self._go_on_after(self._page[0].encoded_key)
+
+    def _range(self, count: int) -> kv_pb2.ReadRange:
+        start, end = self._bounds
+        return kv_pb2.ReadRange(start=start, end=end, limit=count, reverse=self._reverse, keys_only=self._keys_only)
 
     def _go_on_after(self, key: bytes) -> None:
         start, end = self._bounds

@@ -256,3 +256,10 @@ async def test_an_entry_of_a_foreign_key_can_be_passed_on() -> None:
     with pytest.raises(InvalidRequest):
         _ = entry.key
     assert Entry(None, ("a",), encode_key(("a",))) == Entry(None, ("a",), encode_key(("a",)))
+
+
+async def test_pages_shrink_until_large_values_fit(kv: Kv, server: FakeServer) -> None:
+    await asyncio.gather(*(kv.set(("n", number), number) for number in range(9)))
+    too_large = kv_pb2.Error(code="RESPONSE_TOO_LARGE", message="too large", phase="read", not_applied=True)
+    server.faults.errors = [too_large, too_large]
+    assert [entry.value async for entry in kv.list(prefix=("n",), batch_size=8)] == list(range(9))

@@ -73,7 +73,9 @@ class Run:
         now = self.model.now
         if newer_term or self.random.random() < 0.2:
             return HardState(now.term + 1, self.random.choice((0, 3)), self.model.commit)
-        return HardState(now.term, now.vote, self.random.randint(self.model.commit, max(now.last_index, self.model.commit)))
+        return HardState(
+            now.term, now.vote, self.random.randint(self.model.commit, max(now.last_index, self.model.commit))
+        )
 
     async def _append(self, *, sync: bool = True) -> None:
         hard_state = self._next_hard_state() if self.random.random() < 0.5 or self.model.now.term == 0 else None

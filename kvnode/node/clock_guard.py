@@ -7,7 +7,7 @@ with the shortest recent round trip is kept (Cristian's algorithm: its error is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kvnode.base.clock import Clock
 
@@ -31,23 +31,27 @@ class ClockGuard:
         if old is None or moved or round_trip_ms <= old[1] or now - old[2] > fresh_ms:
             self._samples[peer] = (offset_ms, round_trip_ms, now)
 
-    def offset_ms(self, voters: Iterable[int]) -> float:
-        """Our clock minus the voters' median; 0 while it lies between the two middle ones."""
-        now = self._clock.monotonic_ms()
-        known = [0.0]  # ourselves
-        for voter in voters:
-            taken = self._samples.get(voter)
-            if taken is not None and now - taken[2] <= SAMPLE_LIFETIME_MS:
-                known.append(taken[0])
-        known.sort()
+    def offset_ms(self, others: Iterable[int]) -> float:
+        """Our clock minus the voters' median, `others` and we; 0 while it lies between the two middle ones."""
+        known = sorted([0.0, *self._known(others)])
         low, high = known[(len(known) - 1) // 2], known[len(known) // 2]
         if low <= 0.0 <= high:
             return 0.0
         return -low if low > 0 else -high
 
-    def trusted(self, voters: Iterable[int]) -> bool:
-        """Whether this node's clock may set log time."""
-        return abs(self.offset_ms(voters)) <= self._max_offset_ms
+    def trusted(self, others: Sequence[int]) -> bool:
+        """Whether this node's clock may set log time: a majority of the voters was asked, and it agrees.
+
+        Those who could elect us can also be asked, so that this costs no availability: without it, a node that
+        starts with a wrong clock could win before it was told.
+        """
+        heard = len(self._known(others))
+        return heard >= (len(others) + 1) // 2 and abs(self.offset_ms(others)) <= self._max_offset_ms
+
+    def _known(self, others: Iterable[int]) -> list[float]:
+        now = self._clock.monotonic_ms()
+        samples = (self._samples.get(other) for other in others)
+        return [taken[0] for taken in samples if taken is not None and now - taken[2] <= SAMPLE_LIFETIME_MS]
 
 
 class LogTime:

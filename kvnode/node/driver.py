@@ -178,7 +178,8 @@ class Driver:
             if message.kind is MessageKind.SNAPSHOT:
                 self._snapshots.send(message)
                 continue
-            if message.kind is MessageKind.HEARTBEAT and message.round:
+            # Before an entry of its own term is committed, a leader may know of less than what was acknowledged.
+            if message.kind is MessageKind.HEARTBEAT and message.round and self._raft.own_term_committed:
                 self._freshness.round_sent(message.round, self._raft.commit, self._state.meta.log_time_ms)
             by_peer.setdefault(message.to, []).append(message)
         freshness = self._freshness.latest if self._raft.is_leader else None

@@ -51,12 +51,21 @@ class FreshnessTracker:
         self._rounds.clear()
 
     def heard(self, freshness: Freshness, applied_index: int, *, local: bool = False) -> None:
-        """A confirmed round became known, from our own rounds or from a peer."""
-        if self._latest is None or freshness.sent_at_ms > self._latest.sent_at_ms:
+        """A confirmed round became known, from our own rounds or from a peer.
+
+        One from the future was stamped by a clock that is wrong, its sender's or ours: it would look fresh for long.
+        """
+        if not self._is_plausible(freshness.sent_at_ms):
+            return
+        latest = self._latest
+        if latest is None or freshness.sent_at_ms > latest.sent_at_ms or not self._is_plausible(latest.sent_at_ms):
             self._latest = freshness
             self._local = local
             self._waiting.append(freshness)
             self.applied(applied_index)
+
+    def _is_plausible(self, sent_at_ms: int) -> bool:
+        return sent_at_ms <= self._clock.now_ms() + self._max_clock_offset_ms
 
     def applied(self, index: int) -> None:
         """The node has applied up to `index`."""
@@ -68,7 +77,7 @@ class FreshnessTracker:
 
         The sender's clock may differ from ours by the allowed offset, which counts against us.
         """
-        if self._reached_sent_at_ms is None:
+        if self._reached_sent_at_ms is None or not self._is_plausible(self._reached_sent_at_ms):
             return -1
         bound = 0 if self._local else self._max_clock_offset_ms
         return max(0, self._clock.now_ms() - self._reached_sent_at_ms + bound)

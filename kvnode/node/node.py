@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
 from kvnode.machine.resolve import Resolver
 from kvnode.machine.validate import validate_read, validate_write
@@ -107,7 +108,7 @@ class Node:
         self.gateway = Gateway(
             self.settings.node_id, self.raft, self.proposals, self.barriers, self.transport, self.stats, self.wake
         )
-        self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake, self._fail)
+        self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake)
         applier = Applier(
             self.state,
             self.proposals,
@@ -374,6 +375,9 @@ class Node:
             except KvError as error:
                 self.stats.operation_errors += 1
                 call.fail(error)
+            except InvariantViolation as error:
+                self._fail(error)
+                return
 
     def _admit(self, call: Call, operation: kv_pb2.Operation) -> None:
         if operation.HasField("write"):
@@ -482,12 +486,15 @@ class Node:
         if self.log.damage is not None or self.failed.done():
             return
         self.stats.messages_received += len(messages)
-        for message in messages:
-            if message.sender == sender:
-                self.raft.step(message)
-        if freshness is not None and sender == self.raft.leader_id:
-            self.freshness.heard(freshness, self.applied_index)
-        self.wake()
+        try:
+            for message in messages:
+                if message.sender == sender:
+                    self.raft.step(message)
+            if freshness is not None and sender == self.raft.leader_id:
+                self.freshness.heard(freshness, self.applied_index)
+            self.wake()
+        except InvariantViolation as error:
+            self._fail(error)
 
     def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
         """See ports.PeerHandler."""

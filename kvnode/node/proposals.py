@@ -91,7 +91,6 @@ class Proposals:
         self._queue_bytes = 0
         self._pending: dict[int, PendingEntry] = {}
         self._pending_bytes = 0
-        self.closed = False  # shutting down: nothing new is proposed
 
     @property
     def queued_count(self) -> int:

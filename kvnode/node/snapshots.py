@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from kvnode.base.errors import KvError, Unavailable
@@ -18,6 +19,8 @@ from kvnode.storage.log import Log
 from kvnode.storage.snapshot import SnapshotFile
 from kvnode.storage.snapshot_transfer import SnapshotReader, SnapshotReceiver
 from kvnode.storage.state import State
+
+_log = logging.getLogger(__name__)
 
 
 class FileSource:
@@ -53,7 +56,6 @@ class Snapshots:
     """Both ends of a transfer on one node.
 
     Args:
-        applied_hook: called when the log may be compacted behind a new snapshot.
         wake: tells the driver that the core has news.
     """
 
@@ -65,7 +67,6 @@ class Snapshots:
         transport: Transport,
         stats: Stats,
         wake: Callable[[], None],
-        fail: Callable[[BaseException], None],
     ) -> None:
         self._raft = raft
         self._log = log
@@ -73,7 +74,6 @@ class Snapshots:
         self._transport = transport
         self._stats = stats
         self._wake = wake
-        self._fail = fail
         self._making: asyncio.Task[SnapshotFile] | None = None
         self._latest: SnapshotFile | None = None
         self._sending: dict[int, asyncio.Task[None]] = {}
@@ -110,8 +110,9 @@ class Snapshots:
             delivered = await self._transport.send_snapshot(message.to, source)
             self._stats.snapshots_sent += int(delivered)
         except KvError as error:
-            if error.phase == "storage":
-                self._fail(error)
+            # The state itself says when its disk has failed; here only a copy could not be made or read.
+            _log.warning("the snapshot for node %d was not sent: %s", message.to, error)
+            self._latest = None
         finally:
             if source is not None:
                 source.close()

@@ -93,8 +93,13 @@ class Driver:
             while await self._cycle() and not self._stopping:
                 # Let arrivals in: they join the next batch, and a long backlog must not starve the loop.
                 await asyncio.sleep(0)
-            if self._state.maintenance_due:
-                await self._state.maintain()
+                await self._maintain()
+            await self._maintain()
+
+    async def _maintain(self) -> None:
+        """Between two cycles, and under a load that never rests too: or the state's WAL would grow without bound."""
+        if self._state.maintenance_due:
+            await self._state.maintain()
 
     async def _cycle(self) -> bool:
         raft = self._raft

@@ -52,6 +52,13 @@ class MembershipHistory:
                 found = membership
         return found
 
+    def was_voter(self, node_id: int) -> bool:
+        """Whether a node votes in the membership before the latest."""
+        if len(self._history) == 1:
+            return False
+        member = self._history[-2][1].get(node_id)
+        return member is not None and member.role is MemberRole.VOTER
+
     def append(self, entry: Entry) -> None:
         """Put the membership of a MEMBERSHIP entry in force."""
         self._history.append((entry.index, decode_membership(entry.data)))

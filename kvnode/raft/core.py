@@ -11,7 +11,7 @@ import random
 
 from kvnode.base.invariant import invariant
 from kvnode.codec.entry import EntryKind, HardState
-from kvnode.codec.membership import MemberRole, Membership
+from kvnode.codec.membership import Membership
 from kvnode.raft.configuration import MembershipHistory
 from kvnode.raft.leadership import Leadership
 from kvnode.raft.log import RaftLog
@@ -134,13 +134,16 @@ class Core:
         return node_id in self.history.quorum.voter_ids
 
     def may_campaign(self) -> bool:
-        """Whether this node may stand for election: a voter, allowed to, with no snapshot half installed."""
-        return self.campaign_allowed and self.log.snapshot is None and self.is_voter(self.node_id)
+        """Whether this node may stand for election: allowed to, no snapshot half installed, and a voter.
 
-    def is_learner(self) -> bool:
-        """Whether this node is a learner of the membership in force."""
-        member = self.history.latest.get(self.node_id)
-        return member is not None and member.role is MemberRole.LEARNER
+        A voter whose removal is not known to be committed still counts as one: it may hold the only log that
+        can win, the removal being its last entry (thesis 4.2.2). It then leads without counting itself.
+        """
+        if not self.campaign_allowed or self.log.snapshot is not None:
+            return False
+        return self.is_voter(self.node_id) or (
+            self.history.latest_index > self.log.commit and self.history.was_voter(self.node_id)
+        )
 
     def become_follower(self, term: int, leader_id: int, reason: str = "") -> None:
         """Follow `leader_id` (0 while unknown) in `term`; gives up leadership or candidacy."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kvnode.codec.entry import Entry, EntryKind, HardState
-from kvnode.codec.membership import Member, MemberRole, Membership
+from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
 from kvnode.raft.configuration import bootstrap_log
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.raft import Raft
@@ -218,10 +218,24 @@ class Cluster:
         """Put messages on the wire; those over a cut link are lost."""
         for message in messages:
             if message.kind is MessageKind.SNAPSHOT and message.sender in self.nodes:
-                self.snapshots[message.sender, message.index] = self.nodes[message.sender].state.copy()
+                message = self._ship_snapshot(message)
             if (message.sender, message.to) in self.cut or (self.drop and self.drop(message)):
+                self.lose(message)
                 continue
             self.wire.append(message)
+
+    def _ship_snapshot(self, message: Message) -> Message:
+        """Take the snapshot that a message asks for; it may be a later one than the message names."""
+        state = self.nodes[message.sender].state.copy()
+        assert state.index >= message.index
+        self.snapshots[state.index, state.term] = state
+        context = encode_membership(state.membership)
+        return message._replace(index=state.index, log_term=state.term, context=context)
+
+    def lose(self, message: Message) -> None:
+        """A message is lost. Of a snapshot the sender is told: its bytes travel on a stream of their own."""
+        if message.kind is MessageKind.SNAPSHOT and message.sender in self.nodes:
+            self[message.sender].report_snapshot(message.to, False)
 
     def work(self) -> bool:
         """Let every node do what its core asks for. Returns whether there was anything."""
@@ -249,10 +263,7 @@ class Cluster:
         wanted = node.outstanding.snapshot
         if wanted is None:
             return None
-        for state in self.snapshots.values():
-            if (state.index, state.term) == (wanted.index, wanted.term):
-                return state
-        raise AssertionError(f"no such snapshot: {wanted.index}")
+        return self.snapshots[wanted.index, wanted.term]
 
     def deliver(self) -> bool:
         """Deliver all that is on the wire now. Returns whether there was anything."""
@@ -264,6 +275,7 @@ class Cluster:
     def deliver_one(self, message: Message) -> None:
         node = self.nodes.get(message.to)
         if node is None or message.to in self.frozen or (message.sender, message.to) in self.cut:
+            self.lose(message)
             return
         if self.trace is not None:
             self.trace(message)

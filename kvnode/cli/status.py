@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kvnode.client import Admin
     from kvnode.proto.kv.v1 import admin_pb2
 
-COLUMNS = ("node", "region", "dc", "address", "role", "term", "applied", "lag", "age", "memory", "version")
+COLUMNS = ("node", "place", "address", "role", "term", "applied", "lag", "age", "memory")
 
 
 def status(
@@ -102,14 +102,14 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
                 print(f"  {node.member.name}: {problem}")
     print()
     leader_last = max((node.status.last_index for node in cluster.nodes if node.HasField("status")), default=0)
-    print_table(COLUMNS, [_row(node, leader_last) for node in cluster.nodes], right=COLUMNS[5:10])
+    print_table(COLUMNS, [_row(node, leader_last) for node in cluster.nodes], right=COLUMNS[4:])
 
 
 def _row(node: admin_pb2.NodeStatus, last_index: int) -> list[str]:
     member = node.member
-    place = [member.name, member.region, member.dc, member.address]
+    place = [member.name, f"{member.region}/{member.dc}", member.address]
     if not node.HasField("status"):
-        return [*place, f"no answer: {node.error}" if node.error else "no answer", "", "", "", "", "", ""]
+        return [*place, f"no answer: {node.error}" if node.error else "no answer", "", "", "", "", ""]
     status = node.status
     return [
         *place,
@@ -119,7 +119,6 @@ def _row(node: admin_pb2.NodeStatus, last_index: int) -> list[str]:
         str(max(0, last_index - status.applied_index)),
         "unknown" if status.age_ms < 0 else show_ms(status.age_ms),
         f"{status.resident_bytes / 1_048_576:.0f} MiB",
-        status.version,
     ]
 
 

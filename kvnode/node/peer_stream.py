@@ -25,6 +25,7 @@ import logging
 from abc import ABC, abstractmethod
 from typing import TypeAlias
 
+import grpc
 from grpc import aio
 
 from kvnode.base import limits
@@ -133,6 +134,8 @@ class PeerStream(ABC):
             if refused := self._refusal(welcome):
                 return f"refused: {refused}"
             self._up = True
+            self._last_reason = ""
+            _log.info("%s to %s is up", self._method, self._peer)
             self._went_up(call)
             writer = asyncio.get_running_loop().create_task(self._write_loop(call))
             while (reply := await call.read()) is not aio.EOF:
@@ -178,4 +181,6 @@ class PeerStream(ABC):
 
 
 async def _why(call: RawCall) -> str:
-    return f"{(await call.code()).name}: {await call.details()}"
+    """Why a call ended; to be asked once it has."""
+    code = await call.code()
+    return "the peer ended the stream" if code is grpc.StatusCode.OK else f"{code.name}: {await call.details()}"

@@ -178,7 +178,7 @@ def tick(core: Core) -> None:
     lead.heartbeat_elapsed += 1
     if lead.heartbeat_elapsed >= core.config.heartbeat_ticks:
         lead.heartbeat_elapsed = 0
-        replication.nudge_stalled(core, lead)
+        replication.find_stalled(core, lead)
         replication.start_round(core, lead)
 
 
@@ -215,6 +215,8 @@ def on_heartbeat_response(core: Core, message: Message) -> None:
     if lead is None or peer is None:
         return
     peer.contact_tick = lead.ticks
+    if peer.stalled:
+        peer.stalled, peer.nudge = False, True
     if message.round > peer.acked_round:
         invariant(message.round <= core.rounds.sent, f"node {peer.node_id} answers a round that was never sent")
         peer.acked_round = message.round

@@ -43,6 +43,7 @@ class Progress:
         "paused",
         "sent_commit",
         "snapshot_index",
+        "stalled",
         "state",
     )
 
@@ -52,6 +53,7 @@ class Progress:
         self.next = next_index
         self.state = PeerState.PROBE
         self.paused = False  # probe: one append is on its way
+        self.stalled = False  # at the last heartbeat something was unacknowledged, and had been at the one before
         self.nudge = False  # send an empty append, to learn whether the last ones were lost
         self.contact_tick = tick
         self.acked_round = 0
@@ -82,7 +84,7 @@ class Progress:
 
     def _reset(self, state: PeerState) -> None:
         self.state = state
-        self.paused = self.nudge = False
+        self.paused = self.stalled = self.nudge = False
         self._inflight.clear()
         self._inflight_bytes = 0
 

@@ -195,15 +195,13 @@ def update_commit(core: Core, lead: Leadership) -> bool:
     return True
 
 
-def nudge_stalled(core: Core, lead: Leadership) -> None:
-    """Mark the peers that answer but whose match has stood still since the last heartbeat."""
+def find_stalled(core: Core, lead: Leadership) -> None:
+    """At a heartbeat: mark the peers whose match has stood still since the last one. An answer gets them nudged."""
     last_index = core.log.last_index
-    recently = lead.ticks - 2 * core.config.heartbeat_ticks
     for peer in lead.peers.values():
-        stalled = peer.match == peer.match_at_heartbeat and peer.match < last_index
+        stands_still = peer.match == peer.match_at_heartbeat and peer.match < last_index
+        peer.stalled = stands_still and peer.state is not PeerState.SNAPSHOT
         peer.match_at_heartbeat = peer.match
-        if stalled and peer.contact_tick >= recently and peer.state is not PeerState.SNAPSHOT:
-            peer.nudge = True
 
 
 def on_append_response(core: Core, lead: Leadership, message: Message) -> bool:

@@ -182,6 +182,17 @@ class Node:
         self.raft.applied_to(self.state.index)
 
 
+def all_entries(raft: Raft, low: int = 0) -> list[Entry]:
+    """The entries from `low` on that a core holds, persisted or not."""
+    log = raft.log
+    found: list[Entry] = []
+    index = max(low, log.first_index())
+    while index <= log.last_index:
+        found += log.entries(index, log.last_index + 1, 1 << 30)
+        index = found[-1].index + 1
+    return found
+
+
 class Cluster:
     """Nodes and the messages between them; deterministic."""
 

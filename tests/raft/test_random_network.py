@@ -24,7 +24,7 @@ from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.raft import Raft
 from kvnode.raft.types import Role
-from tests.raft.harness import Cluster, Node, changed
+from tests.raft.harness import Cluster, Node, all_entries, changed
 
 SEEDS = range(
     int(os.environ.get("RAFT_START", "0")),
@@ -68,7 +68,7 @@ class Checker:
                 assert raft.log.term(index) == term, f"leader {node_id} of term {raft.term} lacks entry {index}"
 
     def _committed_never_changes(self, node_id: int, node: Node) -> None:
-        for index, term, data in node.state.applied[-8:]:
+        for index, term, data in node.state.applied[-16:]:
             seen = self.committed.setdefault(index, (term, data, node.raft.term))
             assert seen[:2] == (term, data), f"node {node_id} applied another entry {index}"
 
@@ -84,7 +84,7 @@ class Checker:
         by_place: dict[tuple[int, int], tuple[int | None, bytes]] = {}
         for node in cluster.nodes.values():
             log = node.raft.log
-            for entry in log.entries(max(log.first_index(), log.last_index - 8), log.last_index + 1, 1 << 30):
+            for entry in all_entries(node.raft, log.last_index - 8):
                 before = log.term(entry.index - 1)
                 seen = by_place.setdefault((entry.index, entry.term), (before, entry.data))
                 assert seen == (before, entry.data), f"logs differ at {entry.index} of term {entry.term}"

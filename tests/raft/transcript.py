@@ -13,6 +13,7 @@ role, term, commit index or membership. KVNODE_REWRITE=1 writes what is printed 
     begin 1 | finish 1 | urgent 1            take a Ready; persist it; take what needs no disk
     deliver [1->2]                           deliver what is on the wire
     lose [1->2]                              lose what is on the wire
+    drop [APPEND ...]                        lose these kinds from now on; alone: none any more
     wire                                     show what is on the wire
     send APPEND 1->2 term=2 index=3 ...      make a message up and deliver it; entries=term.index=data,...
     campaign 1 | crash 1 | gap 1 | unreachable 1 2 | step-down 1
@@ -35,7 +36,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import MemberRole, Membership, decode_membership
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.raft import Raft
-from tests.raft.harness import Cluster, changed
+from tests.raft.harness import Cluster, all_entries, changed
 
 
 def show_entry(entry: Entry) -> str:
@@ -190,6 +191,9 @@ class Transcript:
             self.out.append("lost " + show_message(message))
             self.cluster.lose(message)
 
+    def do_drop(self, *kinds: str) -> None:
+        self.cluster.drop = lambda message: message.kind.name in kinds
+
     def do_wire(self) -> None:
         self.out.extend(show_message(message) for message in self.cluster.wire)
 
@@ -266,9 +270,9 @@ class Transcript:
             self.out.append(f"  {node_id}: {self._state(node.raft)} last={node.raft.last_index}")
 
     def do_log(self, node: str) -> None:
-        log = self.cluster[int(node)].log
-        entries = log.entries(log.first_index(), log.last_index + 1, 1 << 30)
-        self.out.append(f"  {node}: first={log.first_index()} " + " ".join(show_entry(entry) for entry in entries))
+        raft = self.cluster[int(node)]
+        shown = " ".join(show_entry(entry) for entry in all_entries(raft))
+        self.out.append(f"  {node}: first={raft.log.first_index()} {shown}")
 
     def do_progress(self, node: str) -> None:
         for p in self.cluster[int(node)].progress():

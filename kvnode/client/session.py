@@ -47,8 +47,14 @@ from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.pending import Deliver, PendingOperation, PendingTable
 from kvnode.client.status import SESSION_REFUSED_CODES, error_from_proto, error_from_rpc, is_retryable
+from kvnode.codec.keys import encode_key
 from kvnode.proto.kv.v1 import kv_pb2
 
+_PROBE_KEY = encode_key(("",))
+_PROBE = kv_pb2.ReadRequest(
+    ranges=[kv_pb2.ReadRange(start=_PROBE_KEY, end=_PROBE_KEY + b"\x00", limit=1, keys_only=True)],
+    consistency=kv_pb2.CONSISTENCY_EVENTUAL,
+)
 Request = kv_pb2.ReadRequest | kv_pb2.AtomicWriteRequest
 
 
@@ -95,6 +101,9 @@ class Session:
         self._hang_timeout_ms: float = limits.CLIENT_HANG_TIMEOUT_MS
         self._on_stream: set[int] = set()  # ids sent on the present stream and not settled
         self._waiting_since_ms: float | None = None  # since when the endpoint owes an answer
+        self._last_heard_ms = 0.0  # when anything at all arrived on the present stream
+        self._probe: tuple[int, float] | None = None  # the unanswered probe: its id, when it was asked for
+        self._is_probe_due = False  # asked for and not yet sent
         self._last_use_ms = self._clock.monotonic_ms()
         self._last_trouble: KvError | None = None
 
@@ -323,19 +332,30 @@ class Session:
             self._waiting_since_ms = None
         if self._waiting_since_ms is not None and now_ms - self._waiting_since_ms > self._hang_timeout_ms:
             self._leave_hung()
+        elif self._waiting_since_ms is not None and self._opened.is_set():
+            self._check_alive(now_ms)
         if self._pending or self._waiting_since_ms is not None:
             self._arm_sweeper()
         else:
             self._sweeper = None
 
+    def _check_alive(self, now_ms: float) -> None:
+        """Probe a node that has been silent; leave one that did not answer its probe."""
+        if self._probe is not None:
+            if now_ms - self._probe[1] > limits.CLIENT_PROBE_TIMEOUT_MS:
+                silent_ms = round(now_ms - self._last_heard_ms)
+                self._leave(Unavailable(f"nothing heard for {silent_ms} ms: the node hangs or is gone", phase="leader"))
+        elif now_ms - max(self._last_heard_ms, self._waiting_since_ms or 0) > limits.CLIENT_PROBE_AFTER_MS:
+            self._probe = (self._next_id, now_ms)
+            self._next_id += 1
+            self._is_probe_due = True
+            self._queued.set()
+
     def _leave_hung(self) -> None:
         waited_ms = round(self._hang_timeout_ms)
         self._hang_timeout_ms = min(limits.MAX_CLIENT_HANG_TIMEOUT_MS, self._hang_timeout_ms * 2)
-        error = Unavailable(
-            f"no answer within {waited_ms} ms: the node hangs, is cut off, or waits for a leader", phase="leader"
-        )
-        error.endpoint = self.endpoint
-        self._leave(error)
+        text = f"no answer within {waited_ms} ms: the node is cut off from the leader, or there is none"
+        self._leave(Unavailable(text, phase="leader"))
 
     def _leave(self, reason: KvError | None) -> None:
         """Leave the present stream; None: the endpoint is not to blame."""
@@ -426,7 +446,8 @@ class Session:
 
     async def _send(self, call: grpc.aio.StreamStreamCall) -> None:
         """Open or resume the client id, then send whatever is queued."""
-        self._waiting_since_ms = self._clock.monotonic_ms()
+        self._waiting_since_ms = self._last_heard_ms = self._clock.monotonic_ms()
+        self._probe, self._is_probe_due = None, False
         await call.write(kv_pb2.SessionRequest(open=kv_pb2.SessionOpen(client_id=self.client_id)))
         self._queue_everything()
         if not self.client_id:
@@ -434,7 +455,7 @@ class Session:
         while True:
             await self._queued.wait()
             self._queued.clear()
-            while self._queue and self._may_send:
+            while (self._queue or self._is_probe_due) and self._may_send:
                 message = self._next_message()
                 if message.operations:
                     await call.write(message)
@@ -450,6 +471,9 @@ class Session:
         message = kv_pb2.SessionRequest(lowest_unanswered=self._pending.lowest_unanswered)
         size_bytes = 0
         batch: list[kv_pb2.Operation] = []
+        is_probe_due, self._is_probe_due = self._is_probe_due, False
+        if is_probe_due and self._probe is not None:
+            batch.append(kv_pb2.Operation(id=self._probe[0], read=_PROBE))
         while (
             self._queue
             and len(batch) < limits.MAX_SESSION_MESSAGE_OPERATIONS_COUNT
@@ -474,6 +498,8 @@ class Session:
 
     async def _read(self, call: grpc.aio.StreamStreamCall) -> None:
         while (response := await call.read()) is not grpc.aio.EOF:
+            self._last_heard_ms = self._clock.monotonic_ms()
+            self._probe = None
             if response.HasField("opened"):
                 self._on_opened(response.opened)
             is_useful = False
@@ -502,7 +528,7 @@ class Session:
         """Deliver a result or try again. Returns whether it shows that the endpoint works."""
         operation = self._pending.get(result.id)
         if operation is None:
-            return True  # an answer to an earlier copy, or one that nobody waits for
+            return False  # a probe's answer, one to an earlier copy, or one that nobody waits for
         if result.HasField("error"):
             operation.last_error = result.error
             if result.error.code in SESSION_REFUSED_CODES:

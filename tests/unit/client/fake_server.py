@@ -103,6 +103,7 @@ class Faults:
     drop_before_apply_count: int = 0  # the next n writes break the stream unapplied
     drop_after_apply_count: int = 0  # the next n writes are applied, then break the stream unanswered
     hang: bool = False  # streams are taken and nothing is answered
+    hold_writes: bool = False  # reads are answered, writes are not: there is no leader
     answer_twice: bool = False
     errors: list[kv_pb2.Error] = field(default_factory=list)  # the next operations are answered with these
     refuse_open: kv_pb2.Error | None = None
@@ -176,6 +177,8 @@ class FakeServer:
             self.store.lowest_unanswered[client_id] = request.lowest_unanswered
             response = kv_pb2.SessionResponse()
             for operation in request.operations:
+                if self.faults.hold_writes and operation.HasField("write"):
+                    continue
                 response.results.append(await self._operate(client_id, operation, context))
             if response.results:
                 yield response

@@ -143,6 +143,42 @@ async def test_a_hanging_endpoint_is_left(monkeypatch: pytest.MonkeyPatch) -> No
     assert counter(store, b"n") == 2
 
 
+async def test_a_frozen_node_is_found_by_a_probe() -> None:
+    store = Store()
+    async with (
+        FakeServer(store, "a") as one,
+        FakeServer(store, "b") as two,
+        Session([one.address, two.address]) as session,
+    ):
+        await session.write(add(b"n"))
+        one.faults.hang = True
+        started = time.monotonic()
+        await session.write(add(b"n"), timeout_ms=5_000)
+        assert session.node == "b"
+        assert time.monotonic() - started < limits.CLIENT_HANG_TIMEOUT_MS / 1000
+    assert counter(store, b"n") == 2
+
+
+async def test_a_node_that_waits_for_a_leader_keeps_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLIENT_PROBE_AFTER_MS", 50)
+    monkeypatch.setattr(limits, "CLIENT_PROBE_TIMEOUT_MS", 300)
+    async with (
+        FakeServer(name="a") as one,
+        FakeServer(one.store, "b") as two,
+        Session([one.address, two.address]) as session,
+    ):
+        await session.write(add(b"n"))
+        one.faults.hold_writes = True
+        with pytest.raises(OutcomeUnknown):
+            await session.write(add(b"n"), timeout_ms=1_000)
+        assert session.node == "a"
+        probes = [op for message in one.messages for op in message.operations if op.HasField("read")]
+        assert len(probes) > 3
+        assert two.sessions_count == 0
+        one.faults.hold_writes = False
+        await session.write(add(b"n"))
+
+
 async def test_an_endpoint_that_only_refuses_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CLIENT_HANG_TIMEOUT_MS", 200)
     store = Store()

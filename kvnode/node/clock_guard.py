@@ -3,6 +3,8 @@
 A node whose clock is far from the voters' median would, as leader, let keys expire early or hold them for
 ever; so it does not campaign and steps down. The offsets come from round trips to the peers, and the sample
 with the shortest recent round trip is kept (Cristian's algorithm: its error is at most half of that trip).
+A sample is kept against our monotonic clock, so that a step of our own wall clock shows at once, also while
+no peer can be asked.
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ class ClockGuard:
     def __init__(self, clock: Clock, max_offset_ms: int) -> None:
         self._clock = clock
         self._max_offset_ms = max_offset_ms
-        self._samples: dict[int, tuple[float, float, float]] = {}  # peer: offset, round trip, taken at
+        # peer: its wall clock minus our monotonic one, round trip, taken at
+        self._samples: dict[int, tuple[float, float, float]] = {}
 
     def sample(self, peer: int, offset_ms: float, round_trip_ms: float) -> None:
         """Take in one measurement."""
         now = self._clock.monotonic_ms()
+        theirs = offset_ms + self._clock.now_ms() - now
         old = self._samples.get(peer)
         fresh_ms = 5_000
-        moved = old is not None and abs(old[0] - offset_ms) > old[1] / 2 + round_trip_ms / 2
+        moved = old is not None and abs(old[0] - theirs) > old[1] / 2 + round_trip_ms / 2
         if old is None or moved or round_trip_ms <= old[1] or now - old[2] > fresh_ms:
-            self._samples[peer] = (offset_ms, round_trip_ms, now)
+            self._samples[peer] = (theirs, round_trip_ms, now)
 
     def offset_ms(self, others: Iterable[int]) -> float:
         """Our clock minus the voters' median, `others` and we; 0 while it lies between the two middle ones."""
@@ -50,8 +54,9 @@ class ClockGuard:
 
     def _known(self, others: Iterable[int]) -> list[float]:
         now = self._clock.monotonic_ms()
+        ours = self._clock.now_ms() - now
         samples = (self._samples.get(other) for other in others)
-        return [taken[0] for taken in samples if taken is not None and now - taken[2] <= SAMPLE_LIFETIME_MS]
+        return [taken[0] - ours for taken in samples if taken is not None and now - taken[2] <= SAMPLE_LIFETIME_MS]
 
 
 class LogTime:

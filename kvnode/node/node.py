@@ -325,7 +325,9 @@ class Node:
         self.stats.leader_changes += 1
         if raft.is_leader and self._resolving_term != raft.term:
             self._resolving_term = raft.term
-            self._log_time.re_anchor()
+            self._judge_clock()  # it may have stepped since the last tick
+            if raft.is_leader:
+                self._log_time.re_anchor()
         self.gateway.leader_changed(raft.leader_id)
 
     def _membership_applied(self, data: bytes) -> None:

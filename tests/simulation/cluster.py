@@ -31,8 +31,8 @@ from tests.simulation.observer import DurableLog, Observer
 from tests.simulation.state import SimulatedState
 
 CLUSTER_ID = "simulated"
-SEGMENT_BYTES = 16_384
-RETENTION_BYTES = 24_576
+SEGMENT_BYTES = 8_192
+RETENTION_BYTES = 8_192
 TICK_MS = 100
 ELECTION_TICKS = 10
 LOG_DIRECTORY = "data/log"

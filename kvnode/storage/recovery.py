@@ -27,12 +27,14 @@ from kvnode.storage.disk import Disk
 from kvnode.storage.mark import Mark
 from kvnode.storage.record import (
     FLAG_RESET,
+    EntryRun,
     Record,
     RecordKind,
     SegmentHead,
     decode_hard_state,
     decode_segment,
     find_record,
+    read_entry_run,
     read_record,
 )
 from kvnode.storage.segment import Segment, segment_name
@@ -120,23 +122,29 @@ def _begin(found: Recovery, segment: Segment, record: Record, head: SegmentHead)
 
 def _replay_records(found: Recovery, segment: Segment, data: bytes) -> bytes:
     """Take in the records of a segment. Returns the bytes behind the last that follows."""
-    offset = segment.end
-    while (record := read_record(data, offset)) is not None and record.previous == found.checksum:
-        if record.kind >= RecordKind.ENTRY:
-            if record.index != found.last_index + 1:
-                break
-            segment.add(offset)
-            found.terms.append(record.index, record.term)
-            found.last_index = record.index
-        elif record.kind == RecordKind.HARD_STATE:
+    while True:
+        _take_entries(found, segment, read_entry_run(data, segment.end, found.checksum, found.last_index + 1))
+        record = read_record(data, segment.end)
+        if record is None or record.previous != found.checksum:
+            break
+        if record.kind == RecordKind.HARD_STATE:
             found.hard_state = decode_hard_state(record)
         elif record.kind == RecordKind.TRUNCATE:
             _truncate(found, record.index, record.term)
         else:
             break
         found.checksum = record.checksum
-        segment.end = offset = record.end
-    return data[offset:]
+        segment.end = record.end
+    return data[segment.end :]
+
+
+def _take_entries(found: Recovery, segment: Segment, run: EntryRun) -> None:
+    segment.extend(run.offsets)
+    for index, term in enumerate(run.terms, found.last_index + 1):
+        found.terms.append(index, term)
+    found.last_index += len(run.terms)
+    found.checksum = run.checksum
+    segment.end = run.end
 
 
 def _truncate(found: Recovery, index: int, term: int) -> None:

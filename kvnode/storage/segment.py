@@ -63,6 +63,10 @@ class Segment:
         """The next live entry's record begins at `offset`."""
         self._offsets.append(offset)
 
+    def extend(self, offsets: list[int]) -> None:
+        """The next live entries' records begin at these offsets."""
+        self._offsets.extend(offsets)
+
     def truncate(self, last_index: int) -> None:
         """Entries behind `last_index` are live no more."""
         if last_index < self.first_index - 1:

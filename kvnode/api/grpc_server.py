@@ -19,11 +19,10 @@ from kvnode.api.grpc_handlers import Handlers
 from kvnode.api.grpc_kv import KvService
 from kvnode.api.grpc_peer import PeerService
 from kvnode.api.join import Joining
-from kvnode.api.listen import free_address
+from kvnode.api.listen import bind
 from kvnode.api.ports import ServedNode
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
-from kvnode.base.errors import ConfigError
 from kvnode.node.channels import SERVER_OPTIONS
 
 # The whole process, and the services whose health follows the node's readiness.
@@ -109,18 +108,3 @@ class GrpcServer:
         status = kinds.SERVING if ready else kinds.NOT_SERVING
         for name in _HEALTH_NAMES:
             await self._health.set(name, status)
-
-
-def bind(server: aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
-    """Let `server` listen on `address`; returns the port.
-
-    Raises:
-        ConfigError: with the reason, which gRPC itself does not give, and the remedy.
-    """
-    try:
-        if credentials is None:
-            return int(server.add_insecure_port(address))
-        return int(server.add_secure_port(address, credentials))
-    except RuntimeError:
-        free_address(address)  # raises with the reason
-        raise ConfigError(f"cannot listen on {address}") from None

@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable
 import grpc
 from grpc import aio
 
+from kvnode.api import grpc_status
+from kvnode.api.listen import bind
 from kvnode.base.errors import ConfigError, InvalidRequest, KvError
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
 from kvnode.node.channels import SERVER_OPTIONS
@@ -84,18 +86,14 @@ async def wait_for_adoption(joining: Joining, address: str) -> tuple[str, int, b
             answer = await joining.adopt(peer_pb2.AdoptRequest.FromString(request))
             return answer.SerializeToString()
         except KvError as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{error.code}: {error.message}")
-            raise
+            await grpc_status.abort(context, error, address)
 
     handlers = {
         "Identify": grpc.unary_unary_rpc_method_handler(identify),
         "Adopt": grpc.unary_unary_rpc_method_handler(adopt),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("kv.internal.v1.Peer", handlers),))
-    try:
-        server.add_insecure_port(address)
-    except RuntimeError:
-        raise ConfigError(f"cannot listen on {address}: the port is in use; set another with --listen") from None
+    bind(server, address)
     await server.start()
     try:
         return await joining.adopted

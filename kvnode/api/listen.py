@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import socket
 
+import grpc
+from grpc import aio
+
 from kvnode.base.errors import ConfigError
 
 
@@ -41,3 +44,18 @@ def _not_bound_text(address: str, port: str, error: OSError) -> str:
             f"(`ss -ltnp 'sport = :{port}'` names it) or choose another port"
         )
     return f"cannot listen on {address}: {error.strerror or error}"
+
+
+def bind(server: aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+    """Let `server` listen on `address`; returns the port.
+
+    Raises:
+        ConfigError: with the reason, which gRPC itself does not give, and the remedy.
+    """
+    try:
+        if credentials is None:
+            return int(server.add_insecure_port(address))
+        return int(server.add_secure_port(address, credentials))
+    except RuntimeError:
+        free_address(address)  # raises with the reason
+        raise ConfigError(f"cannot listen on {address}") from None

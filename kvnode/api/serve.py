@@ -76,9 +76,10 @@ async def _serve(config: NodeConfig) -> int:
         )
         if not identity.cluster_id:
             joined = asyncio.ensure_future(_join(config, directory, identity))
-            identity = await _unless_stopped(joined, stopping)
-            if identity is None:
+            bound = await _unless_stopped(joined, stopping)
+            if bound is None:
                 return EXIT_OK
+            identity = bound
         return await _run_node(config, disk, directory, identity, stats, stopping)
     finally:
         directory.close()

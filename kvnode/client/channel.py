@@ -26,6 +26,7 @@ _OPTIONS: Final = (
     # A host that died while nothing was asked of it is found before the next operation waits for it.
     ("grpc.keepalive_time_ms", limits.CLIENT_KEEPALIVE_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", limits.CLIENT_KEEPALIVE_TIMEOUT_MS),
+    ("grpc.http2.ping_timeout_ms", limits.CLIENT_KEEPALIVE_TIMEOUT_MS),  # the one that counts; its default is 60 s
     ("grpc.http2.max_pings_without_data", 0),
 )
 

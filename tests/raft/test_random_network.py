@@ -113,9 +113,9 @@ class Storm:
             (self.read, 200),
             (self.crash, 14),
             (self.freeze, 4),
-            (self.thaw, 15),
+            (self.thaw, 6),
             (self.cut, 14),
-            (self.heal, 15),
+            (self.heal, 10),
             (self.transfer, 4),
             (self.change, 10),
             (self.compact, 10),
@@ -191,7 +191,7 @@ class Storm:
         self.pick().restart()
 
     def freeze(self) -> None:
-        self.cluster.frozen.add(self.pick().node_id)
+        self.cluster.frozen.add(self.rng.choice([self.pick, self.pick_leader])().node_id)
 
     def thaw(self) -> None:
         for node_id in sorted(self.cluster.frozen):
@@ -199,7 +199,7 @@ class Storm:
         self.cluster.frozen.clear()
 
     def cut(self) -> None:
-        one, other = self.pick().node_id, self.pick().node_id
+        one, other = self.rng.choice([self.pick, self.pick_leader])().node_id, self.pick().node_id
         self.cluster.cut.add((one, other))
         if self.rng.random() < 0.5:
             self.cluster.isolate(one)

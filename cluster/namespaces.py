@@ -6,6 +6,7 @@ acknowledgements of TCP included: what it carries is lost without an error, as o
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from typing import Self
 
 _SUBNET = "10.213.{number}"
 _MAX_NODES_COUNT = 200
+_serials = itertools.count()  # the kernel takes a moment to remove what was there before
 
 
 class NamespacesUnavailable(Exception):
@@ -28,8 +30,9 @@ class Namespaces:
     """
 
     def __init__(self, names: list[str]) -> None:
-        number = os.getpid() % 250
-        self._tag = f"kv{os.getpid() % 100_000}"
+        serial = next(_serials)
+        number = (os.getpid() + serial) % 250
+        self._tag = f"kv{os.getpid() % 100_000}{serial}"
         self._subnet = _SUBNET.format(number=number)
         self.hosts = {name: f"{self._subnet}.{index + 1}" for index, name in enumerate(names[:_MAX_NODES_COUNT])}
 

@@ -100,7 +100,6 @@ BAD_READS = {
     "too many entries": ranges(one_range(limit=limits.MAX_READ_ENTRIES_COUNT + 1)),
     "key too large": ranges(one_range(b"k" * (limits.MAX_READ_KEY_BYTES + 1), b"z")),
     "min_versionstamp of 3 bytes": kv_pb2.ReadRequest(ranges=[one_range()], min_versionstamp=b"abc"),
-    "unknown consistency": kv_pb2.ReadRequest(ranges=[one_range()], consistency=9),  # type: ignore[arg-type]
 }
 
 

@@ -47,6 +47,12 @@ lint: $(PROTO_STAMP)  ## Types, style and import direction
 chaos: $(PROTO_STAMP)  ## What must survive, on real processes, ROUNDS times each
 	@KVNODE_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration -o timeout=3600 $(ARGS)
 
+sim: $(PROTO_STAMP)  ## The seeded simulation: SEEDS=n START=s
+	@$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --start $(START) $(ARGS)
+
+mutants: $(PROTO_STAMP)  ## Plant known bugs and show that the simulation sees each
+	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
+
 bench: $(PROTO_STAMP)  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for a short look
 	@$(BIN)/python -m bench.run $(ARGS)
 

@@ -1,4 +1,16 @@
-"""Where the log's fsync waits: on the loop or on a thread; and the figures of past syncs."""
+"""Where the log's fsync waits: on the loop or on a thread; and the figures of past syncs.
+
+Measured by bench/log_append.py, on uvloop, two cores, ext4; microseconds of a durable append, p50 / p99:
+
+                        4 KiB           16 KiB          64 KiB
+    quiet     inline      119 /    229    137 /    256    167 /    389
+              thread      214 /    754    192 /    855    239 /  3,032
+    crowded   inline    1,240 / 22,588  1,037 / 15,729  1,541 / 16,276    (ten runnable processes on the cores)
+              thread      341 /  6,348    428 /  8,405    527 / 10,828
+
+On a quiet machine the hop costs more than it frees; on a crowded one, or a slow disk, the loop has better to do
+than to wait. So neither is right for good, and the recent past decides.
+"""
 
 from __future__ import annotations
 

@@ -201,3 +201,34 @@ async def test_an_entry_that_rots_while_the_log_is_open_is_never_returned() -> N
     assert log.damage is not None
     with pytest.raises(LogDamaged):
         await log.append([entry(LAST + 1)], None)
+
+
+@pytest.mark.parametrize("slot", [0, 4_096])
+async def test_after_a_compaction_either_slot_of_the_mark_may_be_damaged(slot: int) -> None:
+    disk = await written()
+    log = await open_log(disk)
+    await log.compact(LAST)
+    first = log.first_index()
+    assert first > 1
+    disk.flip_bit(MARK, slot + 9)  # not closed: that would write the mark once more
+    log = await open_log(disk.kill())
+    assert (log.damage, log.first_index(), log.last_index()) == (None, first, LAST)
+
+
+async def test_a_record_of_another_life_does_not_follow() -> None:
+    """The right index at the right place, whole and well, but behind another record than it was written behind."""
+    lives = []
+    for life in (b"one life", b"another!"):
+        disk = SimulatedDisk(Random(1))
+        log = await open_log(disk)
+        await log.append([entry(1, 1, life)], HardState(1, 0, 0))
+        end = log.size_bytes
+        if life == b"one life":
+            await log.append([entry(2, 1, life)], None)
+        await log.close()
+        lives.append((disk, end))
+    (donor, end), (disk, same_end) = lives
+    assert end == same_end
+    disk.open(SEGMENTS[1]).write(end, donor.contents(SEGMENTS[1])[end : end + 48])
+    log = await open_log(disk)
+    assert (log.damage, log.last_index()) == (None, 1)

@@ -14,6 +14,7 @@ from kvnode.storage.segment import Segment, segment_name, segment_sequence
 from kvnode.storage.spare_segment import SpareSegment
 
 _FIRST_SEQUENCE = 1
+_NO_MARK = Mark(0, _FIRST_SEQUENCE, 0, 0)
 
 
 class OpenedLog(NamedTuple):
@@ -37,13 +38,16 @@ async def open_log(disk: Disk, directory: str, segment_bytes: int, must_exist: b
         recovery = replay(disk, directory, sequences, Mark(0, sequences[0], 0, 0))
         recovery.damage = "the log's mark is missing or damaged: it cannot be told whether the log is whole"
         return OpenedLog(recovery, None)
-    if must_exist and (mark is None or mark.mark.position == 0):
+    if must_exist and not sequences:
         damage = f"the log in {directory} is missing, but this node was already part of a cluster"
         return OpenedLog(Recovery(damage=damage), mark)
-    mark = await _confirm_mark(disk, directory, mark)
-    required = [sequence for sequence in sequences if sequence >= mark.mark.first_sequence]
-    recovery = replay(disk, directory, required, mark.mark)
+    known = _NO_MARK if mark is None else mark.mark
+    required = [sequence for sequence in sequences if sequence >= known.first_sequence]
+    recovery = replay(disk, directory, required, known)
+    if must_exist and not recovery.segments:
+        recovery.damage = recovery.damage or f"the log in {directory} has lost its first segment"
     if recovery.damage is None:
+        mark = await _confirm_mark(disk, directory, mark)
         await _clean(disk, directory, sequences, recovery, mark)
         if not recovery.segments:
             await _create_first_segment(disk, directory, segment_bytes, recovery)

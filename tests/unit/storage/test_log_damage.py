@@ -50,8 +50,8 @@ def last_record_offset(disk: SimulatedDisk, path: str) -> int:
 
 async def damage_after(disk: SimulatedDisk) -> str | None:
     """Opens it; checks what a damaged log must do."""
+    before = {path: disk.contents(path) for path in [*SEGMENTS, MARK] if disk.exists(path)}
     log = await open_log(disk)
-    before = {path: disk.contents(path) for path in SEGMENTS if disk.exists(path)}
     if log.damage is not None:
         with pytest.raises(LogDamaged, match="new node id"):
             await log.append([entry(log.last_index() + 1)], HardState(9, 0, 0))
@@ -232,3 +232,19 @@ async def test_a_record_of_another_life_does_not_follow() -> None:
     disk.open(SEGMENTS[1]).write(end, donor.contents(SEGMENTS[1])[end : end + 48])
     log = await open_log(disk)
     assert (log.damage, log.last_index()) == (None, 1)
+
+
+async def test_a_log_that_was_just_made_is_there_after_a_power_loss() -> None:
+    for seed in range(30):
+        disk = SimulatedDisk(Random(seed))
+        await open_log(disk)
+        log = await open_log(disk.crash(), must_exist=True)
+        assert (log.damage, log.last_index()) == (None, 0)
+
+
+async def test_a_first_segment_without_its_head_is_damage_for_a_node_that_had_one() -> None:
+    disk = SimulatedDisk(Random(1))
+    await open_log(disk)
+    young = disk.crash()  # its mark may have lost the position of the head, which was fsynced
+    young.open(SEGMENTS[1]).write(0, bytes(SEGMENT_BYTES))
+    assert (await open_log(young, must_exist=True)).damage is not None

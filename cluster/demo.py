@@ -23,6 +23,7 @@ DEFAULT_CALLERS_COUNT = 512
 DEFAULT_OPERATION_TIMEOUT_MS = 60_000
 _CAUGHT_UP_TIMEOUT_S = 60.0
 _PROGRESS_POLL_S = 0.1
+_MIN_ROUNDS_COUNT = 8
 
 
 class DemoOptions(NamedTuple):
@@ -99,7 +100,9 @@ class Demo:
 
     async def _load(self, characters: list[Character]) -> Ledger:
         async with open_kv(self.cluster.addresses, timeout_ms=DEFAULT_OPERATION_TIMEOUT_MS) as kv:
-            loader = Loader(kv, characters, self.options.callers_count, lambda: self._kill_leader(loader))
+            # Few enough that transactions are still to come when half of a small input is acknowledged.
+            callers_count = max(1, min(self.options.callers_count, len(characters) // _MIN_ROUNDS_COUNT))
+            loader = Loader(kv, characters, callers_count, lambda: self._kill_leader(loader))
             with self.view.loading(len(characters)):
                 await self._beside(loader.run(), self._report_load, loader.ledger)
         return loader.ledger

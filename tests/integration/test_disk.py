@@ -160,7 +160,7 @@ async def test_flipped_bits_in_the_state_are_seen(cluster: LocalCluster) -> None
     assert await asyncio.to_thread(cluster.terminate, victim)
     (database,) = (cluster.nodes[victim].data_dir / "state").glob("state-*.db")
     data = bytearray(database.read_bytes())
-    # The inside of a value that fill wrote, long enough to lie in an overflow page: elsewhere SQLite leaves stale copies.
+    # The inside of a value that fill wrote, long enough for an overflow page: elsewhere may be stale copies.
     needle = (7).to_bytes(8, "big") * 400
     position = data.find(needle)
     assert position > 0, "the row is not in the database file"

@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 SUCCESS = kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS
 CHECK_FAILED = kv_pb2.ATOMIC_WRITE_STATUS_CHECK_FAILED
 EVENTUAL = kv_pb2.CONSISTENCY_EVENTUAL
+NO_SESSION = Origin(b"", 0)
 
 
 @dataclass
@@ -148,7 +149,7 @@ class Trio(Cluster):
 
     # Operations.
 
-    def ask(self, server: Server, operation: kv_pb2.Operation, origin: Origin = Origin(b"", 0)) -> Asked:
+    def ask(self, server: Server, operation: kv_pb2.Operation, origin: Origin = NO_SESSION) -> Asked:
         """Submit one operation to a node."""
         asked, node = Asked(), self.node(server)
         copy = kv_pb2.Operation.FromString(operation.SerializeToString())

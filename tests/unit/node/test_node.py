@@ -164,7 +164,7 @@ async def test_a_failed_fsync_stops_the_node_and_acknowledges_nothing(trio: Trio
     node = trio.node(leader)
     leader.disk.fail_next_sync("log")
     asked = trio.ask(leader, write(put(b"k")))
-    await until(lambda: node.failed.done(), 5)
+    await until(node.failed.done, 5)
     assert isinstance(node.failed.result(), StorageFailed)
     await asyncio.sleep(1)
     assert not asked.done or asked.results[0].HasField("error")

@@ -1,0 +1,366 @@
+"""Planted bugs: proof that the checkers see. `python -m tests.simulation.mutants` runs each until a seed catches it.
+
+A mutant changes one well-defined place of the product while a seed runs. One that no seed catches within the
+bound means that the simulation is blind there: the command fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from kvnode.machine.overlay import Overlay
+from kvnode.machine.resolve import Batch
+from kvnode.node import reads
+from kvnode.node.barriers import Barriers, Item
+from kvnode.node.clock_guard import ClockGuard, LogTime
+from kvnode.node.driver import Driver
+from kvnode.node.proposals import Proposals
+from kvnode.raft import election, replication
+from kvnode.raft.log import RaftLog
+from kvnode.raft.quorum import Quorum, majority_value
+from kvnode.raft.raft import Raft
+from kvnode.storage.log import Log
+from tests.simulation.seed import Result, run_seed
+
+MAX_SEEDS = 150
+Patch = AbstractContextManager[None]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    original = getattr(owner, name) if not isinstance(owner, type) else owner.__dict__[name]
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def acknowledge_before_fsync() -> Patch:
+    """Votes and acknowledgements leave before what they promise is on the disk."""
+    original = Raft.ready
+
+    def ready(self: Raft) -> Any:
+        found = original(self)
+        early = found._replace(
+            messages=[*found.messages, *found.messages_after_persist],
+            messages_after_persist=[],
+        )
+        self._outstanding = early
+        return early
+
+    return _replaced(Raft, "ready", ready)
+
+
+def never_fsync() -> Patch:
+    """The log is written and not synced."""
+
+    async def sync(self: Log) -> None:
+        return None
+
+    return _replaced(Log, "_sync", sync)
+
+
+def forget_the_vote() -> Patch:
+    """A restarted node does not know for whom it voted."""
+    original = Raft.__init__
+
+    def init(self: Raft, config: Any, log: Any, hard_state: Any, *rest: Any, **named: Any) -> None:
+        original(self, config, log, hard_state._replace(vote=0), *rest, **named)
+
+    return _replaced(Raft, "__init__", init)
+
+
+def vote_twice() -> Patch:
+    """A node votes for whoever asks, whether it has voted in the term or not."""
+    original = election.on_vote
+
+    def on_vote(core: Any, message: Any) -> None:
+        core.vote = 0
+        original(core, message)
+
+    return _patched_handler(original, on_vote)
+
+
+def vote_for_short_logs() -> Patch:
+    """A candidate's log is not compared with ours."""
+    return _replaced(RaftLog, "is_up_to_date", lambda self, last_index, last_term: True)
+
+
+def commit_old_terms_by_counting() -> Patch:
+    """A new leader counts replicas of entries of former terms (Raft, figure 8)."""
+    original = replication.update_commit
+
+    def update_commit(core: Any, lead: Any) -> bool:
+        first, lead.first_index = lead.first_index, 0
+        try:
+            return original(core, lead)
+        finally:
+            lead.first_index = first
+
+    return _replaced(replication, "update_commit", update_commit)
+
+
+def one_data_center_is_enough() -> Patch:
+    """A majority commits wherever it stands."""
+    return _replaced(Quorum, "commit_index", lambda self, matches: majority_value(matches))
+
+
+def minority_commits() -> Patch:
+    """One voter less than a majority is enough."""
+
+    def commit_index(self: Quorum, matches: Sequence[int]) -> int:
+        return sorted(matches)[len(matches) // 2 + (len(matches) > 1)] if matches else 0
+
+    return _replaced(Quorum, "commit_index", commit_index)
+
+
+def truncate_on_late_duplicate() -> Patch:
+    """A late append cuts off what follows it, committed or not."""
+
+    def try_append(self: RaftLog, previous_index: int, previous_term: int, entries: Any) -> int | None:
+        if self.term(previous_index) != previous_term:
+            return None
+        if previous_index < self.last_index:
+            self._truncate(previous_index + 1)
+        self._tail.extend(entries)
+        return previous_index + 1
+
+    return _replaced(RaftLog, "try_append", try_append)
+
+
+def apply_before_fsync() -> Patch:
+    """What is committed by others is applied before our own log holds it durably."""
+
+    deliver, has_undelivered = RaftLog.deliver, RaftLog.has_undelivered
+
+    def early(method: Any) -> Any:
+        def run(self: RaftLog, *arguments: Any) -> Any:
+            stable, self.stable = self.stable, self.last_index
+            try:
+                return method(self, *arguments)
+            finally:
+                self.stable = stable
+
+        return run
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with (
+            _replaced(RaftLog, "deliver", early(deliver)),
+            _replaced(RaftLog, "has_undelivered", early(has_undelivered)),
+        ):
+            yield
+
+    return both()
+
+
+def resolve_before_the_no_op() -> Patch:
+    """A new leader resolves before it has applied the tail that it inherited."""
+    original = Driver._cycle
+
+    async def cycle(self: Driver) -> bool:
+        if self._raft.is_leader and not self._proposals.resolving:
+            self._proposals.begin_leadership()
+        return await original(self)
+
+    return _replaced(Driver, "_cycle", cycle)
+
+
+def skip_the_overlay() -> Patch:
+    """Checks and sums are judged on the applied state alone."""
+    return _replaced(Overlay, "get", lambda self, key: self._state.get(key))
+
+
+def answer_failed_checks_at_once() -> Patch:
+    """A failed check is answered on the word of a leader that may have been deposed."""
+    original = Barriers.add
+
+    def add(self: Barriers, call: Any, min_index: int = 0, negative: Any = None) -> None:
+        if negative is not None:
+            call.answer(negative)
+        else:
+            original(self, call, min_index, negative)
+
+    return _replaced(Barriers, "add", add)
+
+
+def strong_reads_without_read_index() -> Patch:
+    """A leader answers strong reads from its state, without asking anybody."""
+    original = Barriers.add
+
+    def add(self: Barriers, call: Any, min_index: int = 0, negative: Any = None) -> None:
+        if negative is None:
+            self._serve([Item(0, call, None)])
+        else:
+            original(self, call, min_index, negative)
+
+    return _replaced(Barriers, "add", add)
+
+
+def ignore_request_ids() -> Patch:
+    """A resend is executed again."""
+    original = Batch._admit
+
+    def admit(self: Batch, request: Any) -> Any:
+        found = original(self, request)
+        if request.resend and type(found).__name__ in ("Settled", "InFlight"):
+            return self._resolver.window(request.client_id)
+        return found
+
+    return _replaced(Batch, "_admit", admit)
+
+
+def forget_the_log_at_install() -> Patch:
+    """A snapshot is installed and the log is not begun anew behind it."""
+
+    async def reset(self: Log, index: int, term: int) -> None:
+        return None
+
+    return _replaced(Log, "reset", reset)
+
+
+def expire_by_the_local_clock() -> Patch:
+    """Reads judge expiry by the clock of whoever answers."""
+    original = reads.read_ranges
+
+    def read_ranges(state: Any, request: Any, database: int, log_time_ms: int) -> Any:
+        return original(state, request, database, state._clock.now_ms())
+
+    return _replaced(reads, "read_ranges", read_ranges)
+
+
+def trust_every_clock() -> Patch:
+    """A node with a wrong clock leads, and its clock becomes log time."""
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with (
+            _replaced(ClockGuard, "trusted", lambda self, others: True),
+            _replaced(LogTime, "next_ms", lambda self, previous_ms: max(previous_ms, self._clock.now_ms())),
+        ):
+            yield
+
+    return both()
+
+
+def settle_by_index_alone() -> Patch:
+    """A write is acknowledged when any entry is applied at its index."""
+    original = Proposals.applied
+
+    def applied(self: Proposals, entry: Any, now_ms: float) -> None:
+        pending = self._pending.get(entry.index)
+        if pending is not None:
+            entry = entry._replace(term=pending.term)
+        original(self, entry, now_ms)
+
+    @contextmanager
+    def both() -> Iterator[None]:
+        with _replaced(Proposals, "applied", applied), _replaced(Proposals, "_supersede", lambda self, index: None):
+            yield
+
+    return both()
+
+
+def _patched_handler(original: Any, replacement: Any) -> Patch:
+    """Replace a handler in the core's tables."""
+    from kvnode.raft import raft
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        hits = [
+            (table, kind, found)
+            for table in raft._TABLES.values()
+            for kind, found in table.items()
+            if getattr(found, "__name__", "") == original.__name__
+        ]
+        assert hits, f"{original.__name__} stands in no table"
+        for table, kind, _ in hits:
+            table[kind] = replacement
+        try:
+            yield
+        finally:
+            for table, kind, found in hits:
+                table[kind] = found
+
+    return patched()
+
+
+MUTANTS: dict[str, Callable[[], Patch]] = {
+    mutant.__name__: mutant
+    for mutant in (
+        acknowledge_before_fsync,
+        never_fsync,
+        forget_the_vote,
+        vote_twice,
+        vote_for_short_logs,
+        commit_old_terms_by_counting,
+        one_data_center_is_enough,
+        minority_commits,
+        truncate_on_late_duplicate,
+        apply_before_fsync,
+        resolve_before_the_no_op,
+        skip_the_overlay,
+        answer_failed_checks_at_once,
+        strong_reads_without_read_index,
+        ignore_request_ids,
+        forget_the_log_at_install,
+        expire_by_the_local_clock,
+        trust_every_clock,
+        settle_by_index_alone,
+    )
+}
+
+
+class Catch(NamedTuple):
+    """The first seed that caught a mutant; None when none did."""
+
+    mutant: str
+    result: Result | None
+    seeds_count: int
+
+
+def hunt(name: str, max_seeds: int = MAX_SEEDS, start: int = 0) -> Catch:
+    """Run seeds with the mutant in force until one fails."""
+    logging.disable(logging.CRITICAL)
+    for seed in range(start, start + max_seeds):
+        try:
+            result = run_seed(seed, MUTANTS[name])
+        except Exception as error:
+            result = Result(seed, "crashed", f"{type(error).__name__}: {error}")
+        if not result.ok:
+            return Catch(name, result, seed - start + 1)
+    return Catch(name, None, max_seeds)
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
+    parser.add_argument("--max-seeds", type=int, default=MAX_SEEDS)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("names", nargs="*", help="only these")
+    arguments = parser.parse_args()
+    names = arguments.names or list(MUTANTS)
+    print(f"{'mutant':34} {'seed':>5}  {'checker':18} what it saw")
+    missed = 0
+    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+        for catch in pool.imap(partial(hunt, max_seeds=arguments.max_seeds), names):
+            if catch.result is None:
+                missed += 1
+                print(f"{catch.mutant:34} {'-':>5}  {'NOT CAUGHT':18} in {catch.seeds_count} seeds", flush=True)
+            else:
+                result = catch.result
+                print(f"{catch.mutant:34} {result.seed:5}  {result.checker:18} {result.message[:90]}", flush=True)
+    print(f"{len(names) - missed} of {len(names)} mutants caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

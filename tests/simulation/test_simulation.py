@@ -1,0 +1,48 @@
+"""Seeds of the whole cluster, as `make sim` runs them, and a few planted bugs, as `make mutants` does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.simulation.mutants import hunt
+from tests.simulation.run import describe, pinned_seeds, run_seeds
+
+SEEDS = 200
+PROCESSES = 2
+_TRACE = (
+    "from tests.simulation.seed import run_seed; r = run_seed({seed}); print(r.trace, r.operations_count, r.virtual_s)"
+)
+
+
+@pytest.mark.timeout(900)
+def test_every_seed_keeps_every_promise() -> None:
+    seeds = list(dict.fromkeys([*pinned_seeds(), *range(SEEDS)]))
+    results = list(run_seeds(seeds, PROCESSES))
+    failures = [describe(result) for result in results if not result.ok]
+    assert not failures, "\n".join(failures)
+    assert sum(result.snapshots_count for result in results) > 10
+    assert sum(result.acknowledged_count for result in results) > 20 * SEEDS
+
+
+@pytest.mark.parametrize("seed", [6, 12])
+def test_a_seed_always_runs_the_same(seed: int) -> None:
+    """The same trace in processes whose hashes and memory layout differ."""
+    traces = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", _TRACE.format(seed=seed)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        traces.add(done.stdout)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    ["acknowledge_before_fsync", "resolve_before_the_no_op", "skip_the_overlay", "strong_reads_without_read_index"],
+)
+def test_a_planted_bug_is_found(mutant: str) -> None:
+    assert hunt(mutant, max_seeds=30).result is not None

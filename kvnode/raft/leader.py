@@ -170,7 +170,7 @@ def tick(core: Core) -> None:
     lead.ticks += 1
     if lead.transferring:
         lead.transfer_ticks += 1
-        if lead.transfer_ticks >= core.config.election_ticks or lead.transferring not in lead.peers:
+        if lead.transfer_ticks >= core.config.election_ticks or not core.is_voter(lead.transferring):
             lead.transferring = 0
     if not _has_quorum_contact(core, lead):
         core.become_follower(core.term, 0, "no majority of the voters was heard within an election timeout")

@@ -31,15 +31,15 @@ class Leadership:
         self.transfer_ticks = 0
         self.lease_void = False  # the process was frozen and no quorum has answered since
         self.uncommitted_bytes = 0
-        self._uncommitted: deque[tuple[int, int]] = deque()  # (index, bytes) of own entries beyond the commit index
+        self._uncommitted: deque[tuple[int, int]] = deque()  # (index, bytes) of each own entry of it
 
     def appended(self, index: int, size_bytes: int) -> None:
         """Count an entry of this term into the uncommitted tail."""
         self._uncommitted.append((index, size_bytes))
         self.uncommitted_bytes += size_bytes
 
-    def committed(self, index: int) -> None:
-        """Take everything up to `index` out of the uncommitted tail."""
+    def settled(self, index: int) -> None:
+        """Take out what is committed and on this node's own disk: everything up to `index`."""
         uncommitted = self._uncommitted
         while uncommitted and uncommitted[0][0] <= index:
             self.uncommitted_bytes -= uncommitted.popleft()[1]

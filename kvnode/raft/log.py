@@ -6,8 +6,9 @@ Theory of operation. Three marks move along the log, none ahead of the one that 
 
 `stable` is the last index known to be on this node's disk, `delivered` the last one handed out to be applied.
 The tail holds every entry above min(stable, delivered), so the hot path (send, persist, deliver) never reads
-storage back. Entries from `_tail_first` on are read from the tail, those below from the view; after a conflict
-the view may hold an obsolete tail until the next persist, and it is never looked at.
+storage back; only when the state falls far behind is what is persisted released, and read back later. Entries
+from `_tail_first` on are read from the tail, those below from the view; after a conflict the view may hold an
+obsolete tail until the next persist, and it is never looked at.
 
 A conflict truncates (Raft, section 5.3) only from the first entry whose term differs: a late duplicate append
 matches what is there and changes nothing. While a Ready is outstanding the tail may change under it, so
@@ -189,6 +190,13 @@ class RaftLog:
             del self._tail[:drop]
             self._tail_first += drop
         return entries
+
+    def release(self) -> None:
+        """Drop the persisted entries from memory, delivered or not: the state is slow, and storage has them."""
+        drop = self.stable + 1 - self._tail_first
+        if drop > 0:
+            del self._tail[:drop]
+            self._tail_first += drop
 
     def restore(self, snapshot: SnapshotMeta) -> None:
         """Replace everything by a snapshot, which becomes real when its Ready is persisted."""

@@ -32,28 +32,36 @@ from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.progress import PeerState
 from kvnode.raft.types import LogView, PeerProgress, RaftConfig, ReadState, Ready, Role
 
-_Handlers = dict[MessageKind, Callable[[Core, Message], None]]
+_Handler = Callable[[Core, Message], None]
+_KINDS = max(MessageKind) + 1
 
-_TABLES: dict[Role, _Handlers] = {
-    Role.FOLLOWER: {**election.VOTE_HANDLERS, **follower.FOLLOWER_HANDLERS},
-    Role.PRE_CANDIDATE: {
-        **election.VOTE_HANDLERS,
-        **follower.LEADER_MESSAGE_HANDLERS,
-        **election.PRE_CANDIDATE_HANDLERS,
-    },
-    Role.CANDIDATE: {**election.VOTE_HANDLERS, **follower.LEADER_MESSAGE_HANDLERS, **election.CANDIDATE_HANDLERS},
-    Role.LEADER: {**election.VOTE_HANDLERS, **follower.LEADER_MESSAGE_HANDLERS, **leader.HANDLERS},
-}
+
+def _table(*parts: dict[MessageKind, _Handler]) -> list[_Handler | None]:
+    """A role's handlers by the number of the message kind; a list, because hashing an enum member is slow."""
+    table: list[_Handler | None] = [None] * _KINDS
+    for part in parts:
+        for kind, handler in part.items():
+            table[kind] = handler
+    return table
+
+
+_FOLLOWER = _table(election.VOTE_HANDLERS, follower.FOLLOWER_HANDLERS)
+_PRE_CANDIDATE = _table(election.VOTE_HANDLERS, follower.LEADER_MESSAGE_HANDLERS, election.PRE_CANDIDATE_HANDLERS)
+_CANDIDATE = _table(election.VOTE_HANDLERS, follower.LEADER_MESSAGE_HANDLERS, election.CANDIDATE_HANDLERS)
+_LEADER = _table(election.VOTE_HANDLERS, follower.LEADER_MESSAGE_HANDLERS, leader.HANDLERS)
+
 _FROM_LEADER = frozenset(follower.LEADER_MESSAGE_HANDLERS)
-_REQUESTS_VOTE = frozenset(election.VOTE_HANDLERS)
-_RESPONSES = frozenset(
-    {
+_IS_VOTE_REQUEST = [kind in (MessageKind.VOTE, MessageKind.PRE_VOTE) for kind in range(_KINDS)]
+_IS_RESPONSE = [
+    kind
+    in (
         MessageKind.APPEND_RESPONSE,
         MessageKind.HEARTBEAT_RESPONSE,
         MessageKind.VOTE_RESPONSE,
         MessageKind.PRE_VOTE_RESPONSE,
-    }
-)
+    )
+    for kind in range(_KINDS)
+]
 
 
 class Raft(Core):
@@ -163,18 +171,26 @@ class Raft(Core):
         if message.to != self.node_id or message.sender == self.node_id:
             return
         kind = message.kind
-        if kind in _RESPONSES and not self._is_known(message.sender):
+        if _IS_RESPONSE[kind] and not self._is_known(message.sender):
             return
-        if kind in _REQUESTS_VOTE and not election.heeds_candidate(self, message):
+        if _IS_VOTE_REQUEST[kind] and not election.heeds_candidate(self, message):
             return
         if message.term > self.term:
             self._meet_newer_term(message)
         elif message.term < self.term:
             self._answer_older_term(message)
             return
-        handler = _TABLES[self.role].get(kind)
+        handler = self._handlers()[kind]
         if handler is not None:
             handler(self, message)
+
+    def _handlers(self) -> list[_Handler | None]:
+        role = self.role
+        if role is Role.LEADER:
+            return _LEADER
+        if role is Role.FOLLOWER:
+            return _FOLLOWER
+        return _CANDIDATE if role is Role.CANDIDATE else _PRE_CANDIDATE
 
     def _is_known(self, node_id: int) -> bool:
         """Whether a node is a member, or one that has just been removed and is still served."""
@@ -370,6 +386,8 @@ class Raft(Core):
         if ready.snapshot is not None:
             self._forget_unapplied(ready.snapshot.index)
         self.log.persisted(ready.entries, ready.snapshot)
+        if self._unapplied_bytes >= self.config.max_unapplied_bytes:
+            self.log.release()
         if self.lead is not None:
             leader.after_commit_attempt(self, self.lead)
         elif self.role is Role.CANDIDATE and (self.saved.term, self.saved.vote) == (self.term, self.node_id):

@@ -189,10 +189,9 @@ def update_commit(core: Core, lead: Leadership) -> bool:
     index = quorum.commit_index(
         [log.stable if voter_id == core.node_id else peers[voter_id].match for voter_id in quorum.voter_ids]
     )
-    if index < lead.first_index or not log.commit_to(index):
-        return False
-    lead.committed(index)
-    return True
+    moved = index >= lead.first_index and log.commit_to(index)
+    lead.settled(min(log.commit, log.stable))
+    return moved
 
 
 def find_stalled(core: Core, lead: Leadership) -> None:

@@ -33,7 +33,7 @@ class RaftConfig:
         max_append_bytes: data bytes in one append message (one entry always fits).
         max_inflight_count: append messages to one peer that are not yet acknowledged.
         max_inflight_bytes: data bytes of the same.
-        max_uncommitted_bytes: data bytes that a leader takes in beyond its commit index.
+        max_uncommitted_bytes: data bytes that a leader takes in and that are not yet committed and on its own disk.
         max_unapplied_bytes: data bytes handed out as committed and not yet reported by applied_to().
     """
 

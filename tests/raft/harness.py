@@ -114,6 +114,7 @@ class Node:
         self.reads: list[ReadState] = []
         self.outstanding: Ready | None = None
         self.applying: list[Entry] = []
+        self.slow_state = False  # apply only when told
         if founding is not None:
             entries, self.disk.hard_state = bootstrap_log(founding)
             self.disk.append(entries)
@@ -150,14 +151,16 @@ class Node:
         if ready.hard_state is not None:
             self.disk.hard_state = ready.hard_state
         self.raft.persisted(ready)
-        self.apply()
+        if not self.slow_state:
+            self.apply()
         return ready.messages_after_persist
 
     def urgent(self) -> list[Message]:
         """Do what needs no disk."""
         ready = self.raft.urgent()
         self._note(ready)
-        self.apply()
+        if not self.slow_state:
+            self.apply()
         return ready.messages
 
     def _note(self, ready: Ready) -> None:

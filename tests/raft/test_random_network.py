@@ -23,7 +23,6 @@ from kvnode.raft.leadership import Leadership
 from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.raft import Raft
-from kvnode.raft.types import Role
 from tests.raft.harness import Cluster, Node, all_entries, changed
 
 SEEDS = range(
@@ -97,12 +96,18 @@ class Storm:
         self.rng = random.Random(seed)
         layout, self.min_dcs = LAYOUTS[seed % len(LAYOUTS)]
         self.cluster = Cluster(
-            layout, min_commit_dcs=self.min_dcs, seed=seed, max_append_bytes=24, max_inflight_count=4
+            layout,
+            min_commit_dcs=self.min_dcs,
+            seed=seed,
+            max_append_bytes=24,
+            max_inflight_count=4,
+            max_unapplied_bytes=8,
         )
         self.checker = Checker(self.min_dcs)
         self.counter = 0
         self.next_id = 6
         self.lost, self.doubled = self.rng.choice([(0.0, 0.0), (0.01, 0.01), (0.05, 0.05)])
+        self.slowness = self.rng.choice([0.0, 0.5, 0.95])
         self.reach = self.rng.choice([1, 4, 20])  # how far messages overtake one another
         self.rounds: dict[int, tuple[int, int]] = {}  # read -> (node, commit of the cluster when it was asked)
         self.events: list[tuple[Callable[[], None], int]] = [
@@ -146,6 +151,9 @@ class Storm:
             self.cluster.put(node.begin().messages)
         elif node.raft.has_urgent():
             self.cluster.put(node.urgent())
+        node.slow_state = self.rng.random() < self.slowness
+        if not node.slow_state:
+            node.apply()
         self.check_reads(node)
 
     def deliver(self) -> None:
@@ -255,6 +263,8 @@ class Storm:
         self.thaw()
         self.heal()
         for node in self.cluster.nodes.values():
+            node.slow_state = False
+            node.apply()
             if node.outstanding is not None:
                 self.cluster.put(node.finish(self.cluster.snapshot_for(node)))
         self.cluster.settle()
@@ -287,8 +297,10 @@ def forget_votes(patch: pytest.MonkeyPatch) -> None:
         core.vote = 0
         honest(core, message)
 
-    for role in (Role.FOLLOWER, Role.PRE_CANDIDATE, Role.CANDIDATE):
-        patch.setitem(raft_module._TABLES[role], MessageKind.VOTE, on_vote)
+    for name in ("_FOLLOWER", "_PRE_CANDIDATE", "_CANDIDATE"):
+        table = list(getattr(raft_module, name))
+        table[MessageKind.VOTE] = on_vote
+        patch.setattr(raft_module, name, table)
 
 
 def truncate_without_comparing(patch: pytest.MonkeyPatch) -> None:

@@ -238,12 +238,13 @@ class Node:
         while self.proposals.pending_count and not self.failed.done() and self.clock.monotonic_ms() < deadline:
             await asyncio.sleep(self.settings.tick_ms / 1000)
         self.driver.stop()
-        for task in self._tasks[1:]:
-            task.cancel()
-        await asyncio.wait(self._tasks, timeout=HANDOVER_TIMEOUT_MS / 1000)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:  # none when the start itself failed
+            for task in self._tasks[1:]:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=HANDOVER_TIMEOUT_MS / 1000)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         self.gateway.fail_all(RuntimeError("shutdown"))
         await self.snapshots.close()
         await self.transport.close()

@@ -81,9 +81,10 @@ def _problems(node: Node, voters: list[int]) -> list[str]:
     is_ready, why = node.ready
     if not is_ready:
         problems.append(why)
-    if not node.clock_guard.trusted(voters):
+    offset_ms = node.clock_guard.offset_ms(voters)
+    if abs(offset_ms) > node.settings.max_clock_offset_ms:
         problems.append(
-            f"this node's clock is {node.clock_guard.offset_ms(voters):.0f} ms from the voters' median: it does not "
+            f"this node's clock is {offset_ms:.0f} ms from the voters' median: it does not "
             "lead until the clock is set right"
         )
     if node.raft.is_leader:

@@ -1,0 +1,104 @@
+"""ReadIndex barriers, one rule at a time."""
+
+from __future__ import annotations
+
+from kvnode.node.barriers import MAX_OPEN_ROUNDS_COUNT, Barriers, Item
+from kvnode.node.stats import Stats
+from kvnode.proto.kv.v1 import kv_pb2
+from tests.unit.node.cluster import read
+from tests.unit.node.fakes import FakeRaft, KeptCall
+
+
+class Bench:
+    """Barriers with what they hand out."""
+
+    def __init__(self) -> None:
+        self.raft = FakeRaft()
+        self.served: list[Item] = []
+        self.lost: list[Item] = []
+        self.barriers = Barriers(self.raft, Stats(), self.served.extend, self.lost.extend)  # type: ignore[arg-type]
+
+    def add(self, min_index: int = 0, negative: kv_pb2.OperationResult | None = None) -> KeptCall:
+        call = KeptCall(read(b"k"))
+        self.barriers.add(call, min_index, negative)
+        return call
+
+    def calls(self) -> list[object]:
+        return [item.call for item in self.served]
+
+
+def test_one_round_serves_all_that_came_before_it_and_none_that_came_later() -> None:
+    bench = Bench()
+    early = [bench.add(), bench.add()]
+    bench.barriers.flush()
+    late = bench.add()
+    bench.barriers.confirmed(1, 5)
+    bench.barriers.applied(5)
+    assert bench.calls() == early
+    assert bench.barriers.waiting and len(bench.barriers) == 1
+    bench.barriers.flush()
+    bench.barriers.confirmed(2, 5)
+    bench.barriers.applied(5)
+    assert bench.calls() == [*early, late]
+    assert bench.raft.contexts == [1, 2]
+
+
+def test_a_confirmed_read_waits_for_the_rounds_index_to_be_applied() -> None:
+    bench = Bench()
+    bench.add()
+    bench.barriers.flush()
+    bench.barriers.confirmed(1, 7)
+    bench.barriers.applied(6)
+    assert not bench.served
+    bench.barriers.applied(7)
+    assert len(bench.served) == 1
+    bench.barriers.applied(8)
+    assert len(bench.served) == 1
+
+
+def test_a_negative_answer_waits_for_the_prefix_it_was_judged_on() -> None:
+    bench = Bench()
+    bench.add(min_index=9, negative=kv_pb2.OperationResult(id=1))
+    bench.barriers.flush()
+    bench.barriers.confirmed(1, 7)
+    bench.barriers.applied(8)
+    assert not bench.served, "the entries it was judged on are not committed yet"
+    bench.barriers.applied(9)
+    assert bench.served[0].negative is not None
+
+
+def test_few_rounds_are_open_at_once() -> None:
+    bench = Bench()
+    for _ in range(MAX_OPEN_ROUNDS_COUNT + 3):
+        bench.add()
+        bench.barriers.flush()
+    assert len(bench.raft.contexts) == MAX_OPEN_ROUNDS_COUNT
+    bench.barriers.confirmed(1, 0)
+    bench.barriers.flush()
+    assert len(bench.raft.contexts) == MAX_OPEN_ROUNDS_COUNT + 1
+    bench.barriers.confirmed(MAX_OPEN_ROUNDS_COUNT + 1, 0)
+    bench.barriers.applied(0)
+    assert len(bench.served) == 5 - 1  # all but the item of round 2
+
+
+def test_nothing_is_begun_by_one_who_does_not_lead() -> None:
+    bench = Bench()
+    bench.add()
+    bench.raft.is_leader = False
+    bench.barriers.flush()
+    assert not bench.raft.contexts and bench.barriers.waiting
+
+
+def test_a_lost_leadership_hands_everything_back_and_late_confirmations_say_nothing() -> None:
+    bench = Bench()
+    confirmed = bench.add()
+    bench.barriers.flush()
+    bench.barriers.confirmed(1, 100)
+    under_way = bench.add()
+    bench.barriers.flush()
+    unsent = bench.add()
+    bench.barriers.drop_rounds()
+    assert [item.call for item in bench.lost] == [confirmed, under_way, unsent]
+    bench.barriers.confirmed(2, 0)
+    bench.barriers.applied(1_000)
+    assert not bench.served and not len(bench.barriers)

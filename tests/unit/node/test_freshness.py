@@ -1,0 +1,91 @@
+"""How old an eventual read may be."""
+
+from __future__ import annotations
+
+from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.ports import Freshness
+from tests.unit.node.fakes import HandClock
+
+MAX_OFFSET_MS = 500
+
+
+def tracker() -> tuple[HandClock, FreshnessTracker]:
+    clock = HandClock()
+    return clock, FreshnessTracker(clock, MAX_OFFSET_MS)
+
+
+def test_nothing_is_known_at_first_nor_from_a_round_that_nobody_acknowledged() -> None:
+    clock, ages = tracker()
+    assert ages.age_ms() == -1
+    ages.round_sent(1, 10, 0)
+    clock.pass_ms(100)
+    assert ages.age_ms() == -1 and ages.latest is None
+
+
+def test_the_leaders_age_counts_from_the_sending_of_the_acknowledged_round() -> None:
+    clock, ages = tracker()
+    ages.round_sent(1, 10, 7)
+    clock.pass_ms(100)
+    ages.round_sent(2, 10, 8)
+    clock.pass_ms(50)
+    ages.round_acknowledged(1, 10)
+    assert ages.age_ms() == 150
+    ages.round_acknowledged(2, 10)
+    assert ages.age_ms() == 50
+    assert ages.latest == Freshness(10, 8, clock.now_ms() - 50)
+    clock.pass_ms(1_000)
+    assert ages.age_ms() == 1_050, "it grows while no round is acknowledged"
+
+
+def test_a_round_counts_once_what_was_committed_at_its_sending_is_applied() -> None:
+    _, ages = tracker()
+    ages.round_sent(1, 10, 0)
+    ages.round_acknowledged(1, 9)
+    assert ages.age_ms() == -1
+    ages.applied(10)
+    assert ages.age_ms() == 0
+
+
+def test_the_same_round_sent_again_keeps_its_first_time() -> None:
+    clock, ages = tracker()
+    ages.round_sent(1, 10, 0)
+    clock.pass_ms(300)
+    ages.round_sent(1, 10, 0)
+    ages.round_acknowledged(1, 10)
+    assert ages.age_ms() == 300
+
+
+def test_rounds_of_a_lost_leadership_say_nothing() -> None:
+    _, ages = tracker()
+    ages.round_sent(1, 10, 0)
+    ages.forget_rounds()
+    ages.round_acknowledged(1, 10)
+    assert ages.age_ms() == -1
+
+
+def test_a_peers_word_counts_with_the_clock_bound_against_it() -> None:
+    clock, ages = tracker()
+    ages.heard(Freshness(10, 0, clock.now_ms() - 20), 10)
+    assert ages.age_ms() == 20 + MAX_OFFSET_MS
+    ages.heard(Freshness(9, 0, clock.now_ms() - 400), 10)
+    assert ages.age_ms() == 20 + MAX_OFFSET_MS, "older word does not make it older"
+
+
+def test_a_word_from_the_future_is_not_believed() -> None:
+    clock, ages = tracker()
+    ages.heard(Freshness(10, 0, clock.now_ms() + MAX_OFFSET_MS + 1), 10)
+    assert ages.age_ms() == -1
+    ages.heard(Freshness(10, 0, clock.now_ms() + MAX_OFFSET_MS), 10)
+    assert ages.age_ms() == 0
+
+
+def test_a_step_of_the_wall_clock_makes_nothing_fresh() -> None:
+    clock, ages = tracker()
+    ages.heard(Freshness(10, 0, clock.now_ms()), 10)
+    clock.pass_ms(5_000)
+    clock.step_ms(-60_000)
+    assert ages.age_ms() == 5_000 + MAX_OFFSET_MS
+    ages.round_sent(1, 10, 0)
+    clock.step_ms(120_000)
+    ages.round_acknowledged(1, 10)
+    assert ages.age_ms() == 0

@@ -370,7 +370,7 @@ class Session:
                 self._work.clear()
                 await self._work.wait()
             try:
-                await self._connect()
+                await self._connect_or_explain()
                 self._renew_if_refused()
             except KvError as error:
                 error.endpoint = error.endpoint or self.endpoint
@@ -379,6 +379,18 @@ class Session:
                 pause_ms = self._endpoints.failed(error)
                 self._fail_if_hopeless()
                 await asyncio.sleep(pause_ms / 1000)
+
+    async def _connect_or_explain(self) -> None:
+        """As _connect; a fault of the client itself is reported and costs a connection, never the session."""
+        try:
+            await self._connect()
+        except KvError:
+            raise
+        except Exception as error:
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "a session's stream failed", "exception": error}
+            )
+            raise Unavailable(f"the client failed: {type(error).__name__}: {error}", phase="dial") from error
 
     def _fail_if_hopeless(self) -> None:
         error = self._endpoints.hopeless()

@@ -165,6 +165,12 @@ async def _run_node(
 ) -> int:
     clock = SystemClock()
     log, state = await _open_storage(config, disk, directory, identity, clock)
+    if log.damage is not None:
+        _log.critical(
+            "LOG_DAMAGED: %s. This node neither votes, campaigns nor acknowledges; rebuild it from its peers under a "
+            "new id: start one with an empty directory and `kvnode member replace` this one",
+            log.damage,
+        )
     settings = NodeSettings(
         node_id=identity.node_id,
         name=config.name,

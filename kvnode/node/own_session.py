@@ -33,15 +33,14 @@ class OwnSession:
         self._open_call = open_call
         self._timeout_ms = timeout_ms
         self._client_id = b""
-        self._opening: asyncio.Task[bytes] | None = None
+        self._opening: asyncio.Task[None] | None = None
         self._sequence = 0
         self._unanswered: dict[int, None] = {}  # in order of their ids
 
     async def run(self, operation: kv_pb2.Operation) -> kv_pb2.OperationResult:
         """Run one operation. Raises KvError."""
         result = await self._attempt(operation)
-        if result.HasField("error") and result.error.code in SESSION_LOST_CODES and result.error.not_applied:
-            self._client_id = b""
+        if _session_lost(result):
             operation.resend = False
             result = await self._attempt(operation)
         if result.HasField("error"):
@@ -83,7 +82,10 @@ class OwnSession:
         self._submit(operation, Origin(client_id, lowest), deliver)
         try:
             timeout_ms = (operation.timeout_ms or self._timeout_ms) + _GRACE_MS
-            return await asyncio.wait_for(future, timeout_ms / 1000)
+            result = await asyncio.wait_for(future, timeout_ms / 1000)
+            if _session_lost(result) and self._client_id == client_id:
+                self._client_id = b""  # unless another write has opened a fresh one already
+            return result
         except TimeoutError:
             if is_write:
                 raise OutcomeUnknown("no answer within the deadline", code="DEADLINE_EXCEEDED") from None
@@ -93,5 +95,13 @@ class OwnSession:
 
     async def _ensure_open(self, timeout_ms: int) -> None:
         if self._opening is None or self._opening.done():
-            self._opening = asyncio.get_running_loop().create_task(self.open(timeout_ms))
-        self._client_id = await asyncio.shield(self._opening)
+            self._opening = asyncio.get_running_loop().create_task(self._open_own(timeout_ms))
+        await asyncio.shield(self._opening)
+
+    async def _open_own(self, timeout_ms: int) -> None:
+        """The id is there when the task is done: whoever comes in between finds the one or the other."""
+        self._client_id = await self.open(timeout_ms)
+
+
+def _session_lost(result: kv_pb2.OperationResult) -> bool:
+    return result.HasField("error") and result.error.code in SESSION_LOST_CODES and result.error.not_applied

@@ -133,9 +133,13 @@ class Members:
         self._wake()
         deadline = self._now_ms() + CHANGE_TIMEOUT_MS
         wanted = encode_membership(membership)
-        while self._applied_index() < index:
+        while True:
+            # First whose entry it was: a successor's entries may take its place and be applied between two looks.
+            applied = self._applied_index() >= index
             if self._raft.term != term and encode_membership(self._raft.membership) != wanted:
                 raise Unavailable("leadership was lost during the change: look at `kvnode member list`, then retry")
+            if applied:
+                return membership
             if self._now_ms() >= deadline:
                 raise Unavailable(
                     "the change was proposed but not yet committed: too few voters answer; see `kvnode status`",
@@ -143,7 +147,6 @@ class Members:
                     phase="commit",
                 )
             await asyncio.sleep(POLL_MS / 1000 / 5)
-        return membership
 
     def _with(self, member: Member) -> Membership:
         members = tuple(member if m.node_id == member.node_id else m for m in self._raft.membership.members)

@@ -75,6 +75,7 @@ async def test_the_lowest_unanswered_follows_the_answers() -> None:
     first = bench.run()
     await settle()
     bench.opening[0](b"client", None)
+    await settle()
     second = bench.run()
     await settle()
     lowest = bench.submitted[0][0].id

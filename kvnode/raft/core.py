@@ -7,7 +7,7 @@ uses Core: Raft (raft.py) is the public face.
 
 from __future__ import annotations
 
-import random
+from typing import TYPE_CHECKING
 
 from kvnode.base.invariant import invariant
 from kvnode.codec.entry import EntryKind, HardState
@@ -18,6 +18,9 @@ from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.reads import ReadRounds
 from kvnode.raft.types import LogView, RaftConfig, ReadState, Role
+
+if TYPE_CHECKING:
+    import random
 
 _SCAN_BYTES = 4 * 1_048_576  # of the log's unapplied part, at once, when it is searched for memberships
 

@@ -17,9 +17,9 @@ All of it is deterministic: the same calls with the same random source give the 
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kvnode.base.errors import Unavailable
 from kvnode.base.invariant import invariant
@@ -31,6 +31,9 @@ from kvnode.raft.core import Core
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.progress import PeerState
 from kvnode.raft.types import LogView, PeerProgress, RaftConfig, ReadState, Ready, Role
+
+if TYPE_CHECKING:
+    import random
 
 _Handler = Callable[[Core, Message], None]
 _KINDS = max(MessageKind) + 1

@@ -160,7 +160,7 @@ def _send_append(core: Core, peer: Progress, entries: tuple[Entry, ...], size_by
 
 
 def _send_snapshot(core: Core, peer: Progress) -> None:
-    """Name a snapshot at the applied index; the node may ship any later one instead."""
+    """Name a snapshot at the applied index; the node may ship another that the log continues."""
     log = core.log
     term = log.term(log.applied)
     invariant(term is not None, f"the log does not know the term of the applied index {log.applied}")

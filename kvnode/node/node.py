@@ -288,6 +288,7 @@ class Node:
                 self._judge_clock()
                 self.raft.tick()
                 self.proposals.tick()
+                self._confirm_alone()
                 count += 1
                 if count % RETENTION_CHECK_TICKS == 0:
                     await self._retain()
@@ -297,6 +298,14 @@ class Node:
             self.stats.proposal_queue = self.proposals.queued_count
             last = now
             self.wake()
+
+    def _confirm_alone(self) -> None:
+        """A single voter is its own quorum: it sends no heartbeat whose acknowledgement could say how fresh it is."""
+        raft = self.raft
+        if raft.own_term_committed and len(raft.membership.voters) == 1:
+            meta = self.state.meta
+            now = Freshness(raft.commit, meta.log_time_ms, self.clock.now_ms())
+            self.freshness.heard(now, meta.applied_index, local=True)
 
     async def _retain(self) -> None:
         """Drop the log's oldest segments once they exceed the retention and the state is durable beyond them."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.codec.membership import decode_membership
 from kvnode.node.ports import SnapshotSource, Transport
@@ -150,7 +151,7 @@ class Snapshots:
         self._raft.step(message)
         self._wake()
         try:
-            await asyncio.wait_for(done, timeout=60)
+            await asyncio.wait_for(done, timeout=limits.MAX_SNAPSHOT_INSTALL_MS / 1_000)
         except TimeoutError:
             raise Unavailable("the snapshot was not wanted any more", code="SNAPSHOT_STALE") from None
         finally:

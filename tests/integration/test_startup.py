@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 from cluster.launcher import ROOT, LocalCluster, NodeSpec
 from cluster.ports import free_ports
+from kvnode.proto.kv.internal.v1 import peer_pb2
 from tests.integration.conftest import MakeCluster
 from tests.integration.helpers import put
 
@@ -84,3 +86,16 @@ def test_bootstrap_with_a_node_of_another_cluster(single: LocalCluster, tmp_path
     assert status != 0
     assert "belongs to cluster" in output, output
     assert "Traceback" not in output, output
+
+
+def test_a_node_of_another_cluster_is_refused_and_told_why(single: LocalCluster) -> None:
+    hello = peer_pb2.Hello(cluster_id="f" * 32, epoch=1, node_id=7, name="stranger")
+    with grpc.insecure_channel(single.addresses[0]) as channel:
+        call = channel.stream_stream(
+            "/kv.internal.v1.Peer/Messages",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=peer_pb2.PeerReply.FromString,
+        )
+        replies = list(call(iter([peer_pb2.PeerBatch(hello=hello)]), timeout=10))
+    assert "cluster" in replies[0].refused, replies
+    assert single.nodes["a"].ready()

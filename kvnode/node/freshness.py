@@ -52,6 +52,11 @@ class FreshnessTracker:
         if newest is not None:
             self._learn(newest[1], newest[2], applied_index)
 
+    def alone(self, commit_index: int, log_time_ms: int, applied_index: int) -> None:
+        """A leader that is its own quorum needs nobody's acknowledgement."""
+        freshness = Freshness(commit_index, log_time_ms, self._clock.now_ms())
+        self._learn(freshness, self._clock.monotonic_ms(), applied_index)
+
     def forget_rounds(self) -> None:
         """Leadership is lost."""
         self._rounds.clear()

@@ -304,8 +304,7 @@ class Node:
         raft = self.raft
         if raft.own_term_committed and len(raft.membership.voters) == 1:
             meta = self.state.meta
-            now = Freshness(raft.commit, meta.log_time_ms, self.clock.now_ms())
-            self.freshness.heard(now, meta.applied_index, local=True)
+            self.freshness.alone(raft.commit, meta.log_time_ms, meta.applied_index)
 
     async def _retain(self) -> None:
         """Drop the log's oldest segments once they exceed the retention and the state is durable beyond them."""

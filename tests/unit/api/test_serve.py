@@ -1,0 +1,126 @@
+"""The composition root: how log and state are fitted together at a start, and waiting to be joined."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from kvnode.api.serve import _fit_together, _unless_stopped
+from kvnode.base.errors import StateDamaged
+from kvnode.codec.entry import Entry, EntryKind, HardState
+from kvnode.codec.membership import Member, Membership, decode_membership, encode_membership
+from kvnode.storage.identity import Identity
+from kvnode.storage.log import Log
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.state import SimulatedState
+from tests.unit.node.fakes import HandClock
+
+MEMBERSHIP = encode_membership(Membership((Member(1, "n1", "r", "a", "x:1"),), 1))
+IDENTITY = Identity(1, "n1", "r", "a", "cluster", epoch=4, initial_membership=MEMBERSHIP)
+
+
+async def open_log(disk: SimulatedDisk) -> Log:
+    disk.make_directory("data")
+    return await Log.open("data/log", disk, segment_bytes=8_192)
+
+
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    return SimulatedDisk(random.Random(1))
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> SimulatedState:
+    return SimulatedState(tmp_path, clock=HandClock(), latency_s=lambda: 0.0)
+
+
+def applied(state: SimulatedState, index: int, term: int) -> None:
+    state.apply({}, applied_index=index, applied_term=term, log_time_ms=5, epoch=4, membership=MEMBERSHIP)
+
+
+def entries(first: int, last: int, term: int) -> list[Entry]:
+    return [Entry(term, index, EntryKind.DATA, b"") for index in range(first, last + 1)]
+
+
+async def test_a_new_state_is_founded_durably(disk: SimulatedDisk, state: SimulatedState) -> None:
+    log = await open_log(disk)
+    await _fit_together(log, state, IDENTITY, 2)  # type: ignore[arg-type]
+    assert state.meta.membership == MEMBERSHIP and state.meta.epoch == 4
+    after_power_loss = state.crash(random.Random(0))
+    assert after_power_loss.meta.membership == MEMBERSHIP
+    assert (log.first_index(), log.last_index()) == (1, 0)
+
+
+async def test_without_an_initial_membership_nobody_is_a_member_yet(disk: SimulatedDisk, state: SimulatedState) -> None:
+    identity = Identity(1, "n1", "r", "a", "cluster", epoch=1)
+    await _fit_together(await open_log(disk), state, identity, 2)  # type: ignore[arg-type]
+    assert decode_membership(state.meta.membership) == Membership((), 2)
+
+
+async def test_a_state_that_fits_its_log_changes_neither(disk: SimulatedDisk, state: SimulatedState) -> None:
+    log = await open_log(disk)
+    await log.append(entries(1, 9, 3), HardState(3, 1, 9))
+    applied(state, 5, 3)
+    await _fit_together(log, state, IDENTITY, 2)  # type: ignore[arg-type]
+    assert (log.first_index(), log.last_index(), state.meta.applied_index) == (1, 9, 5)
+
+
+async def test_a_state_behind_its_log_is_damaged(disk: SimulatedDisk, state: SimulatedState) -> None:
+    log = await open_log(disk)
+    await log.reset(10, 2)
+    await log.append(entries(11, 12, 2), HardState(2, 0, 12))
+    applied(state, 9, 2)
+    with pytest.raises(StateDamaged, match="the state ends at 9 and the log begins at 11"):
+        await _fit_together(log, state, IDENTITY, 2)  # type: ignore[arg-type]
+    applied(state, 10, 2)
+    await _fit_together(log, state, IDENTITY, 2)  # type: ignore[arg-type]
+    assert log.last_index() == 12
+
+
+async def test_a_lost_state_beside_a_compacted_log_is_damaged(disk: SimulatedDisk, state: SimulatedState) -> None:
+    log = await open_log(disk)
+    await log.reset(10, 2)
+    with pytest.raises(StateDamaged):
+        await _fit_together(log, state, IDENTITY, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("last", [0, 3, 60])
+async def test_a_log_that_does_not_hold_what_is_applied_begins_behind_it(
+    disk: SimulatedDisk, state: SimulatedState, last: int
+) -> None:
+    log = await open_log(disk)
+    await log.append(entries(1, last, 1), HardState(7, 2, last))
+    applied(state, 50, 6)
+    await _fit_together(log, state, IDENTITY, 2)  # type: ignore[arg-type]
+    assert (log.first_index(), log.last_index(), log.term(50)) == (51, 50, 6)
+    assert (log.hard_state.term, log.hard_state.vote) == (7, 2), "a forgotten vote could be cast again"
+    await log.close()
+    again = await open_log(disk.crash())
+    assert (again.first_index(), again.term(50), again.hard_state.term) == (51, 6, 7)
+    assert again.damage is None
+
+
+async def test_a_damaged_log_is_left_as_it_is(disk: SimulatedDisk, state: SimulatedState) -> None:
+    log = await open_log(disk)
+    await log.append(entries(1, 3, 1), HardState(1, 0, 3))
+    log.damage = "by the test"
+    applied(state, 50, 6)
+    await _fit_together(log, state, IDENTITY, 2)  # type: ignore[arg-type]
+    assert log.last_index() == 3
+
+
+async def test_a_stop_ends_the_wait_to_be_joined() -> None:
+    stopping = asyncio.Event()
+    forever: asyncio.Future[Identity] = asyncio.get_running_loop().create_future()
+    waiting = asyncio.ensure_future(_unless_stopped(forever, stopping))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    stopping.set()
+    assert await waiting is None and forever.cancelled()
+
+    joined: asyncio.Future[Identity] = asyncio.get_running_loop().create_future()
+    joined.set_result(IDENTITY)
+    assert await _unless_stopped(joined, asyncio.Event()) is IDENTITY

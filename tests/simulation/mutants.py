@@ -22,7 +22,7 @@ from kvnode.node.barriers import Barriers, Item
 from kvnode.node.clock_guard import ClockGuard, LogTime
 from kvnode.node.driver import Driver
 from kvnode.node.proposals import Proposals
-from kvnode.raft import election, replication
+from kvnode.raft import election, raft, replication
 from kvnode.raft.log import RaftLog
 from kvnode.raft.quorum import Quorum, majority_value
 from kvnode.raft.raft import Raft
@@ -271,24 +271,24 @@ def settle_by_index_alone() -> Patch:
 
 def _patched_handler(original: Any, replacement: Any) -> Patch:
     """Replace a handler in the core's tables."""
-    from kvnode.raft import raft
 
     @contextmanager
     def patched() -> Iterator[None]:
         hits = [
-            (table, kind, found)
-            for table in raft._TABLES.values()
-            for kind, found in table.items()
-            if getattr(found, "__name__", "") == original.__name__
+            (table, at)
+            for table in vars(raft).values()
+            if isinstance(table, list | dict)
+            for at, found in list(table.items() if isinstance(table, dict) else enumerate(table))
+            if found is original
         ]
         assert hits, f"{original.__name__} stands in no table"
-        for table, kind, _ in hits:
-            table[kind] = replacement
+        for table, at in hits:
+            table[at] = replacement
         try:
             yield
         finally:
-            for table, kind, found in hits:
-                table[kind] = found
+            for table, at in hits:
+                table[at] = original
 
     return patched()
 
@@ -331,10 +331,7 @@ def hunt(name: str, max_seeds: int = MAX_SEEDS, start: int = 0) -> Catch:
     """Run seeds with the mutant in force until one fails."""
     logging.disable(logging.CRITICAL)
     for seed in range(start, start + max_seeds):
-        try:
-            result = run_seed(seed, MUTANTS[name])
-        except Exception as error:
-            result = Result(seed, "crashed", f"{type(error).__name__}: {error}")
+        result = run_seed(seed, MUTANTS[name])
         if not result.ok:
             return Catch(name, result, seed - start + 1)
     return Catch(name, None, max_seeds)

@@ -78,7 +78,8 @@ class Snapshots:
         self._making: asyncio.Task[SnapshotFile] | None = None
         self._latest: SnapshotFile | None = None
         self._sending: dict[int, asyncio.Task[None]] = {}
-        self._received: tuple[int, SnapshotReceiver, asyncio.Future[None]] | None = None
+        # By index: verified, and wanted by the core, which the driver will ask for when it comes to it.
+        self._received: dict[int, tuple[SnapshotReceiver, asyncio.Future[None]]] = {}
         self._sinks: dict[str, SnapshotReceiver] = {}
 
     # Sending.
@@ -143,32 +144,46 @@ class Snapshots:
         return receiver
 
     async def receive_finish(self, header: peer_pb2.SnapshotHeader, receiver: SnapshotReceiver) -> None:
-        """All bytes are there: verify them, hand the core its message, wait until the driver has installed it."""
+        """All bytes are there: verify them, hand the core its message, wait until the driver has installed it.
+
+        Raises:
+            Unavailable: the core does not want it (SNAPSHOT_STALE): it is of a deposed leader, or the node has caught
+                up otherwise. Whoever sent it is told at once, so that it may send a newer one.
+        """
         await receiver.finish()
-        message = decode_message(peer_pb2.RaftMessage.FromString(header.raft_message))
-        done = asyncio.get_running_loop().create_future()
-        self._received = (header.index, receiver, done)
-        self._raft.step(message)
-        self._wake()
         try:
-            await asyncio.wait_for(done, timeout=limits.MAX_SNAPSHOT_INSTALL_MS / 1_000)
-        except TimeoutError:
-            raise Unavailable("the snapshot was not wanted any more", code="SNAPSHOT_STALE") from None
+            await self._hand_over(header, receiver)
         finally:
             self._sinks.pop(header.snapshot_id, None)
             receiver.close()
 
+    async def _hand_over(self, header: peer_pb2.SnapshotHeader, receiver: SnapshotReceiver) -> None:
+        message = decode_message(peer_pb2.RaftMessage.FromString(header.raft_message))
+        self._raft.step(message)
+        self._wake()
+        wanted = self._raft.log.snapshot
+        if wanted is None or wanted.index != header.index or header.index in self._received:
+            raise _stale()
+        done = asyncio.get_running_loop().create_future()
+        self._received[header.index] = (receiver, done)
+        try:
+            await asyncio.wait_for(done, timeout=limits.MAX_SNAPSHOT_INSTALL_MS / 1_000)
+        except TimeoutError:
+            raise _stale() from None
+        finally:
+            self._received.pop(header.index, None)
+
     async def install(self, meta: SnapshotMeta) -> None:
         """Called by the driver for Ready.snapshot: switch the state, then begin the log behind it."""
-        if self._received is None or self._received[0] != meta.index:
+        received = self._received.get(meta.index)
+        if received is None:
             raise KvError("SNAPSHOT_MISSING", f"no received snapshot at index {meta.index}", phase="storage")
-        _, receiver, done = self._received
-        self._received = None
-        await self._state.install_snapshot(receiver.path, index=meta.index, term=meta.term)
+        await self._state.install_snapshot(received[0].path, index=meta.index, term=meta.term)
         await self._log.reset(self._state.meta.applied_index, self._state.meta.applied_term)
         self._stats.snapshots_installed += 1
-        if not done.done():
-            done.set_result(None)
+        for index, (_, done) in self._received.items():
+            if index <= meta.index and not done.done():
+                done.set_result(None)  # an older one that this replaced is no longer needed either
 
     async def close(self) -> None:
         """End every transfer."""
@@ -180,6 +195,10 @@ class Snapshots:
         await asyncio.gather(*tasks, return_exceptions=True)
         for receiver in self._sinks.values():
             receiver.close()
+
+
+def _stale() -> Unavailable:
+    return Unavailable("the snapshot was not wanted any more", code="SNAPSHOT_STALE")
 
 
 class Sink:

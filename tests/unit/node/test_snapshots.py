@@ -1,0 +1,189 @@
+"""Snapshots between nodes: catching up, resuming, and what is not installed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvnode.base.errors import KvError
+from kvnode.node.snapshots import FileSource, Snapshots
+from kvnode.node.stats import Stats
+from kvnode.node.wire import encode_message
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.raft.messages import Message, MessageKind
+from kvnode.raft.types import SnapshotMeta
+from tests.simulation.cluster import Server
+from tests.unit.node.cluster import Trio, on_trio, until
+
+
+async def filled(trio: Trio, server: Server, count: int = 60) -> None:
+    """Write more than the log's retention."""
+    for n in range(count):
+        await trio.put(server, b"filler%d" % n, b"x" * 1_000)
+
+
+async def source_of(trio: Trio, server: Server, to: Server) -> FileSource:
+    """A snapshot of a node, as it is sent to another."""
+    node = trio.node(server)
+    snapshot = await trio.within(server, node.snapshots.make())
+    message = Message(
+        MessageKind.SNAPSHOT,
+        to.member.node_id,
+        server.member.node_id,
+        node.raft.term,
+        snapshot.term,
+        snapshot.index,
+        context=snapshot.membership,
+    )
+    return FileSource(snapshot, message)
+
+
+@on_trio
+async def test_a_node_behind_the_log_is_caught_up_by_a_snapshot(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    trio.kill(one)
+    await filled(trio, leader)
+    for server in (leader, other):
+        await trio.within(server, trio.node(server).snapshot_now())
+    assert trio.node(leader).log.first_index() > 10
+    trio.start(one)
+    await until(lambda: one.node is not None, 5)
+    await until(lambda: trio.node(one).stats.snapshots_installed == 1, 20, "no snapshot was installed")
+    await trio.put(leader, b"after")
+    await trio.everywhere()
+    digests = {trio.node(server).state.meta.digest for server in trio.serving}
+    assert len(digests) == 1
+    assert trio.node(one).log.first_index() > 1
+    trio.crash(one)
+    trio.start(one)
+    await until(lambda: one.node is not None, 5)
+    await trio.everywhere()
+    assert trio.node(one).state.meta.digest in digests
+
+
+@on_trio
+async def test_retention_drops_only_what_is_durably_applied(trio: Trio) -> None:
+    leader = await trio.leading()
+    await filled(trio, leader, 40)
+    log, state = trio.node(leader).log, trio.node(leader).state
+    await asyncio.sleep(3)
+    assert log.first_index() - 1 <= state.durable_applied
+    await until(lambda: log.first_index() > 1, 90, "the log was never compacted")
+    assert log.first_index() - 1 <= state.durable_applied
+
+
+@on_trio
+async def test_an_interrupted_transfer_is_resumed_where_it_broke(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await filled(trio, leader, 20)
+    source = await source_of(trio, leader, one)
+    size = source.header.size_bytes
+    sink = trio.node(one).snapshot_sink()
+    assert await sink.open(source.header) == 0
+    held = await sink.write(0, await source.read(0, size // 2))
+    again = trio.node(one).snapshot_sink()
+    assert await again.open(source.header) == held > 0
+    source.close()
+    other = await source_of(trio, leader, one)
+    different = peer_pb2.SnapshotHeader()
+    different.CopyFrom(other.header)
+    different.snapshot_id = "another"
+    assert await trio.node(one).snapshot_sink().open(different) == 0, "the bytes of one are not those of another"
+    other.close()
+
+
+@on_trio
+async def test_a_damaged_transfer_is_refused_and_changes_nothing(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.put(leader, b"k")
+    await trio.everywhere()
+    source = await source_of(trio, leader, one)
+    data = bytearray(await source.read(0, source.header.size_bytes))
+    data[len(data) // 2] ^= 1
+    node = trio.node(one)
+    sink = node.snapshot_sink()
+    await sink.open(source.header)
+    await sink.write(0, bytes(data))
+    before = node.state.meta
+    error = await trio.refused(one, sink.finish())
+    source.close()
+    assert "SNAPSHOT" in error.code or "DAMAGED" in error.code, error
+    assert node.state.meta == before and not node.failed.done()
+    await trio.put(one, b"l")
+
+
+@on_trio
+async def test_a_snapshot_of_what_is_applied_already_is_not_installed(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.put(leader, b"k")
+    await trio.everywhere()
+    source = await source_of(trio, leader, one)
+    node = trio.node(one)
+    sink = node.snapshot_sink()
+    await sink.open(source.header)
+    await sink.write(0, await source.read(0, source.header.size_bytes))
+    started_s = asyncio.get_running_loop().time()
+    error = await trio.refused(one, sink.finish())
+    source.close()
+    assert error.code == "SNAPSHOT_STALE"
+    assert asyncio.get_running_loop().time() - started_s < 1, "meanwhile the sender could send no other one"
+    assert node.stats.snapshots_installed == 0 and not node.failed.done()
+
+
+class FakeReceiver:
+    """A transfer that is complete."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    async def finish(self) -> None:
+        """All bytes are there and right."""
+
+    def close(self) -> None:
+        """The transfer is over."""
+
+
+def header(index: int) -> peer_pb2.SnapshotHeader:
+    message = Message(MessageKind.SNAPSHOT, 1, 2, 1, 1, index)
+    return peer_pb2.SnapshotHeader(
+        snapshot_id=f"s{index}", index=index, raft_message=encode_message(message).SerializeToString()
+    )
+
+
+async def test_a_second_transfer_does_not_take_the_place_of_the_one_to_be_installed() -> None:
+    """The core may refuse the second (a deposed leader's, say) and want the first, while the driver is busy."""
+    installed: list[Path] = []
+
+    async def install_snapshot(path: Path, *, index: int, term: int) -> None:
+        installed.append(path)
+
+    async def reset(index: int, term: int) -> None:
+        pass
+
+    core_log = SimpleNamespace(snapshot=None)
+
+    def step(message: Message) -> None:
+        if core_log.snapshot is None:
+            core_log.snapshot = SimpleNamespace(index=message.index)
+
+    raft: Any = SimpleNamespace(step=step, log=core_log)
+    log: Any = SimpleNamespace(reset=reset)
+    meta = SimpleNamespace(applied_index=10, applied_term=1)
+    state: Any = SimpleNamespace(install_snapshot=install_snapshot, meta=meta)
+    transport: Any = None
+    snapshots = Snapshots(raft, log, state, transport, Stats(), lambda: None)
+    first = asyncio.ensure_future(snapshots.receive_finish(header(10), FakeReceiver("first")))  # type: ignore[arg-type]
+    second = asyncio.ensure_future(snapshots.receive_finish(header(20), FakeReceiver("second")))  # type: ignore[arg-type]
+    await asyncio.sleep(0.01)
+    membership: Any = None
+    await snapshots.install(SnapshotMeta(10, 1, membership))
+    await asyncio.wait_for(first, 1)
+    assert installed == [Path("first")]
+    with pytest.raises(KvError, match="not wanted any more"):
+        await second
+    with pytest.raises(KvError, match="no received snapshot at index 10"):
+        await snapshots.install(SnapshotMeta(10, 1, membership))

@@ -39,8 +39,10 @@ class SnapshotReader:
             return await asyncio.to_thread(os.pread, self._descriptor, size_bytes, offset)
 
     def close(self) -> None:
-        """Close the file. Nothing may be reading."""
-        os.close(self._descriptor)
+        """Close the file; again is no error, because both ends of a transfer see to it. Nothing may be reading."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class SnapshotReceiver:

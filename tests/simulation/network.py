@@ -390,7 +390,16 @@ class SimulatedTransport:
                 back.write(settle, result, None)
 
         out.write(lambda: host.process.spawn(run(), "call"))
-        return await asyncio.wait_for(future, timeout_s)
+        end_s, silent_since_s = loop.time() + timeout_s, loop.time()
+        while not future.done():
+            await asyncio.wait((future,), timeout=WATCH_INTERVAL_S)
+            now_s = loop.time()
+            if self._reachable(host):
+                silent_since_s = now_s
+            if not future.done() and (host.process.dead or now_s > end_s or now_s - silent_since_s > KEEPALIVE_S):
+                future.cancel()
+                raise TimeoutError
+        return future.result()
 
     async def send_snapshot(self, to: int, source: SnapshotSource) -> bool:
         """See ports.Transport."""

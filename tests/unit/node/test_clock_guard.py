@@ -50,6 +50,14 @@ def test_between_two_middle_clocks_nothing_is_known_against_ours() -> None:
     assert judge.offset_ms([2, 3, 4]) == 0.0  # 0, 0, 5000, 5000: ours is one of the middle two
 
 
+def test_of_two_clocks_that_differ_neither_is_trusted() -> None:
+    judge = guard()
+    judge.sample(2, 5_000.0, 1.0)
+    assert not judge.trusted([2, 3]), "which of the two is right, only the third can say"
+    judge.sample(3, 0.0, 1.0)
+    assert judge.trusted([2, 3])
+
+
 def test_the_bound_itself_is_allowed() -> None:
     judge = guard()
     judge.sample(2, 500.0, 0.0)

@@ -52,7 +52,7 @@ async def test_a_single_node_is_an_ordinary_cluster(single: LocalCluster) -> Non
 
 def test_second_process_on_one_data_directory(single: LocalCluster) -> None:
     listen, ops = free_ports(2)
-    status, output = serve(*flags(single.nodes["a"].data_dir, listen, ops))
+    status, output = serve(*flags(single.nodes["a"].data_dir, listen, ops), "--name", "a")
     assert status != 0
     assert "in use" in output or "another process" in output, output
     assert "Traceback" not in output, output

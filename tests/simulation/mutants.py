@@ -7,7 +7,6 @@ bound means that the simulation is blind there: the command fails.
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from kvnode.raft.log import RaftLog
 from kvnode.raft.quorum import Quorum, majority_value
 from kvnode.raft.raft import Raft
 from kvnode.storage.log import Log
+from tests.simulation.quiet import quiet
 from tests.simulation.seed import Result, run_seed
 
 MAX_SEEDS = 150
@@ -329,9 +329,9 @@ class Catch(NamedTuple):
 
 def hunt(name: str, max_seeds: int = MAX_SEEDS, start: int = 0) -> Catch:
     """Run seeds with the mutant in force until one fails."""
-    logging.disable(logging.CRITICAL)
     for seed in range(start, start + max_seeds):
-        result = run_seed(seed, MUTANTS[name])
+        with quiet():
+            result = run_seed(seed, MUTANTS[name])
         if not result.ok:
             return Catch(name, result, seed - start + 1)
     return Catch(name, None, max_seeds)

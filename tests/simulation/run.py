@@ -6,13 +6,13 @@ Seeds that once failed stand in seeds.txt and run first.
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.simulation.quiet import quiet
 from tests.simulation.seed import Result, run_seed
 
 PINNED = Path(__file__).with_name("seeds.txt")
@@ -35,9 +35,9 @@ def run_seeds(seeds: list[int], processes: int) -> Iterator[Result]:
 
 
 def _run(seed: int) -> Result:
-    logging.disable(logging.CRITICAL)
     try:
-        return run_seed(seed)
+        with quiet():
+            return run_seed(seed)
     except Exception as error:
         return Result(seed, "crashed", f"{type(error).__name__}: {error}")
 

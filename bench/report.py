@@ -122,7 +122,8 @@ def show(result: dict[str, Any], console: Console) -> None:
             table.add_section()
         before = system
         table.add_row(*_cells(system, row))
-    console.print(table)
+    if result["table"]:
+        console.print(table)
     if result["extras"]:
         extra = Table("", "kvnode", "etcd", "target")
         for item in result["extras"]:

@@ -69,7 +69,8 @@ def main() -> int:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": host.describe(options.data),
         "versions": host.versions(),
-        "settings": {name: str(value) for name, value in vars(options).items()},
+        # Paths say where one machine keeps things, nothing about the result.
+        "settings": {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)},
         "measurements": [],
     }
     try:

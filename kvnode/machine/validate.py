@@ -29,6 +29,7 @@ _VALUED = frozenset(
 _V8 = int(kv_pb2.VALUE_ENCODING_V8)
 _LE64 = int(kv_pb2.VALUE_ENCODING_LE64)
 _BYTES = int(kv_pb2.VALUE_ENCODING_BYTES)
+_CONSISTENCIES = frozenset((int(kv_pb2.CONSISTENCY_STRONG), int(kv_pb2.CONSISTENCY_EVENTUAL)))
 _LE64_BYTES = 8
 _NEVER_EXPIRES = -1  # clients write 0 or -1
 
@@ -37,9 +38,14 @@ def validate_read(request: kv_pb2.ReadRequest) -> None:
     """Refuse a read that is over a limit or makes no sense.
 
     Raises:
-        InvalidRequest: TOO_MANY_RANGES, TOO_MANY_ENTRIES, LIMIT_NOT_POSITIVE, KEY_TOO_LARGE, START_BEYOND_END,
-            BAD_VERSIONSTAMP.
+        InvalidRequest: UNKNOWN_CONSISTENCY, TOO_MANY_RANGES, TOO_MANY_ENTRIES, LIMIT_NOT_POSITIVE, KEY_TOO_LARGE,
+            START_BEYOND_END, BAD_VERSIONSTAMP.
     """
+    if request.consistency not in _CONSISTENCIES:
+        raise InvalidRequest(
+            "UNKNOWN_CONSISTENCY",
+            f"The consistency {request.consistency} is unknown: a read needs 0 (strong) or 1 (eventual).",
+        )
     ranges = request.ranges
     if len(ranges) > limits.MAX_READ_RANGES_COUNT:
         raise InvalidRequest(

@@ -58,6 +58,7 @@ BAD_WRITES = [
 GOOD_READS = [
     ranges(),
     ranges(*[GOOD_RANGE] * 10),
+    ranges(GOOD_RANGE, consistency=kv_pb2.CONSISTENCY_EVENTUAL),
     ranges({"start": b"", "end": b"\xff", "limit": 1000}),
     ranges({"start": b"a", "end": b"a", "limit": 1}),
     ranges({"start": b"", "end": b"\xff", "count_only": True}),
@@ -65,6 +66,8 @@ GOOD_READS = [
 ]
 
 BAD_READS = [
+    ("UNKNOWN_CONSISTENCY", ranges(GOOD_RANGE, consistency=2)),
+    ("UNKNOWN_CONSISTENCY", ranges(GOOD_RANGE, consistency=-1)),
     ("TOO_MANY_RANGES", ranges(*[GOOD_RANGE] * 11)),
     ("TOO_MANY_ENTRIES", ranges({"start": b"", "end": b"\xff", "limit": 1001})),
     ("TOO_MANY_ENTRIES", ranges(*[{"start": b"", "end": b"\xff", "limit": 501}] * 2)),

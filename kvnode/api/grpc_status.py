@@ -10,10 +10,23 @@ from typing import NoReturn
 
 from grpc import StatusCode, aio
 
-from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.base.errors import Forbidden, InvalidRequest, KvError, NotFound, RateLimited, Unauthenticated
 from kvnode.client.status import ERROR_METADATA_KEY, error_to_proto
 
+_BY_CLASS = (
+    (Unauthenticated, StatusCode.UNAUTHENTICATED),
+    (Forbidden, StatusCode.PERMISSION_DENIED),
+    (RateLimited, StatusCode.RESOURCE_EXHAUSTED),
+    (NotFound, StatusCode.NOT_FOUND),
+    (InvalidRequest, StatusCode.INVALID_ARGUMENT),
+)
+
 _BY_CODE = {
+    "DATABASE_DISABLED": StatusCode.FAILED_PRECONDITION,
+    "DATABASE_EXISTS": StatusCode.ALREADY_EXISTS,
+    "DATABASE_IS_DEFAULT": StatusCode.FAILED_PRECONDITION,
+    "DATABASE_NOT_FOUND": StatusCode.NOT_FOUND,
+    "DATABASE_READ_ONLY": StatusCode.FAILED_PRECONDITION,
     "DEADLINE_EXCEEDED": StatusCode.DEADLINE_EXCEEDED,
     "LEADER_NOT_READY": StatusCode.UNAVAILABLE,
     "LEARNER_NOT_CAUGHT_UP": StatusCode.FAILED_PRECONDITION,
@@ -58,8 +71,9 @@ def status_of(error: KvError) -> StatusCode:
     """
     if error.code in _BY_CODE:
         return _BY_CODE[error.code]
-    if isinstance(error, InvalidRequest):
-        return StatusCode.INVALID_ARGUMENT
+    for kind, status in _BY_CLASS:
+        if isinstance(error, kind):
+            return status
     if not error.not_applied and error.phase != "storage":
         return StatusCode.UNKNOWN
     if error.phase == "commit":

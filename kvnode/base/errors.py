@@ -65,6 +65,34 @@ class DeadlineExceeded(KvError):
         super().__init__("DEADLINE_EXCEEDED", message, phase=phase, endpoint=endpoint)
 
 
+class Unauthenticated(KvError):
+    """Nobody knows who calls: no token, a wrong one, an expired or a revoked one."""
+
+    def __init__(self, message: str, *, code: str = "ACCESS_TOKEN_INVALID") -> None:
+        super().__init__(code, message, phase="auth")
+
+
+class Forbidden(KvError):
+    """The caller is known and may not do this, or the database's mode does not allow it."""
+
+    def __init__(self, message: str, *, code: str = "TOKEN_READ_ONLY") -> None:
+        super().__init__(code, message, phase="auth")
+
+
+class RateLimited(KvError):
+    """The caller's token has used up its requests or bytes for now."""
+
+    def __init__(self, message: str, *, code: str = "RATE_LIMITED") -> None:
+        super().__init__(code, message, phase="auth")
+
+
+class NotFound(KvError):
+    """What the request names does not exist, or not any more."""
+
+    def __init__(self, message: str, *, code: str = "DATABASE_NOT_FOUND", phase: str = "auth") -> None:
+        super().__init__(code, message, phase=phase)
+
+
 class StorageFailed(KvError):
     """A disk or file failed; the node takes no further part in commits."""
 

@@ -12,7 +12,18 @@ from typing import Final
 
 import grpc
 
-from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, NotLeader, OutcomeUnknown, Unavailable
+from kvnode.base.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    KvError,
+    NotFound,
+    NotLeader,
+    OutcomeUnknown,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+)
 from kvnode.proto.kv.v1 import kv_pb2
 
 ERROR_METADATA_KEY: Final = "kv-error-bin"
@@ -21,6 +32,20 @@ ERROR_METADATA_KEY: Final = "kv-error-bin"
 SESSION_REFUSED_CODES: Final = frozenset({"SESSION_UNKNOWN", "SESSION_EXPIRED"})
 """The client id is not known (any more): nothing under it is executed."""
 
+_CLASS_BY_CODE: Final[dict[str, type[KvError]]] = {
+    "ACCESS_TOKEN_EXPIRED": Unauthenticated,
+    "ACCESS_TOKEN_INVALID": Unauthenticated,
+    "ACCESS_TOKEN_WRONG_DATABASE": Unauthenticated,
+    "DATABASE_DISABLED": Forbidden,
+    "DATABASE_NOT_FOUND": NotFound,
+    "DATABASE_READ_ONLY": Forbidden,
+    "NO_ACCESS_TOKENS": Unauthenticated,
+    "RATE_LIMITED": RateLimited,
+    "TOKEN_NOT_ADMIN": Forbidden,
+    "TOKEN_NOT_FOUND": NotFound,
+    "TOKEN_READ_ONLY": Forbidden,
+    "UNAUTHENTICATED": Unauthenticated,
+}
 _CONNECT_FAILED: Final = "failed to connect to all addresses"
 _RETRYABLE_PHASES: Final = frozenset({"dial", "leader", "commit"})
 _RETRYABLE_CODES: Final = frozenset({"STATE_REPLACED"})
@@ -83,7 +108,7 @@ def error_from_rpc(error: grpc.aio.AioRpcError, endpoint: str) -> KvError:
 
 def is_final(error: KvError) -> bool:
     """Whether an endpoint that failed so will go on failing so: asking it again cannot help."""
-    return error.code in {"UNAUTHENTICATED", "TLS_FAILED", "NOT_A_KVNODE"}
+    return error.phase == "auth" or error.code in {"TLS_FAILED", "NOT_A_KVNODE"}
 
 
 def _class_of(error: kv_pb2.Error) -> type[KvError]:
@@ -93,6 +118,8 @@ def _class_of(error: kv_pb2.Error) -> type[KvError]:
         return DeadlineExceeded
     if not error.not_applied:
         return OutcomeUnknown
+    if error.code in _CLASS_BY_CODE:
+        return _CLASS_BY_CODE[error.code]
     if error.phase == "validate":
         return InvalidRequest
     return Unavailable if error.phase in _RETRYABLE_PHASES else KvError

@@ -14,6 +14,7 @@ from dataclasses import replace as with_fields
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.base.topology import Problem, topology_problems
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.node.guard import Guard
 from kvnode.node.member_wire import member_from_wire, member_to_wire
 from kvnode.node.ports import Transport
 from kvnode.node.settings import NodeSettings
@@ -35,6 +36,7 @@ class Members:
         wake: Callable[[], None],
         applied_index: Callable[[], int],
         now_ms: Callable[[], float],
+        guard: Guard,
     ) -> None:
         self._settings = settings
         self._raft = raft
@@ -42,6 +44,7 @@ class Members:
         self._wake = wake
         self._applied_index = applied_index
         self._now_ms = now_ms
+        self._guard = guard
 
     async def add(self, wanted: Member) -> Membership:
         """Add the node that listens at `wanted.address`, as a learner."""
@@ -128,7 +131,8 @@ class Members:
 
     async def _propose(self, membership: Membership) -> Membership:
         self.require_leader()
-        index = self._raft.propose_membership(membership)
+        with self._guard:
+            index = self._raft.propose_membership(membership)
         term = self._raft.term
         self._wake()
         deadline = self._now_ms() + CHANGE_TIMEOUT_MS

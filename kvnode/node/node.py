@@ -27,6 +27,7 @@ from kvnode.node.clock_guard import ClockGuard, LogTime
 from kvnode.node.driver import Driver
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.gateway import Gateway
+from kvnode.node.guard import Guard
 from kvnode.node.members import Members
 from kvnode.node.own_session import OwnSession
 from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
@@ -88,6 +89,7 @@ class Node:
         self._log_time = LogTime(clock, settings.max_clock_offset_ms)
         self._log_time_ms = meta.log_time_ms
         self._tasks: list[asyncio.Task[None]] = []
+        self._guard = Guard(self._fail)
         self._stopping = False
         self._resolving_term = 0
         self._join_parts()
@@ -108,7 +110,7 @@ class Node:
         self.gateway = Gateway(
             self.settings.node_id, self.raft, self.proposals, self.barriers, self.transport, self.stats, self.wake
         )
-        self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake)
+        self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake, self._guard)
         applier = Applier(
             self.state,
             self.proposals,
@@ -134,7 +136,13 @@ class Node:
             self._leadership_changed,
         )
         self.members = Members(
-            self.settings, self.raft, self.transport, self.wake, lambda: self.applied_index, self.clock.monotonic_ms
+            self.settings,
+            self.raft,
+            self.transport,
+            self.wake,
+            lambda: self.applied_index,
+            self.clock.monotonic_ms,
+            self._guard,
         )
         self._own_session = OwnSession(self._submit_one, self._open_call, self.settings.operation_timeout_ms)
 
@@ -224,7 +232,8 @@ class Node:
             return
         deadline = self.clock.monotonic_ms() + HANDOVER_TIMEOUT_MS
         try:
-            self.raft.transfer_leadership(target)
+            with self._guard:
+                self.raft.transfer_leadership(target)
         except KvError:
             return
         self.wake()
@@ -257,8 +266,15 @@ class Node:
             await self.log.close()
 
     def wake(self) -> None:
-        """Tell the driver that something arrived."""
-        self.driver.wake()
+        """Tell the driver that something arrived.
+
+        While its fsync is under way this sends, applies and answers at once: what fails then is the node's failure,
+        not that of whoever happened to wake it.
+        """
+        try:
+            self.driver.wake()
+        except Exception as error:
+            self._fail(error)
 
     def _fail(self, error: BaseException) -> None:
         if not self.failed.done():
@@ -422,7 +438,8 @@ class Node:
 
     def _open_call(self, deliver: OpenDeliver, timeout_ms: int, *, forwarded: bool = False) -> None:
         call = Call(None, Origin(b"", 0), None, deliver, self.clock.monotonic_ms(), timeout_ms, forwarded=forwarded)
-        self.gateway.route(call)
+        with self._guard:
+            self.gateway.route(call)
 
     def _take_back(self, calls: list[Call], unknown: bool) -> None:
         self.gateway.take_back(calls, unknown)
@@ -446,7 +463,8 @@ class Node:
             raise InvalidRequest(
                 "MEMBER_UNKNOWN", f"no voter {to or ''} to hand leadership to; see `kvnode member list`"
             )
-        self.raft.transfer_leadership(target)
+        with self._guard:
+            self.raft.transfer_leadership(target)
         self.wake()
         deadline = self.clock.monotonic_ms() + HANDOVER_TIMEOUT_MS
         while self.raft.leader_id != target:
@@ -513,7 +531,10 @@ class Node:
 
     def on_unreachable(self, node_id: int) -> None:
         """See ports.PeerHandler."""
-        self.raft.report_unreachable(node_id)
+        try:
+            self.raft.report_unreachable(node_id)
+        except InvariantViolation as error:
+            self._fail(error)  # and no further: the stream that reports it opens again for ever
         self.wake()
 
     def on_forwarded(self, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:

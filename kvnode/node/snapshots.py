@@ -1,14 +1,22 @@
-"""Snapshots between nodes: made on demand, streamed in chunks, resumable, installed between two cycles."""
+"""Snapshots between nodes: made on demand, streamed in chunks, resumable, installed between two cycles.
+
+A snapshot that arrives is its sender's until the core has accepted it, and the driver's from there on: the core will
+name it in its next Ready, so neither the end of the sender's patience nor that of its stream may take the file away.
+While one is being verified or waits for the driver, no other transfer begins, because that would delete it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.codec.membership import decode_membership
+from kvnode.node.guard import Guard
 from kvnode.node.ports import SnapshotSource, Transport
 from kvnode.node.stats import Stats
 from kvnode.node.wire import decode_message, encode_message
@@ -53,11 +61,19 @@ class FileSource:
         self._reader.close()
 
 
+class _Accepted(NamedTuple):
+    """A verified snapshot that the core has accepted. `installed` is done once the driver has installed it."""
+
+    path: Path
+    installed: asyncio.Future[None]
+
+
 class Snapshots:
     """Both ends of a transfer on one node.
 
     Args:
         wake: tells the driver that the core has news.
+        guard: around every entry into the core.
     """
 
     def __init__(
@@ -68,6 +84,7 @@ class Snapshots:
         transport: Transport,
         stats: Stats,
         wake: Callable[[], None],
+        guard: Guard,
     ) -> None:
         self._raft = raft
         self._log = log
@@ -75,11 +92,12 @@ class Snapshots:
         self._transport = transport
         self._stats = stats
         self._wake = wake
+        self._guard = guard
         self._making: asyncio.Task[SnapshotFile] | None = None
         self._latest: SnapshotFile | None = None
         self._sending: dict[int, asyncio.Task[None]] = {}
-        # By index: verified, and wanted by the core, which the driver will ask for when it comes to it.
-        self._received: dict[int, tuple[SnapshotReceiver, asyncio.Future[None]]] = {}
+        self._accepted: dict[int, _Accepted] = {}  # by index; the driver will ask for it when it comes to it
+        self._verifying = 0
         self._sinks: dict[str, SnapshotReceiver] = {}
 
     # Sending.
@@ -118,7 +136,8 @@ class Snapshots:
         finally:
             if source is not None:
                 source.close()
-            self._raft.report_snapshot(message.to, delivered)
+            with self._guard:
+                self._raft.report_snapshot(message.to, delivered)
             self._wake()
 
     # Receiving.
@@ -128,7 +147,13 @@ class Snapshots:
         return Sink(self)
 
     async def receive_open(self, header: peer_pb2.SnapshotHeader) -> SnapshotReceiver:
-        """The receiver of that snapshot, with what it already holds."""
+        """The receiver of that snapshot, with what it already holds.
+
+        Raises:
+            Unavailable: another one is complete and not yet installed (SNAPSHOT_UNDER_WAY): this would delete it.
+        """
+        if self._accepted or self._verifying:
+            raise Unavailable("another snapshot is being installed; send this one later", code="SNAPSHOT_UNDER_WAY")
         receiver = self._sinks.get(header.snapshot_id)
         if receiver is None:
             for stale in self._sinks.values():
@@ -148,42 +173,45 @@ class Snapshots:
 
         Raises:
             Unavailable: the core does not want it (SNAPSHOT_STALE): it is of a deposed leader, or the node has caught
-                up otherwise. Whoever sent it is told at once, so that it may send a newer one.
+                up otherwise. Whoever sent it is told at once, so that it may send a newer one. Or the install takes
+                longer than MAX_SNAPSHOT_INSTALL_MS (SNAPSHOT_UNDER_WAY): it goes on.
         """
-        await receiver.finish()
+        self._verifying += 1
         try:
-            await self._hand_over(header, receiver)
+            await receiver.finish()
+            installed = self._hand_over(header, receiver)
         finally:
+            self._verifying -= 1
             self._sinks.pop(header.snapshot_id, None)
             receiver.close()
+        try:
+            await asyncio.wait_for(asyncio.shield(installed), timeout=limits.MAX_SNAPSHOT_INSTALL_MS / 1_000)
+        except TimeoutError:
+            raise Unavailable("the snapshot is still being installed", code="SNAPSHOT_UNDER_WAY") from None
 
-    async def _hand_over(self, header: peer_pb2.SnapshotHeader, receiver: SnapshotReceiver) -> None:
+    def _hand_over(self, header: peer_pb2.SnapshotHeader, receiver: SnapshotReceiver) -> asyncio.Future[None]:
         message = decode_message(peer_pb2.RaftMessage.FromString(header.raft_message))
-        self._raft.step(message)
+        with self._guard:
+            self._raft.step(message)
         self._wake()
         wanted = self._raft.log.snapshot
-        if wanted is None or wanted.index != header.index or header.index in self._received:
-            raise _stale()
-        done = asyncio.get_running_loop().create_future()
-        self._received[header.index] = (receiver, done)
-        try:
-            await asyncio.wait_for(done, timeout=limits.MAX_SNAPSHOT_INSTALL_MS / 1_000)
-        except TimeoutError:
-            raise _stale() from None
-        finally:
-            self._received.pop(header.index, None)
+        if wanted is None or wanted.index != header.index or header.index in self._accepted:
+            raise Unavailable("the snapshot was not wanted any more", code="SNAPSHOT_STALE")
+        installed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._accepted[header.index] = _Accepted(receiver.path, installed)
+        return installed
 
     async def install(self, meta: SnapshotMeta) -> None:
         """Called by the driver for Ready.snapshot: switch the state, then begin the log behind it."""
-        received = self._received.get(meta.index)
-        if received is None:
+        accepted = self._accepted.get(meta.index)
+        if accepted is None:
             raise KvError("SNAPSHOT_MISSING", f"no received snapshot at index {meta.index}", phase="storage")
-        await self._state.install_snapshot(received[0].path, index=meta.index, term=meta.term)
+        await self._state.install_snapshot(accepted.path, index=meta.index, term=meta.term)
         await self._log.reset(self._state.meta.applied_index, self._state.meta.applied_term)
         self._stats.snapshots_installed += 1
-        for index, (_, done) in self._received.items():
-            if index <= meta.index and not done.done():
-                done.set_result(None)  # an older one that this replaced is no longer needed either
+        for index in [index for index in self._accepted if index <= meta.index]:
+            # An older one that this replaced is no longer needed either.
+            self._accepted.pop(index).installed.set_result(None)
 
     async def close(self) -> None:
         """End every transfer."""
@@ -195,10 +223,8 @@ class Snapshots:
         await asyncio.gather(*tasks, return_exceptions=True)
         for receiver in self._sinks.values():
             receiver.close()
-
-
-def _stale() -> Unavailable:
-    return Unavailable("the snapshot was not wanted any more", code="SNAPSHOT_STALE")
+        for accepted in self._accepted.values():
+            accepted.installed.cancel()
 
 
 class Sink:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from kvnode.base import limits
 from kvnode.base.errors import KvError
+from kvnode.base.invariant import InvariantViolation
+from kvnode.node.guard import Guard
 from kvnode.node.snapshots import FileSource, Snapshots
 from kvnode.node.stats import Stats
 from kvnode.node.wire import encode_message
@@ -154,36 +157,83 @@ def header(index: int) -> peer_pb2.SnapshotHeader:
     )
 
 
+class Receiving:
+    """Snapshots on noted neighbours: a core that wants the first it hears of, and a state that installs anything."""
+
+    def __init__(self) -> None:
+        self.installed: list[Path] = []
+        self.failures: list[BaseException] = []
+        self.log = SimpleNamespace(snapshot=None)
+        self.meta = SimpleNamespace(applied_index=10, applied_term=1)
+        self.incoming_directory = Path("nowhere")
+        core: Any = self
+        self.snapshots = Snapshots(core, core, core, core, Stats(), lambda: None, Guard(self.failures.append))
+
+    def step(self, message: Message) -> None:
+        """The core."""
+        if self.log.snapshot is None:
+            self.log.snapshot = SimpleNamespace(index=message.index)
+
+    async def install_snapshot(self, path: Path, *, index: int, term: int) -> None:
+        """The state."""
+        self.installed.append(path)
+
+    async def reset(self, index: int, term: int) -> None:
+        """The log."""
+
+    def arrive(self, index: int, name: str) -> asyncio.Future[None]:
+        """The last byte of a snapshot arrives."""
+        receiver: Any = FakeReceiver(name)
+        return asyncio.ensure_future(self.snapshots.receive_finish(header(index), receiver))
+
+    async def install(self, index: int) -> None:
+        """The driver comes to it."""
+        membership: Any = None
+        await self.snapshots.install(SnapshotMeta(index, 1, membership))
+
+
 async def test_a_second_transfer_does_not_take_the_place_of_the_one_to_be_installed() -> None:
     """The core may refuse the second (a deposed leader's, say) and want the first, while the driver is busy."""
-    installed: list[Path] = []
-
-    async def install_snapshot(path: Path, *, index: int, term: int) -> None:
-        installed.append(path)
-
-    async def reset(index: int, term: int) -> None:
-        pass
-
-    core_log = SimpleNamespace(snapshot=None)
-
-    def step(message: Message) -> None:
-        if core_log.snapshot is None:
-            core_log.snapshot = SimpleNamespace(index=message.index)
-
-    raft: Any = SimpleNamespace(step=step, log=core_log)
-    log: Any = SimpleNamespace(reset=reset)
-    meta = SimpleNamespace(applied_index=10, applied_term=1)
-    state: Any = SimpleNamespace(install_snapshot=install_snapshot, meta=meta)
-    transport: Any = None
-    snapshots = Snapshots(raft, log, state, transport, Stats(), lambda: None)
-    first = asyncio.ensure_future(snapshots.receive_finish(header(10), FakeReceiver("first")))  # type: ignore[arg-type]
-    second = asyncio.ensure_future(snapshots.receive_finish(header(20), FakeReceiver("second")))  # type: ignore[arg-type]
+    ground = Receiving()
+    first, second = ground.arrive(10, "first"), ground.arrive(20, "second")
     await asyncio.sleep(0.01)
-    membership: Any = None
-    await snapshots.install(SnapshotMeta(10, 1, membership))
+    await ground.install(10)
     await asyncio.wait_for(first, 1)
-    assert installed == [Path("first")]
+    assert ground.installed == [Path("first")]
     with pytest.raises(KvError, match="not wanted any more"):
         await second
     with pytest.raises(KvError, match="no received snapshot at index 10"):
-        await snapshots.install(SnapshotMeta(10, 1, membership))
+        await ground.install(10)
+
+
+async def test_an_install_that_outlasts_the_senders_patience_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_SNAPSHOT_INSTALL_MS", 10)
+    ground = Receiving()
+    with pytest.raises(KvError, match="still being installed"):
+        await asyncio.wait_for(ground.arrive(10, "slow"), 1)
+    await ground.install(10)
+    assert ground.installed == [Path("slow")]
+
+
+async def test_a_sender_that_leaves_does_not_take_an_accepted_snapshot_along() -> None:
+    ground = Receiving()
+    transfer = ground.arrive(10, "kept")
+    await asyncio.sleep(0.01)
+    transfer.cancel()
+    await asyncio.gather(transfer, return_exceptions=True)
+    with pytest.raises(KvError, match="another snapshot is being installed"):
+        await ground.snapshots.receive_open(header(20))  # its receiver would delete the other's file
+    await ground.install(10)
+    assert ground.installed == [Path("kept")]
+
+
+async def test_a_core_that_breaks_on_a_snapshot_ends_the_node() -> None:
+    ground = Receiving()
+
+    def broken(message: Message) -> None:
+        raise InvariantViolation("by the test")
+
+    ground.step = broken  # type: ignore[method-assign]
+    with pytest.raises(InvariantViolation):
+        await ground.arrive(10, "any")
+    assert len(ground.failures) == 1

@@ -17,6 +17,7 @@ from kvnode.api.pump import Pump
 from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.client.status import error_to_proto
+from kvnode.machine.keyspace import DEFAULT_DATABASE, SYSTEM_DATABASE
 from kvnode.node.message_stream import hello_to
 from kvnode.node.ports import Origin, SnapshotSink
 from kvnode.node.wire import decode_freshness, decode_messages
@@ -131,7 +132,8 @@ async def _take_forwarded(node: ServedNode, context: aio.ServicerContext, outbox
             if forwarded.open_session:
                 node.on_forwarded_open(partial(_deliver_opened, outbox, forwarded.call_id))
             else:
-                origin = Origin(forwarded.client_id, forwarded.lowest_unanswered, forwarded.database or 1)
+                database = SYSTEM_DATABASE if forwarded.system else forwarded.database or DEFAULT_DATABASE
+                origin = Origin(forwarded.client_id, forwarded.lowest_unanswered, database)
                 deliver = partial(_deliver, outbox, forwarded.call_id, node.name)
                 node.on_forwarded(origin, forwarded.operation, deliver)
         if outbox.full:

@@ -122,3 +122,22 @@ OUTCOME_PRUNE_SEQUENCES_COUNT = 256  # outcomes below lowest_unanswered are dele
 SCAN_PAGE_COUNT = 1_000
 MAX_SESSION_RESULT_BYTES = 32 * 1_048_576  # results of one stream that wait to be sent; above it nothing is read
 RESULT_HEADROOM_BYTES = 4_096  # of framing around the largest single result
+
+# Databases and tokens.
+HARD_MAX_VALUE_BYTES = 786_432  # that a database may allow: with a key it fits MAX_TRANSACTION_BYTES
+MAX_DATABASES_COUNT = 1_000
+MAX_TOKENS_COUNT = 10_000
+MAX_DATABASE_NAME_CHARACTERS_COUNT = 63
+MAX_TOKEN_LABEL_CHARACTERS_COUNT = 200
+MIN_STATIC_TOKEN_CHARACTERS_COUNT = 12  # denokv's own rule
+DATA_TOKEN_LIFE_MS = 1_800_000  # clients of KV Connect fetch another when less than 5 minutes are left
+SIGNING_KEY_ROTATION_MS = 86_400_000
+SIGNING_KEY_ACTIVATION_MS = 60_000  # a fresh key signs only when every node that answers has it
+SIGNING_KEY_OVERLAP_MS = SIGNING_KEY_ACTIVATION_MS + 2 * DATA_TOKEN_LIFE_MS  # an old key verifies beside its successor
+EXPIRED_TOKEN_RETENTION_MS = 30 * 86_400_000  # shown as expired for so long, then removed
+MAX_VERIFIED_TOKENS_COUNT = 16_384  # data tokens whose signature a node remembers
+MAX_DIRECTORY_ATTEMPTS_COUNT = 20  # of a change that another one overtakes
+DIRECTORY_DUTY_INTERVAL_MS = 500
+PURGE_CHUNK_KEYS_COUNT = 500  # removed by one entry: about 5 ms of apply
+PURGE_PROGRESS_CHUNKS_COUNT = 10  # chunks between two reports of progress
+PURGE_PAUSE_MS = 20  # between two chunks, so that a purge never takes more than a part of the log

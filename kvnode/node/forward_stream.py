@@ -114,6 +114,7 @@ class ForwardStream(PeerStream):
                     client_id=origin.client_id,
                     lowest_unanswered=origin.lowest_unanswered,
                     database=origin.database,
+                    system=not origin.database,
                     operation=item.operation,
                 )
             call_id += 1

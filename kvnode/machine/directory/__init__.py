@@ -1,0 +1,1 @@
+"""The directory: databases, tokens and signing keys as rows of the system database, and the changes to them."""

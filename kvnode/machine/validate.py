@@ -74,8 +74,11 @@ def validate_read(request: kv_pb2.ReadRequest) -> None:
     _check_versionstamp(request.min_versionstamp, "min_versionstamp")
 
 
-def validate_write(request: kv_pb2.AtomicWriteRequest) -> None:
+def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = limits.MAX_VALUE_BYTES) -> None:
     """Refuse a write that is over a limit or makes no sense.
+
+    Args:
+        max_value_bytes: of the database that it is for.
 
     Raises:
         InvalidRequest: TOO_MANY_CHECKS, TOO_MANY_MUTATIONS, EMPTY_KEY, KEY_TOO_LARGE, BAD_VERSIONSTAMP,
@@ -107,7 +110,7 @@ def validate_write(request: kv_pb2.AtomicWriteRequest) -> None:
             continue
         key_bytes += _check_write_key(mutation.key, "mutation", position)
         if kind in _VALUED:
-            value_bytes += _check_value(mutation, position)
+            value_bytes += _check_value(mutation, position, max_value_bytes)
         elif kind != _DELETE:
             raise InvalidRequest(
                 "UNKNOWN_MUTATION",
@@ -128,7 +131,7 @@ def _check_write_key(key: bytes, what: str, position: int) -> int:
     return len(key)
 
 
-def _check_value(mutation: kv_pb2.Mutation, position: int) -> int:
+def _check_value(mutation: kv_pb2.Mutation, position: int, max_value_bytes: int) -> int:
     value = mutation.value
     data, encoding = value.data, value.encoding
     if encoding == _LE64:
@@ -145,11 +148,12 @@ def _check_value(mutation: kv_pb2.Mutation, position: int) -> int:
         )
     # A sum's limits are values of their own.
     size = max(len(data), len(mutation.sum_min), len(mutation.sum_max))
-    if size > limits.MAX_VALUE_BYTES:
+    if size > max_value_bytes:
         raise InvalidRequest(
             "VALUE_TOO_LARGE",
             f"A value exceeds the value size limit. That of mutation {position} has {size} bytes; the limit is "
-            f"{limits.MAX_VALUE_BYTES}: split it over several keys.",
+            f"{max_value_bytes}: split it over several keys, or let the database take larger ones "
+            "(`kvnode database set --max-value-bytes`).",
         )
     if mutation.expire_at_ms < _NEVER_EXPIRES:
         raise InvalidRequest(

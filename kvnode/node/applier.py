@@ -15,6 +15,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.apply import apply_entries
 from kvnode.node.barriers import Barriers
+from kvnode.node.directory import Directory
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.proposals import Proposals
 from kvnode.node.reads import Reads
@@ -34,6 +35,7 @@ class Applier:
     barriers: Barriers
     reads: Reads
     watches: WatchHub
+    directory: Directory
     freshness: FreshnessTracker
     stats: Stats
     clock: Clock
@@ -60,6 +62,7 @@ class Applier:
             epoch=epoch,
             membership=memberships[-1] if memberships else None,
         )
+        self.directory.applied(writes)
         now = self.clock.monotonic_ms()
         self.stats.apply_ms.observe(now - begun)
         self._publish(entries, writes, now)
@@ -70,6 +73,7 @@ class Applier:
     def installed(self) -> None:
         """A snapshot has replaced the state."""
         meta = self.state.meta
+        self.directory.replaced()
         self.proposals.skipped_to(meta.applied_index)
         self.freshness.applied(meta.applied_index)
         self.reads.applied()

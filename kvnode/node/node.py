@@ -18,12 +18,14 @@ from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
+from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.machine.resolve import Resolver
 from kvnode.machine.validate import validate_read, validate_write
 from kvnode.node.applier import Applier
 from kvnode.node.barriers import Barriers, Item
 from kvnode.node.calls import Call, OpenDeliver
 from kvnode.node.clock_guard import ClockGuard, LogTime
+from kvnode.node.directory import Directory
 from kvnode.node.driver import Driver
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.gateway import Gateway
@@ -85,6 +87,7 @@ class Node:
         self.clock_guard = ClockGuard(clock, settings.max_clock_offset_ms)
         self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
         self.watches = WatchHub(state, stats)
+        self.directory = Directory(state, settings.cluster_id)
         self.transport = make_transport(self)
         self._log_time = LogTime(clock, settings.max_clock_offset_ms)
         self._log_time_ms = meta.log_time_ms
@@ -106,6 +109,7 @@ class Node:
             self._next_log_time,
             self._take_back,
             self.wake,
+            self.directory.takes_write,
         )
         self.gateway = Gateway(
             self.settings.node_id, self.raft, self.proposals, self.barriers, self.transport, self.stats, self.wake
@@ -117,6 +121,7 @@ class Node:
             self.barriers,
             self.reads,
             self.watches,
+            self.directory,
             self.freshness,
             self.stats,
             self.clock,
@@ -408,7 +413,11 @@ class Node:
 
     def _admit(self, call: Call, operation: kv_pb2.Operation) -> None:
         if operation.HasField("write"):
-            validate_write(operation.write)
+            # The node that took it in judged it by its database's limit; that this one's view is as new is not given.
+            limit = (
+                limits.HARD_MAX_VALUE_BYTES if call.forwarded else self.directory.view.max_value_bytes(call.database)
+            )
+            validate_write(operation.write, limit)
         elif operation.HasField("read"):
             read = operation.read
             validate_read(read)
@@ -419,14 +428,18 @@ class Node:
             raise InvalidRequest("EMPTY_OPERATION", f"operation {operation.id} has neither read nor write")
         self.gateway.route(call)
 
-    async def read(self, request: kv_pb2.ReadRequest, timeout_ms: int = 0) -> kv_pb2.ReadResponse:
+    async def read(
+        self, request: kv_pb2.ReadRequest, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE
+    ) -> kv_pb2.ReadResponse:
         """One read. Raises KvError."""
-        result = await self._own_session.run(kv_pb2.Operation(read=request, timeout_ms=timeout_ms))
+        result = await self._own_session.run(kv_pb2.Operation(read=request, timeout_ms=timeout_ms), database)
         return result.read
 
-    async def write(self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0) -> kv_pb2.AtomicWriteResponse:
+    async def write(
+        self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE
+    ) -> kv_pb2.AtomicWriteResponse:
         """One atomic write under this node's own session. Raises KvError."""
-        result = await self._own_session.run(kv_pb2.Operation(write=request, timeout_ms=timeout_ms))
+        result = await self._own_session.run(kv_pb2.Operation(write=request, timeout_ms=timeout_ms), database)
         return result.write
 
     async def open_session(self, timeout_ms: int = 0) -> bytes:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvnode.base.errors import KvError, OutcomeUnknown
+from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.node.calls import OpenDeliver, error_from_message
 from kvnode.node.ports import Deliver, Origin
 from kvnode.proto.kv.v1 import kv_pb2
@@ -37,12 +38,12 @@ class OwnSession:
         self._sequence = 0
         self._unanswered: dict[int, None] = {}  # in order of their ids
 
-    async def run(self, operation: kv_pb2.Operation) -> kv_pb2.OperationResult:
-        """Run one operation. Raises KvError."""
-        result = await self._attempt(operation)
+    async def run(self, operation: kv_pb2.Operation, database: int = DEFAULT_DATABASE) -> kv_pb2.OperationResult:
+        """Run one operation on the database of that number. Raises KvError."""
+        result = await self._attempt(operation, database)
         if _session_lost(result):
             operation.resend = False
-            result = await self._attempt(operation)
+            result = await self._attempt(operation, database)
         if result.HasField("error"):
             raise error_from_message(result.error)
         return result
@@ -62,7 +63,7 @@ class OwnSession:
         self._open_call(deliver, timeout_ms or self._timeout_ms)
         return await future
 
-    async def _attempt(self, operation: kv_pb2.Operation) -> kv_pb2.OperationResult:
+    async def _attempt(self, operation: kv_pb2.Operation, database: int) -> kv_pb2.OperationResult:
         is_write = operation.HasField("write")
         if is_write and not self._client_id:
             await self._ensure_open(operation.timeout_ms)
@@ -79,7 +80,7 @@ class OwnSession:
                 future.set_result(result)
 
         client_id = self._client_id if is_write else b""
-        self._submit(operation, Origin(client_id, lowest), deliver)
+        self._submit(operation, Origin(client_id, lowest, database), deliver)
         try:
             timeout_ms = (operation.timeout_ms or self._timeout_ms) + _GRACE_MS
             result = await asyncio.wait_for(future, timeout_ms / 1000)

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from kvnode.base import limits
-from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
+from kvnode.base.errors import KvError, NotFound, OutcomeUnknown, Unavailable
 from kvnode.base.invariant import invariant
 from kvnode.codec.entry import Entry
+from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.machine.resolve import Batch, RequestId, Resolver
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
 from kvnode.node.barriers import Barriers
@@ -64,6 +65,7 @@ class Proposals:
         log_time: log time for the next entry.
         reroute: takes back calls that this node can no longer settle; `unknown` = they may have been applied.
         wake: tells the driver that there is something to flush.
+        takes_write: whether a database that is not the default one still takes this write.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Proposals:
         log_time: Callable[[], int],
         reroute: Callable[[list[Call], bool], None],
         wake: Callable[[], None],
+        takes_write: Callable[[int, kv_pb2.AtomicWriteRequest], bool] = lambda _database, _write: True,
     ) -> None:
+        self._takes_write = takes_write
         self._raft = raft
         self._due = due
         self._barriers = barriers
@@ -214,6 +218,11 @@ class Proposals:
         if operation is None:
             waiters.append((call, batch.open_session()))
             return
+        if call.database > DEFAULT_DATABASE and not self._takes_write(call.database, operation.write):
+            # Judged here, where the applied state holds all that this leader inherited, and in the log's order: the
+            # first chunk of a purge is resolved later than any write that was let through.
+            call.fail(_database_gone(call))
+            return
         origin = call.origin
         request = None
         if origin.client_id:
@@ -333,6 +342,12 @@ class Proposals:
                 if now_ms >= call.deadline_ms:
                     call.sent = True
                     call.fail(deadline_error(call))
+
+
+def _database_gone(call: Call) -> KvError:
+    error = NotFound("the database was deleted")
+    error.not_applied = not call.sent
+    return error
 
 
 def deadline_error(call: Call) -> KvError:

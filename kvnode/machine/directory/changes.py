@@ -6,6 +6,8 @@ version row and writes it anew (view.py). When the check fails, the caller looks
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from kvnode.base import limits
 from kvnode.base.errors import Forbidden, InvalidRequest, NotFound
 from kvnode.machine.directory.names import check_name
@@ -183,9 +185,7 @@ def drop_outlived(view: DirectoryView, *, now_ms: int) -> kv_pb2.AtomicWriteRequ
     """Signing keys that nothing valid was signed with, and tokens that expired long ago; None = there are none."""
     keys = sorted(view.signing_keys.values())
     outlived: list[DirectoryRow] = [
-        key
-        for key, successor in zip(keys, keys[1:], strict=False)
-        if successor.created_ms + limits.SIGNING_KEY_OVERLAP_MS <= now_ms
+        key for key, successor in pairwise(keys) if successor.created_ms + limits.SIGNING_KEY_OVERLAP_MS <= now_ms
     ]
     outlived.extend(
         token

@@ -119,8 +119,8 @@ class Admin:
         """Call at the leader; wait for one, and ask again where leadership has moved meanwhile."""
         deadline_ms = self._clock.monotonic_ms() + self._timeout_ms
         while True:
-            addresses = await self._leader_first()
-            left_ms = max(1, int(deadline_ms - self._clock.monotonic_ms()))
+            addresses = await self._leader_first(self._left_ms(deadline_ms))
+            left_ms = self._left_ms(deadline_ms)
             caller = UnaryCaller(addresses, credentials=self._credentials, fail_fast=True, random=self._random)
             try:
                 return await caller.call(method, request, left_ms, repeatable=False)
@@ -133,8 +133,11 @@ class Admin:
             finally:
                 await caller.close()
 
-    async def _leader_first(self) -> list[str]:
+    def _left_ms(self, deadline_ms: float) -> int:
+        return max(1, int(deadline_ms - self._clock.monotonic_ms()))
+
+    async def _leader_first(self, timeout_ms: int) -> list[str]:
         """The leader's address as its nodes know it, then the given ones: it may not be reachable from here."""
-        status = await self.status()
+        status = await self._caller.call(rpc.STATUS, admin_pb2.StatusRequest(), timeout_ms)
         leader = [member.address for member in status.members if member.node_id == status.leader_id]
         return [*leader, *(address for address in self._addresses if address not in leader)]

@@ -41,7 +41,7 @@ import grpc.aio
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
-from kvnode.base.errors import KvError, Unavailable
+from kvnode.base.errors import DeadlineExceeded, KvError, Unavailable
 from kvnode.client import outcome, rpc
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
@@ -214,10 +214,10 @@ class Session:
     ) -> kv_pb2.OperationResult:
         """Submit one operation, waiting for room first, and return its result. Raises the KvError it failed with.
 
-        When the caller is cancelled, the operation is forgotten.
+        `timeout_ms` is for both together. When the caller is cancelled, the operation is forgotten.
         """
         if self._pending.is_full:
-            await self.room()
+            timeout_ms = await self._room_within(timeout_ms)
         future: asyncio.Future[kv_pb2.OperationResult] = asyncio.get_running_loop().create_future()
 
         def deliver(result: kv_pb2.OperationResult) -> None:
@@ -233,6 +233,21 @@ class Session:
         if result.HasField("error"):
             raise error_from_proto(result.error, self.endpoint)
         return result
+
+    async def _room_within(self, timeout_ms: int) -> int:
+        """Wait for room; returns what is left of the time."""
+        began_ms = self._clock.monotonic_ms()
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                await self.room()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{len(self._pending)} operations before this one were still unanswered after {timeout_ms} ms; send"
+                " less at once, or allow more time",
+                phase="dial",
+                endpoint=self.endpoint,
+            ) from None
+        return max(1, timeout_ms - int(self._clock.monotonic_ms() - began_ms))
 
     async def read(
         self, request: kv_pb2.ReadRequest, timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS
@@ -297,6 +312,8 @@ class Session:
                 waiter.set_result(None)
 
     def _fail(self, operation: PendingOperation, error: kv_pb2.Error) -> None:
+        if operation.is_settled:
+            return  # the callback of one that failed just before it has forgotten it
         self._remove(operation)
         self._deliver(operation, kv_pb2.OperationResult(id=operation.id, error=error))
 
@@ -324,8 +341,17 @@ class Session:
         self._sweeper = loop.call_later(limits.CLIENT_SWEEP_INTERVAL_MS / 1000, self._sweep)
 
     def _sweep(self) -> None:
+        """Time passes; whatever happens on the way, the next sweep comes: without it no deadline would be kept."""
+        self._sweeper = None
+        try:
+            self._sweep_once(self._clock.monotonic_ms())
+        finally:
+            is_needed = self._pending or self._waiting_since_ms is not None
+            if is_needed and self._sweeper is None and not self._is_closed:
+                self._arm_sweeper()
+
+    def _sweep_once(self, now_ms: float) -> None:
         """Deliver what is past its deadline; leave an endpoint that hangs."""
-        now_ms = self._clock.monotonic_ms()
         for operation in self._pending.expired(now_ms):
             self._fail(operation, outcome.expired(operation, self.endpoint, self._last_trouble))
         if self._waiting_since_ms is not None and not self._on_stream and self._opened.is_set():
@@ -334,10 +360,6 @@ class Session:
             self._leave_hung()
         elif self._waiting_since_ms is not None and self._opened.is_set():
             self._check_alive(now_ms)
-        if self._pending or self._waiting_since_ms is not None:
-            self._arm_sweeper()
-        else:
-            self._sweeper = None
 
     def _check_alive(self, now_ms: float) -> None:
         """Probe a node that has been silent; leave one that did not answer its probe."""
@@ -386,6 +408,11 @@ class Session:
             await self._connect()
         except KvError:
             raise
+        except asyncio.CancelledError:
+            # gRPC raises the same error for a call that was cut on this side. Only a cancelled task ends here.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise Unavailable("the connection was cut on this side", phase="dial") from None
         except Exception as error:
             asyncio.get_running_loop().call_exception_handler(
                 {"message": "a session's stream failed", "exception": error}

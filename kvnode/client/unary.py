@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import TypeVar
 
@@ -12,7 +13,7 @@ import grpc.aio
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
-from kvnode.base.errors import DeadlineExceeded, KvError, OutcomeUnknown
+from kvnode.base.errors import DeadlineExceeded, KvError, OutcomeUnknown, Unavailable
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.rpc import Method
@@ -44,7 +45,7 @@ class UnaryCaller:
         self._clock = clock or SystemClock()
         self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._dials: dict[str, asyncio.Lock] = {}
+        self._dials: dict[str, asyncio.Task[grpc.aio.Channel]] = {}  # under way, shared by all who wait
         self._closing: set[asyncio.Task[None]] = set()
 
     @property
@@ -86,6 +87,9 @@ class UnaryCaller:
 
     async def close(self) -> None:
         """Close all connections."""
+        for dialing in list(self._dials.values()):
+            dialing.cancel()
+            await asyncio.gather(dialing, return_exceptions=True)
         channels, self._channels = list(self._channels.values()), {}
         for task in self._closing:
             task.cancel()
@@ -118,7 +122,23 @@ class UnaryCaller:
     async def _attempt(
         self, method: Method[Request, Response], request: Request, address: str, timeout_ms: float
     ) -> Response:
-        channel = await self._channel(address, timeout_ms)
+        began_ms = self._clock.monotonic_ms()
+        try:
+            async with asyncio.timeout(timeout_ms / 1000):
+                channel = await self._channel(address)
+        except TimeoutError:
+            raise DeadlineExceeded(f"no connection within {timeout_ms:.0f} ms", phase="dial") from None
+        left_ms = timeout_ms - (self._clock.monotonic_ms() - began_ms)
+        return await self._ask(channel, method, request, address, max(1.0, left_ms))
+
+    async def _ask(
+        self,
+        channel: grpc.aio.Channel,
+        method: Method[Request, Response],
+        request: Request,
+        address: str,
+        timeout_ms: float,
+    ) -> Response:
         call = channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,  # type: ignore[attr-defined]
@@ -132,13 +152,30 @@ class UnaryCaller:
             if error.phase in {"dial", "tls"}:
                 self._retire(address, channel)
             raise error from None
+        except asyncio.CancelledError:
+            # gRPC raises the same error for a call whose channel another caller retired. Only a cancelled task ends.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            cut = Unavailable("the connection was cut on this side", phase="dial")
+            cut.not_applied = False
+            raise cut from None
 
-    async def _channel(self, address: str, timeout_ms: float) -> grpc.aio.Channel:
-        async with self._dials.setdefault(address, asyncio.Lock()):
-            if address not in self._channels:
-                dial_ms = min(limits.CLIENT_DIAL_TIMEOUT_MS, max(1, int(timeout_ms)))
-                self._channels[address] = await dial(address, self._credentials, dial_ms)
-            return self._channels[address]
+    async def _channel(self, address: str) -> grpc.aio.Channel:
+        """The channel to an address. Raises what the dial does; all who wait for one dial share its end."""
+        channel = self._channels.get(address)
+        if channel is not None:
+            return channel
+        dialing = self._dials.get(address)
+        if dialing is None:
+            dialing = asyncio.get_running_loop().create_task(dial(address, self._credentials))
+            self._dials[address] = dialing
+            dialing.add_done_callback(partial(self._dialed, address))
+        return await asyncio.shield(dialing)
+
+    def _dialed(self, address: str, dialing: asyncio.Task[grpc.aio.Channel]) -> None:
+        self._dials.pop(address, None)
+        if not dialing.cancelled() and dialing.exception() is None:
+            self._channels[address] = dialing.result()
 
     def _retire(self, address: str, channel: grpc.aio.Channel) -> None:
         """Dial anew next time; other calls on the old channel may still see how they end."""

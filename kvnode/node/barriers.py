@@ -9,14 +9,17 @@ read too: it must not be given on the word of a leader that has been deposed). A
    of that round and the prefix that the item was judged on;
 3. is handed to `serve` together with all others that became ready at the same applied index.
 
-When leadership is lost, everything that waits is handed to `lost`: none of it has had an effect.
+When leadership is lost, everything that waits is handed to `lost`: none of it has had an effect. What waits longer
+than its deadline is answered so (`sweep`), and passed over when its round comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
+from kvnode.base.errors import KvError
 from kvnode.node.calls import Call
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
@@ -84,6 +87,12 @@ class Barriers:
         if ready:
             self._confirmed = [item for item in self._confirmed if item.min_index > index]
             self._serve(ready)
+
+    def sweep(self, now_ms: float, error: Callable[[Call], KvError]) -> None:
+        """Answer what is past its deadline with `error(call)`: a leader that hears no quorum confirms no round."""
+        for item in chain(self._confirmed, *self._rounds.values(), self._unsent):
+            if now_ms >= item.call.deadline_ms and not item.call.done:
+                item.call.fail(error(item.call))
 
     def drop_rounds(self) -> None:
         """Leadership is lost: hand back everything."""

@@ -33,7 +33,7 @@ from kvnode.node.guard import Guard
 from kvnode.node.members import Members
 from kvnode.node.own_session import OwnSession
 from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
-from kvnode.node.proposals import Proposals
+from kvnode.node.proposals import Proposals, deadline_error
 from kvnode.node.reads import Reads
 from kvnode.node.settings import NodeSettings
 from kvnode.node.snapshots import Snapshots
@@ -314,6 +314,7 @@ class Node:
                 if count % RETENTION_CHECK_TICKS == 0:
                     await self._retain()
             self.proposals.sweep(now)
+            self.barriers.sweep(now, deadline_error)
             self.reads.sweep(now)
             self.gateway.tick(now)
             self.stats.proposal_queue = self.proposals.queued_count

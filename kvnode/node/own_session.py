@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from kvnode.base.errors import KvError, OutcomeUnknown
+from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
 from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.node.calls import OpenDeliver, error_from_message
 from kvnode.node.ports import Deliver, Origin
@@ -18,6 +18,8 @@ from kvnode.proto.kv.v1 import kv_pb2
 
 SESSION_LOST_CODES = frozenset({"SESSION_UNKNOWN", "SESSION_EXPIRED", "SEQUENCE_ANSWERED"})
 _GRACE_MS = 1_000  # the node answers at the deadline itself; this is only for a node that no longer ticks
+
+_Result = TypeVar("_Result")
 
 
 class _Open(Protocol):
@@ -60,8 +62,9 @@ class OwnSession:
             else:
                 future.set_exception(error_from_message(error))
 
-        self._open_call(deliver, timeout_ms or self._timeout_ms)
-        return await future
+        timeout_ms = timeout_ms or self._timeout_ms
+        self._open_call(deliver, timeout_ms)
+        return await _in_time(future, timeout_ms)
 
     async def _attempt(self, operation: kv_pb2.Operation, database: int) -> kv_pb2.OperationResult:
         is_write = operation.HasField("write")
@@ -97,11 +100,18 @@ class OwnSession:
     async def _ensure_open(self, timeout_ms: int) -> None:
         if self._opening is None or self._opening.done():
             self._opening = asyncio.get_running_loop().create_task(self._open_own(timeout_ms))
-        await asyncio.shield(self._opening)
+        await _in_time(asyncio.shield(self._opening), timeout_ms or self._timeout_ms)
 
     async def _open_own(self, timeout_ms: int) -> None:
         """The id is there when the task is done: whoever comes in between finds the one or the other."""
         self._client_id = await self.open(timeout_ms)
+
+
+async def _in_time(opening: asyncio.Future[_Result], timeout_ms: int) -> _Result:
+    try:
+        return await asyncio.wait_for(opening, (timeout_ms + _GRACE_MS) / 1000)
+    except TimeoutError:
+        raise Unavailable("no session could be opened within the deadline; retry", code="DEADLINE_EXCEEDED") from None
 
 
 def _session_lost(result: kv_pb2.OperationResult) -> bool:

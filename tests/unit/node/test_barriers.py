@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvnode.node.barriers import MAX_OPEN_ROUNDS_COUNT, Barriers, Item
+from kvnode.node.proposals import deadline_error
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.node.cluster import read
@@ -102,3 +103,19 @@ def test_a_lost_leadership_hands_everything_back_and_late_confirmations_say_noth
     bench.barriers.confirmed(2, 0)
     bench.barriers.applied(1_000)
     assert not bench.served and not len(bench.barriers)
+
+
+def test_what_waits_beyond_its_deadline_is_answered_so_wherever_it_waits() -> None:
+    bench = Bench()
+    confirmed = bench.add(min_index=9)
+    bench.barriers.flush()
+    bench.barriers.confirmed(1, 5)
+    sent = bench.add()
+    bench.barriers.flush()
+    unsent = bench.add()
+    bench.barriers.sweep(999.0, deadline_error)
+    assert not any(call.done for call in (confirmed, sent, unsent))
+    bench.barriers.sweep(1_000.0, deadline_error)
+    bench.barriers.sweep(1_050.0, deadline_error)
+    for call in (confirmed, sent, unsent):
+        assert [result.error.code for result in call.results] == ["DEADLINE_EXCEEDED"]

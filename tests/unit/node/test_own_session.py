@@ -204,3 +204,12 @@ async def test_unary_writes_through_a_lost_leader_are_applied_once(trio: Trio) -
     answers = await asyncio.gather(*tasks)
     assert all(answer.status == SUCCESS for answer in answers)
     assert number_of(await trio.get(one, b"n")) == 21
+
+
+async def test_an_opening_that_nobody_answers_ends_by_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_session, "_GRACE_MS", 10)
+    bench = Bench(timeout_ms=50)
+    for call in (bench.session.run(write(put(b"k"))), bench.session.open()):
+        with pytest.raises(KvError) as raised:
+            await asyncio.wait_for(call, 1)
+        assert raised.value.code == "DEADLINE_EXCEEDED" and raised.value.not_applied

@@ -1,0 +1,1 @@
+"""KV Connect: Deno KV's remote protocol over HTTP."""

@@ -1,0 +1,63 @@
+"""The seams of KV Connect: who may come in, and who answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from kvnode.proto.kv.v1 import kv_pb2
+
+
+class DatabaseMode(StrEnum):
+    """What a database does for its users."""
+
+    ENABLED = "enabled"
+    READ_ONLY = "read-only"
+    DISABLED = "disabled"
+
+
+class Database(NamedTuple):
+    """A database. `number` begins its keys."""
+
+    number: int
+    uuid: str
+    name: str
+    mode: DatabaseMode
+    max_value_bytes: int
+
+
+class Grant(NamedTuple):
+    """What the bearer of a data token may do with one database."""
+
+    token_id: str
+    database: Database
+    can_write: bool
+
+
+class Access(Protocol):
+    """Judges tokens by a cached view of the replicated directory (kvnode.api.auth)."""
+
+    def find(self, name_or_uuid: str) -> Database | None:
+        """The database of that name or uuid; "" = the default database."""
+
+    def exchange(self, database: Database, access_token: str) -> tuple[str, int]:
+        """(signed data token, its expiry in unix ms). Raises Unauthenticated."""
+
+    def authorize(self, uuid: str, data_token: str, *, write: bool, size_bytes: int) -> Grant:
+        """Judge one request. Raises Unauthenticated, Forbidden, RateLimited, NotFound."""
+
+
+class Backend(Protocol):
+    """Answers requests: the node itself, or a gateway without data."""
+
+    name: str
+
+    async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
+        """One read; request.consistency says strong or eventual. Raises KvError."""
+
+    async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
+        """One atomic write, held and settled. Raises KvError, whose not_applied says whether a 503 is honest."""
+
+    def watch(self, request: kv_pb2.WatchRequest, *, database: int) -> AsyncGenerator[kv_pb2.WatchResponse, None]:
+        """Frames; the first has all keys changed, pings come in silence; aclose() ends it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kvnode.client import Admin
     from kvnode.proto.kv.v1 import admin_pb2
 
+MAX_REASON_CHARACTERS_COUNT = 200  # of a node's silence, before the table
 COLUMNS = ("node", "place", "address", "role", "term", "applied", "lag", "age", "memory")
 
 
@@ -97,7 +99,7 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
         Console().clear()
     print(cluster.summary)
     for node in cluster.nodes:
-        for problem in node.status.problems if node.HasField("status") else ():
+        for problem in _problems(node):
             if problem not in cluster.summary:
                 print(f"  {node.member.name}: {problem}")
     print()
@@ -105,11 +107,19 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
     print_table(COLUMNS, [_row(node, leader_last) for node in cluster.nodes], right=COLUMNS[4:])
 
 
+def _problems(node: admin_pb2.NodeStatus) -> list[str]:
+    """What is wrong with a node, a line each; -o json has the whole text."""
+    if node.HasField("status"):
+        return list(node.status.problems)
+    reason = " ".join(node.error.split())
+    return [f"no answer: {textwrap.shorten(reason, MAX_REASON_CHARACTERS_COUNT, placeholder=' ...')}"] if reason else []
+
+
 def _row(node: admin_pb2.NodeStatus, last_index: int) -> list[str]:
     member = node.member
     place = [member.name, f"{member.region}/{member.dc}", member.address]
     if not node.HasField("status"):
-        return [*place, f"no answer: {node.error}" if node.error else "no answer", "", "", "", "", ""]
+        return [*place, "no answer", "", "", "", "", ""]
     status = node.status
     return [
         *place,

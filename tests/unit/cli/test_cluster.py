@@ -102,3 +102,17 @@ async def test_leader_transfer(cli: Cli, server: FakeServer) -> None:
     assert machine.json == {"leader_id": 2, "term": 7}
     targets = [r.to_node_id for r in server.admin_requests if isinstance(r, admin_pb2.TransferLeadershipRequest)]
     assert sorted(targets) == [0, 2]
+
+
+async def test_a_long_reason_stands_above_the_table_and_does_not_widen_it(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    reason = "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1:\n" + "and so on, " * 60
+    server.cluster_status.nodes[1].error = reason
+    ran, machine = await asyncio.gather(cli("status"), cli("status", "-o", "json"))
+    lines = ran.out.splitlines()
+    header = next(line for line in lines if line.startswith("node"))
+    assert len(header) < 150
+    assert all(len(line) < 250 for line in lines)
+    assert any(line.startswith("  c: no answer: failed to connect") for line in lines[: lines.index(header)])
+    assert any(line.startswith("c ") and line.rstrip().endswith("no answer") for line in lines)
+    assert machine.json["nodes"][1]["error"] == reason

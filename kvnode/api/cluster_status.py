@@ -18,7 +18,10 @@ DEFAULT_TIMEOUT_MS = 1_000
 
 
 async def cluster_status(
-    node: ServedNode, timeout_ms: int, credentials: grpc.ChannelCredentials | None = None
+    node: ServedNode,
+    timeout_ms: int,
+    credentials: grpc.ChannelCredentials | None = None,
+    metadata: tuple[tuple[str, str], ...] = (),
 ) -> admin_pb2.ClusterStatusResponse:
     """Ask every member for its status; whoever does not answer within `timeout_ms` is named with the reason."""
     timeout_s = (timeout_ms or DEFAULT_TIMEOUT_MS) / 1_000
@@ -27,19 +30,24 @@ async def cluster_status(
     async def ask(member: Member) -> admin_pb2.NodeStatus:
         if member.node_id == own:
             return admin_pb2.NodeStatus(member=member_to_wire(member), status=node.status())
-        return await _ask(member, timeout_s, credentials)
+        return await _ask(member, timeout_s, credentials, metadata)
 
     answers = await asyncio.gather(*(ask(member) for member in node.membership.members))
     healthy, summary = _judge(list(answers))
     return admin_pb2.ClusterStatusResponse(summary=summary, healthy=healthy, nodes=answers)
 
 
-async def _ask(member: Member, timeout_s: float, credentials: grpc.ChannelCredentials | None) -> admin_pb2.NodeStatus:
+async def _ask(
+    member: Member,
+    timeout_s: float,
+    credentials: grpc.ChannelCredentials | None,
+    metadata: tuple[tuple[str, str], ...],
+) -> admin_pb2.NodeStatus:
     answer = admin_pb2.NodeStatus(member=member_to_wire(member))
     try:
         async with open_channel(member.address, credentials) as channel:
             raw = await channel.unary_unary(STATUS_METHOD)(
-                admin_pb2.StatusRequest().SerializeToString(), timeout=timeout_s
+                admin_pb2.StatusRequest().SerializeToString(), timeout=timeout_s, metadata=metadata
             )
         answer.status.ParseFromString(raw)
     except aio.AioRpcError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import grpc
@@ -17,6 +18,7 @@ from kvnode.proto.kv.v1 import admin_pb2
 SERVICE = "kv.v1.Admin"
 
 Context: TypeAlias = "aio.ServicerContext"
+PeerMetadata = Callable[[], tuple[tuple[str, str], ...]]
 
 
 class AdminService:
@@ -25,10 +27,17 @@ class AdminService:
     Args:
         node: the node that serves.
         peer_credentials: for asking the other members.
+        peer_metadata: makes the metadata by which they know that this node asks.
     """
 
-    def __init__(self, node: ServedNode, peer_credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(
+        self,
+        node: ServedNode,
+        peer_credentials: grpc.ChannelCredentials | None,
+        peer_metadata: PeerMetadata = lambda: (),
+    ) -> None:
         self._node = node
+        self._peer_metadata = peer_metadata
         self._peer_credentials = peer_credentials
 
     def handlers(self, build: Handlers) -> dict[str, grpc.RpcMethodHandler]:
@@ -53,7 +62,8 @@ class AdminService:
     async def _cluster_status(
         self, request: admin_pb2.ClusterStatusRequest, _context: Context
     ) -> admin_pb2.ClusterStatusResponse:
-        return await cluster_status(self._node, request.timeout_ms, self._peer_credentials)
+        metadata = self._peer_metadata()
+        return await cluster_status(self._node, request.timeout_ms, self._peer_credentials, metadata)
 
     async def _member_list(
         self, _request: admin_pb2.MemberListRequest, _context: Context

@@ -8,7 +8,7 @@ answer too; the server lives on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import grpc
@@ -25,6 +25,7 @@ Request = TypeVar("Request", bound=Message)
 
 Serve = Callable[[Request, aio.ServicerContext], Awaitable[Message]]
 ServeStream = Callable[[Request, aio.ServicerContext], Awaitable[None]]
+Admit = Callable[[Iterable[tuple[str, str | bytes]] | None], Awaitable[None]]
 ServeStreams = Callable[[aio.ServicerContext], Awaitable[None]]
 
 
@@ -53,10 +54,12 @@ class Handlers:
 
     Args:
         endpoint: the name of this node, for errors; called when it is needed.
+        admit: raises KvError when the caller may not make any of these calls; None = all may.
     """
 
-    def __init__(self, endpoint: Callable[[], str]) -> None:
+    def __init__(self, endpoint: Callable[[], str], admit: Admit | None = None) -> None:
         self._endpoint = endpoint
+        self._admit = admit
 
     def unary(self, request_type: type[Request], serve: Serve[Request]) -> grpc.RpcMethodHandler:
         """One request, one response."""
@@ -93,6 +96,8 @@ class Handlers:
 
     async def _guard(self, context: aio.ServicerContext, work: Callable[[], Awaitable[_Result]]) -> _Result:
         try:
+            if self._admit is not None:
+                await self._admit(context.invocation_metadata())
             return await work()
         except KvError as error:
             await abort(context, error, self._endpoint())

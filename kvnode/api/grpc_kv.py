@@ -7,6 +7,7 @@ import asyncio
 import grpc
 from grpc import aio
 
+from kvnode.api.auth.gate import Gate
 from kvnode.api.grpc_handlers import Handlers, timeout_ms
 from kvnode.api.grpc_session import Session
 from kvnode.api.ports import ServedNode
@@ -18,15 +19,17 @@ SERVICE = "kv.v1.KV"
 
 
 class KvService:
-    """Serves one database from the node.
+    """Serves the databases of the node, each call the one that it names.
 
     Args:
         node: the node that serves.
+        gate: judges the callers.
         stopping: done when the node is about to stop.
     """
 
-    def __init__(self, node: ServedNode, stopping: asyncio.Future[None]) -> None:
+    def __init__(self, node: ServedNode, gate: Gate, stopping: asyncio.Future[None]) -> None:
         self._node = node
+        self._gate = gate
         self._stopping = stopping
 
     def handlers(self, build: Handlers) -> dict[str, grpc.RpcMethodHandler]:
@@ -39,24 +42,38 @@ class KvService:
         }
 
     async def _read(self, request: kv_pb2.ReadRequest, context: aio.ServicerContext) -> kv_pb2.ReadResponse:
-        return await self._node.read(request, timeout_ms(context))
+        permit = await self._gate.permit(context.invocation_metadata())
+        permit.use(request.ByteSize(), write=False)
+        return await self._node.read(request, timeout_ms(context), database=permit.database)
 
     async def _atomic_write(
         self, request: kv_pb2.AtomicWriteRequest, context: aio.ServicerContext
     ) -> kv_pb2.AtomicWriteResponse:
-        return await self._node.write(request, timeout_ms(context))
+        permit = await self._gate.permit(context.invocation_metadata())
+        permit.use(request.ByteSize(), write=True)
+        return await self._node.write(request, timeout_ms(context), database=permit.database)
 
     async def _session(self, context: aio.ServicerContext) -> None:
-        await Session(self._node, context, self._stopping).serve()
+        permit = await self._gate.permit(context.invocation_metadata())
+        await Session(self._node, permit, context, self._stopping).serve()
 
     async def _watch(self, request: kv_pb2.WatchRequest, context: aio.ServicerContext) -> None:
         node = self._node
+        permit = await self._gate.permit(context.invocation_metadata())
+        permit.use(request.ByteSize(), write=False)
         if request.strong:
             await catch_up(node, timeout_ms(context))
-        watch = node.watches.watch(request)
+        watch = node.watches.watch(request, permit.database)
+        end = self._gate.follow(lambda: watch.close() if permit.refusal(write=False) else None)
         try:
             async for frame in watch:
+                if permit.refusal(write=False) is not None:
+                    break
                 await context.write(frame.SerializeToString())
         finally:
+            end()
             watch.close()
+        refusal = permit.refusal(write=False)
+        if refusal is not None:
+            raise refusal
         raise Unavailable("the node is stopping; watch at another one", code="NODE_STOPPING")

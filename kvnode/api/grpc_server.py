@@ -7,6 +7,7 @@ left after the grace is cut.
 from __future__ import annotations
 
 import asyncio
+from random import SystemRandom
 
 import grpc
 from grpc import aio
@@ -14,7 +15,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvnode.api import grpc_admin, grpc_kv, grpc_peer
+from kvnode.api.auth.authority import Authority
+from kvnode.api.auth.gate import Gate
 from kvnode.api.grpc_admin import AdminService
+from kvnode.api.grpc_directory import DirectoryService
 from kvnode.api.grpc_handlers import Handlers
 from kvnode.api.grpc_kv import KvService
 from kvnode.api.grpc_peer import PeerService
@@ -39,6 +43,8 @@ class GrpcServer:
         adoption: answers Identify and Adopt; by default as the node that `node` is.
         peer_credentials: for asking other members (cluster status); None = plain text.
         clock: read for peers' clock samples.
+        authority: judges tokens; by default one that knows those of the directory alone.
+        needs_token: whether calls of KV and Admin need one (`grpc_auth`).
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class GrpcServer:
         adoption: Joining | None = None,
         peer_credentials: grpc.ChannelCredentials | None = None,
         clock: Clock | None = None,
+        authority: Authority | None = None,
+        needs_token: bool = False,
     ) -> None:
         self._node = node
         self._address = address
@@ -57,6 +65,9 @@ class GrpcServer:
         self._credentials = credentials
         self._peer_credentials = peer_credentials
         self._clock = clock or SystemClock()
+        self._gate = Gate(
+            authority or Authority(node.directory.view, self._clock), node.directory, self._clock, required=needs_token
+        )
         self._server: aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._health_task: asyncio.Task[None] | None = None
@@ -66,11 +77,14 @@ class GrpcServer:
         """Listen and serve; returns the port. Raises ConfigError when the address cannot be bound."""
         self._stopping = asyncio.get_running_loop().create_future()
         server = aio.server(options=SERVER_OPTIONS)
-        node, build = self._node, Handlers(lambda: self._node.name)
+        node, gate, build = self._node, self._gate, Handlers(lambda: self._node.name)
+        administer = Handlers(lambda: self._node.name, gate.require_admin)
+        admin = AdminService(node, self._peer_credentials, gate.node_metadata).handlers(administer)
+        directory = DirectoryService(node, gate, self._clock, SystemRandom(), self._stopping).handlers(administer)
         adoption = self._adoption or Joining(node.member, node.cluster_id)
         for name, methods in (
-            (grpc_kv.SERVICE, KvService(node, self._stopping).handlers(build)),
-            (grpc_admin.SERVICE, AdminService(node, self._peer_credentials).handlers(build)),
+            (grpc_kv.SERVICE, KvService(node, gate, self._stopping).handlers(build)),
+            (grpc_admin.SERVICE, {**admin, **directory}),
             (grpc_peer.SERVICE, PeerService(node, adoption, self._clock, self._stopping).handlers(build)),
         ):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))

@@ -7,15 +7,17 @@ never copied between messages.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from grpc import aio
 
+from kvnode.api.auth.gate import Permit
 from kvnode.api.grpc_handlers import parse, response_too_large, timeout_ms
 from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
 from kvnode.api.ports import ServedNode
 from kvnode.api.pump import Pump
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.client.status import error_to_proto
 from kvnode.node.ports import Origin
 from kvnode.proto.kv.v1 import kv_pb2
@@ -29,12 +31,16 @@ class Session:
 
     Args:
         node: answers the operations.
+        permit: what the client may do, and with which database.
         context: of the call.
         stopping: done when the node is about to stop.
     """
 
-    def __init__(self, node: ServedNode, context: aio.ServicerContext, stopping: asyncio.Future[None]) -> None:
+    def __init__(
+        self, node: ServedNode, permit: Permit, context: aio.ServicerContext, stopping: asyncio.Future[None]
+    ) -> None:
         self._node = node
+        self._permit = permit
         self._context = context
         self._stopping = stopping
         self._outbox = Outbox(context.write, _RESULTS_FIELD)
@@ -92,7 +98,24 @@ class Session:
                 "messages",
             )
         self._outbox.expect(count)
-        self._node.submit(operations, Origin(self._client_id, request.lowest_unanswered), self._deliver)
+        origin = Origin(self._client_id, request.lowest_unanswered, self._permit.database)
+        allowed = operations if self._permit.is_plain else self._allowed(operations)
+        self._node.submit(allowed, origin, self._deliver)
+
+    def _allowed(self, operations: Sequence[kv_pb2.Operation]) -> list[kv_pb2.Operation]:
+        """Those that the permit allows; the others are answered."""
+        allowed = []
+        for operation in operations:
+            try:
+                self._permit.use_for(operation)
+            except KvError as error:
+                refused = error_to_proto(error, self._node.name)
+                # Refused is this copy; what became of an earlier one nobody has looked at.
+                refused.not_applied = not operation.resend
+                self._deliver(kv_pb2.OperationResult(id=operation.id, error=refused))
+            else:
+                allowed.append(operation)
+        return allowed
 
     def _deliver(self, result: kv_pb2.OperationResult) -> None:
         data = result.SerializeToString()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from kvnode.codec.membership import Member, Membership
+from kvnode.machine.keyspace import DEFAULT_DATABASE
+from kvnode.node.directory import Directory
 from kvnode.node.ports import Deliver, Origin, PeerHandler, SnapshotSink
 from kvnode.node.stats import Stats
 from kvnode.node.watch import WatchHub
@@ -34,6 +36,7 @@ class ServedNode(PeerHandler, Protocol):
 
     stats: Stats
     failed: asyncio.Future[BaseException]  # done when the node must stop
+    directory: Directory
 
     @property
     def name(self) -> str:
@@ -70,10 +73,14 @@ class ServedNode(PeerHandler, Protocol):
     def submit(self, operations: Sequence[kv_pb2.Operation], origin: Origin, deliver: Deliver) -> None:
         """Take in operations; each is answered once through `deliver`, in any order."""
 
-    async def read(self, request: kv_pb2.ReadRequest, timeout_ms: int = 0) -> kv_pb2.ReadResponse:
+    async def read(
+        self, request: kv_pb2.ReadRequest, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE
+    ) -> kv_pb2.ReadResponse:
         """One read."""
 
-    async def write(self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0) -> kv_pb2.AtomicWriteResponse:
+    async def write(
+        self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE
+    ) -> kv_pb2.AtomicWriteResponse:
         """One atomic write under the node's own session."""
 
     async def open_session(self, timeout_ms: int = 0) -> bytes:

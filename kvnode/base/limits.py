@@ -9,6 +9,7 @@ from __future__ import annotations
 # What a user meets: Deno KV's limits.
 MAX_WRITE_KEY_BYTES = 2_048
 MAX_READ_KEY_BYTES = 2_049
+MAX_STORED_KEY_BYTES = 2_070  # with the suffix of a versionstamped key
 MAX_VALUE_BYTES = 65_536
 MAX_READ_RANGES_COUNT = 10
 MAX_READ_ENTRIES_COUNT = 1_000

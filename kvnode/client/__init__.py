@@ -3,7 +3,17 @@
 `open_kv` is where to start; docs/howto/python-client.md shows how.
 """
 
-from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, OutcomeUnknown, Unavailable
+from kvnode.base.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    KvError,
+    NotFound,
+    OutcomeUnknown,
+    RateLimited,
+    Unauthenticated,
+    Unavailable,
+)
 from kvnode.client.admin import Admin
 from kvnode.client.atomic import AtomicOperation
 from kvnode.client.kv import Kv, open_kv
@@ -20,14 +30,18 @@ __all__ = [
     "CommitResult",
     "DeadlineExceeded",
     "Entry",
+    "Forbidden",
     "InvalidRequest",
     "Kv",
     "KvError",
     "KvList",
     "KvU64",
+    "NotFound",
     "OutcomeUnknown",
     "PrefixChanges",
+    "RateLimited",
     "Session",
+    "Unauthenticated",
     "Unavailable",
     "open_kv",
 ]

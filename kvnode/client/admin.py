@@ -15,6 +15,7 @@ from kvnode.base.clock import SystemClock
 from kvnode.base.errors import KvError, NotLeader
 from kvnode.client import rpc
 from kvnode.client.rpc import Method
+from kvnode.client.selection import call_metadata
 from kvnode.client.unary import UnaryCaller
 from kvnode.proto.kv.v1 import admin_pb2
 
@@ -28,6 +29,7 @@ class Admin:
     Args:
         addresses: host:port of nodes of one cluster, in order of preference.
         timeout_ms: for each call.
+        token: an access token with the right admin; needed where the nodes ask for one (`grpc_auth`).
         credentials: for TLS; None = plain text.
         fail_fast: raise when no address could be reached, rather than wait until the deadline.
         random: the source of back-off jitter.
@@ -37,6 +39,7 @@ class Admin:
         self,
         addresses: Sequence[str],
         *,
+        token: str = "",
         timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS,
         credentials: grpc.ChannelCredentials | None = None,
         fail_fast: bool = True,
@@ -44,10 +47,13 @@ class Admin:
     ) -> None:
         self._timeout_ms = timeout_ms
         self._credentials = credentials
+        self._metadata = call_metadata(token=token)
         self._addresses = list(addresses)
         self._random = random or Random()
         self._clock = SystemClock()
-        self._caller = UnaryCaller(addresses, credentials=credentials, fail_fast=fail_fast, random=random)
+        self._caller = UnaryCaller(
+            addresses, credentials=credentials, metadata=self._metadata, fail_fast=fail_fast, random=random
+        )
 
     async def __aenter__(self) -> Admin:
         return self
@@ -121,7 +127,9 @@ class Admin:
         while True:
             addresses = await self._leader_first(self._left_ms(deadline_ms))
             left_ms = self._left_ms(deadline_ms)
-            caller = UnaryCaller(addresses, credentials=self._credentials, fail_fast=True, random=self._random)
+            caller = UnaryCaller(
+                addresses, credentials=self._credentials, metadata=self._metadata, fail_fast=True, random=self._random
+            )
             try:
                 return await caller.call(method, request, left_ms, repeatable=False)
             except KvError as error:

@@ -56,7 +56,13 @@ class Endpoints:
         return self._random.uniform(0, bound)
 
     def hopeless(self) -> KvError | None:
-        """The last error, if no address can be expected to answer; else None."""
+        """The last error, if no address can be expected to answer; else None.
+
+        A node that refuses the caller speaks for its cluster.
+        """
+        refusal = next((error for error in self._last_errors.values() if error.phase == "auth"), None)
+        if refusal is not None:
+            return refusal
         if len(self._last_errors) < len(set(self._addresses)):
             return None
         errors = list(self._last_errors.values())

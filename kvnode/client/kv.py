@@ -16,6 +16,7 @@ from kvnode.client.atomic import COMMIT_VERSIONSTAMP, AtomicOperation, CommitVer
 from kvnode.client.channel import parse_endpoints
 from kvnode.client.listing import KvList
 from kvnode.client.results import CommitResult, Consistency, Entry, consistency_of, parse_versionstamp
+from kvnode.client.selection import CallMetadata, call_metadata
 from kvnode.client.session import Session
 from kvnode.client.unary import UnaryCaller
 from kvnode.client.watch import KeysWatch, PrefixWatch, WatchStream
@@ -28,6 +29,8 @@ AnyKey = Sequence[KeyPart]
 def open_kv(
     endpoints: str | Sequence[str] = "127.0.0.1:4510",
     *,
+    database: str = "",
+    token: str = "",
     timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS,
     credentials: grpc.ChannelCredentials | None = None,
     fail_fast: bool = False,
@@ -41,6 +44,8 @@ def open_kv(
     Args:
         endpoints: host:port of nodes of one cluster in order of preference, the nearest first; a list, or one string
             with commas. Any node will do: it forwards to the leader. More than one survive the loss of a node.
+        database: name or uuid; none = the default one.
+        token: an access token, as `kvnode token create` shows it; needed where the nodes ask for one (`grpc_auth`).
         timeout_ms: how long an operation may take, waiting for a leader and sending again included.
         credentials: for TLS (grpc.ssl_channel_credentials); None = plain text.
         fail_fast: raise as soon as no endpoint could be reached, rather than wait for one until the deadline.
@@ -48,12 +53,13 @@ def open_kv(
         random: the source of back-off jitter.
 
     Raises:
-        InvalidRequest: ENDPOINT_INVALID.
+        InvalidRequest: ENDPOINT_INVALID, DATABASE_NAME_INVALID.
     """
     return Kv(
         parse_endpoints(endpoints if isinstance(endpoints, str) else list(endpoints)),
         timeout_ms=timeout_ms,
         credentials=credentials,
+        metadata=call_metadata(database, token),
         fail_fast=fail_fast,
         clock=clock,
         random=random,
@@ -69,6 +75,7 @@ class Kv:
         *,
         timeout_ms: int,
         credentials: grpc.ChannelCredentials | None,
+        metadata: CallMetadata = (),
         fail_fast: bool,
         clock: Clock | None,
         random: Random | None,
@@ -76,13 +83,24 @@ class Kv:
         self._addresses = list(addresses)
         self._timeout_ms = timeout_ms
         self._credentials = credentials
+        self._metadata = metadata
         self._fail_fast = fail_fast
         self._random = random or Random()
         self.session = Session(
-            addresses, credentials=credentials, fail_fast=fail_fast, clock=clock, random=self._random
+            addresses,
+            credentials=credentials,
+            metadata=metadata,
+            fail_fast=fail_fast,
+            clock=clock,
+            random=self._random,
         )
         self._unary = UnaryCaller(
-            addresses, credentials=credentials, fail_fast=fail_fast, clock=clock, random=self._random
+            addresses,
+            credentials=credentials,
+            metadata=metadata,
+            fail_fast=fail_fast,
+            clock=clock,
+            random=self._random,
         )
         self._unary_reads_count = 0
 
@@ -312,6 +330,7 @@ class Kv:
             self._addresses,
             request,
             credentials=self._credentials,
+            metadata=self._metadata,
             fail_fast=self._fail_fast,
             random=self._random,
         )

@@ -46,6 +46,7 @@ from kvnode.client import outcome, rpc
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.pending import Deliver, PendingOperation, PendingTable
+from kvnode.client.selection import CallMetadata
 from kvnode.client.status import SESSION_REFUSED_CODES, error_from_proto, error_from_rpc, is_retryable
 from kvnode.codec.keys import encode_key
 from kvnode.proto.kv.v1 import kv_pb2
@@ -66,6 +67,7 @@ class Session:
     Args:
         addresses: host:port of nodes of one cluster, in order of preference.
         credentials: for TLS; None = plain text.
+        metadata: sent with each call: database and token (client.selection).
         fail_fast: answer with an error when no address could be reached, rather than wait until the deadline.
         clock: the source of deadlines.
         random: the source of back-off jitter.
@@ -76,6 +78,7 @@ class Session:
         addresses: Sequence[str],
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        metadata: CallMetadata = (),
         fail_fast: bool = False,
         clock: Clock | None = None,
         random: Random | None = None,
@@ -85,6 +88,7 @@ class Session:
         self._clock = clock or SystemClock()
         self._random = random or Random()
         self._credentials = credentials
+        self._metadata = metadata
         self._endpoints = Endpoints(addresses, self._random, fail_fast=fail_fast)
         self._pending = PendingTable()
         self._queue: deque[PendingOperation] = deque()
@@ -434,7 +438,7 @@ class Session:
                 rpc.SESSION.path,
                 request_serializer=kv_pb2.SessionRequest.SerializeToString,
                 response_deserializer=kv_pb2.SessionResponse.FromString,
-            )()
+            )(metadata=self._metadata)
             try:
                 await self._serve(call)
             finally:

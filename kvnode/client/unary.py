@@ -17,6 +17,7 @@ from kvnode.base.errors import DeadlineExceeded, KvError, OutcomeUnknown, Unavai
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.rpc import Method
+from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_rpc, is_retryable
 
 Request = TypeVar("Request")
@@ -29,6 +30,7 @@ class UnaryCaller:
     Args:
         addresses: host:port of nodes of one cluster, in order of preference.
         credentials: for TLS; None = plain text.
+        metadata: sent with each call: database and token (client.selection).
         fail_fast: raise when no address could be reached, rather than wait until the deadline.
     """
 
@@ -37,11 +39,13 @@ class UnaryCaller:
         addresses: Sequence[str],
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        metadata: CallMetadata = (),
         fail_fast: bool = False,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
         self._credentials = credentials
+        self._metadata = metadata
         self._clock = clock or SystemClock()
         self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -145,7 +149,7 @@ class UnaryCaller:
             response_deserializer=method.response.FromString,  # type: ignore[attr-defined]
         )
         try:
-            response: Response = await call(request, timeout=timeout_ms / 1000)
+            response: Response = await call(request, timeout=timeout_ms / 1000, metadata=self._metadata)
             return response
         except grpc.aio.AioRpcError as failure:
             error = error_from_rpc(failure, address)

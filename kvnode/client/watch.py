@@ -15,6 +15,7 @@ from kvnode.client import rpc
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.results import Entry, PrefixChanges
+from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_rpc, is_retryable
 from kvnode.codec.keys import Key
 from kvnode.proto.kv.v1 import kv_pb2
@@ -33,11 +34,13 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
         request: kv_pb2.WatchRequest,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        metadata: CallMetadata = (),
         fail_fast: bool = False,
         random: Random | None = None,
     ) -> None:
         self._request = request
         self._credentials = credentials
+        self._metadata = metadata
         self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
         self._frames = self._generate()
 
@@ -72,7 +75,7 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
             rpc.WATCH.path,
             request_serializer=kv_pb2.WatchRequest.SerializeToString,
             response_deserializer=kv_pb2.WatchResponse.FromString,
-        )(self._request)
+        )(self._request, metadata=self._metadata)
         is_first = True
         try:
             while True:

@@ -105,7 +105,7 @@ def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = li
     for position, mutation in enumerate(mutations):
         kind = mutation.type
         if kind == _DELETE_RANGE:
-            _check_bounds(mutation.key, mutation.end_key, f"mutation {position}")
+            _check_bounds(mutation.key, mutation.end_key, f"mutation {position}", limits.MAX_STORED_KEY_BYTES)
             key_bytes += len(mutation.key) + len(mutation.end_key)
             continue
         key_bytes += _check_write_key(mutation.key, "mutation", position)
@@ -179,12 +179,12 @@ def _check_total(key_bytes: int, value_bytes: int) -> None:
         )
 
 
-def _check_bounds(start: bytes, end: bytes, what: str) -> None:
-    if len(start) > limits.MAX_READ_KEY_BYTES or len(end) > limits.MAX_READ_KEY_BYTES:
+def _check_bounds(start: bytes, end: bytes, what: str, max_bytes: int = limits.MAX_READ_KEY_BYTES) -> None:
+    if len(start) > max_bytes or len(end) > max_bytes:
         raise InvalidRequest(
             "KEY_TOO_LARGE",
             f"A key exceeds the key size limit. A bound of {what} has {max(len(start), len(end))} bytes; the limit is "
-            f"{limits.MAX_READ_KEY_BYTES}.",
+            f"{max_bytes}.",
         )
     if start > end:
         raise InvalidRequest(

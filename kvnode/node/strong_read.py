@@ -7,6 +7,7 @@ from typing import Protocol
 from kvnode.proto.kv.v1 import kv_pb2
 
 _ANY_KEY = b"\x00"
+_PROBE = kv_pb2.ReadRange(start=_ANY_KEY, end=_ANY_KEY + _ANY_KEY, limit=1, keys_only=True)
 
 
 class Reader(Protocol):
@@ -20,11 +21,15 @@ async def catch_up(node: Reader, timeout_ms: int) -> None:
     """Return once the local state holds everything acknowledged before the call. Raises KvError.
 
     A strong read (by the leader, on whichever node that is) names the versionstamp up to which everything is
-    acknowledged; an eventual read with that as its min_versionstamp waits for the local state to get there.
+    acknowledged.
     """
-    probe = kv_pb2.ReadRange(start=_ANY_KEY, end=_ANY_KEY + _ANY_KEY, limit=1, keys_only=True)
-    strong = await node.read(kv_pb2.ReadRequest(ranges=[probe]), timeout_ms)
+    strong = await node.read(kv_pb2.ReadRequest(ranges=[_PROBE]), timeout_ms)
+    await reach(node, strong.versionstamp, timeout_ms)
+
+
+async def reach(node: Reader, versionstamp: bytes, timeout_ms: int) -> None:
+    """Return once the local state holds everything up to a versionstamp. Raises KvError."""
     eventual = kv_pb2.ReadRequest(
-        ranges=[probe], consistency=kv_pb2.CONSISTENCY_EVENTUAL, min_versionstamp=strong.versionstamp
+        ranges=[_PROBE], consistency=kv_pb2.CONSISTENCY_EVENTUAL, min_versionstamp=versionstamp
     )
     await node.read(eventual, timeout_ms)

@@ -6,6 +6,7 @@ version row and writes it anew (view.py). When the check fails, the caller looks
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 from kvnode.base import limits
@@ -28,6 +29,9 @@ from kvnode.machine.directory.rows import (
 from kvnode.machine.directory.view import DirectoryView
 from kvnode.machine.keyspace import DATABASE_PREFIX_BYTES, DEFAULT_DATABASE
 from kvnode.proto.kv.v1 import kv_pb2
+
+Build = Callable[[DirectoryView], kv_pb2.AtomicWriteRequest | None]
+"""Makes a change of the directory as it is; None = there is nothing to do."""
 
 _SET = kv_pb2.MUTATION_TYPE_SET
 _DELETE = kv_pb2.MUTATION_TYPE_DELETE

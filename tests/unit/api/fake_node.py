@@ -10,6 +10,7 @@ from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec.membership import Member, MemberRole, Membership
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
+from kvnode.node.directory import Directory
 from kvnode.node.member_wire import member_to_wire
 from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin
 from kvnode.node.stats import Stats
@@ -34,6 +35,10 @@ class FakeState:
 
     def get(self, key: bytes) -> Row | None:
         return self.rows.get(key)
+
+    def scan(self, start: bytes, end: bytes, limit: int, *, reverse: bool = False) -> list[Row]:
+        keys = sorted((key for key in self.rows if start <= key < end), reverse=reverse)
+        return [self.rows[key] for key in keys[:limit]]
 
 
 class FakeSink:
@@ -94,6 +99,7 @@ class FakeNode:
         self.ready = (True, "ok")
         self.state = FakeState()
         self.watches = WatchHub(self.state, self.stats)
+        self.directory = Directory(self.state, self.cluster_id)
         self.members = FakeMembers(self)
         self.hold = False
         self.held: list[Callable[[], None]] = []
@@ -169,13 +175,15 @@ class FakeNode:
                 part.entries.add(key=b"big", value=bytes(self.read_bytes))
         return response
 
-    async def read(self, request: kv_pb2.ReadRequest, timeout_ms: int = 0) -> kv_pb2.ReadResponse:
+    async def read(self, request: kv_pb2.ReadRequest, timeout_ms: int = 0, *, database: int = 1) -> kv_pb2.ReadResponse:
         self.timeouts.append(timeout_ms)
         if self.read_error is not None:
             raise self.read_error
         return self._read(request)
 
-    async def write(self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0) -> kv_pb2.AtomicWriteResponse:
+    async def write(
+        self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int = 1
+    ) -> kv_pb2.AtomicWriteResponse:
         self.timeouts.append(timeout_ms)
         if not request.mutations:
             raise InvalidRequest("NO_MUTATION", "nothing to do")

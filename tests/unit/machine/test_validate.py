@@ -37,7 +37,7 @@ BAD_WRITES = [
     ("EMPTY_KEY", write(checks=[(b"", b"")])),
     ("KEY_TOO_LARGE", write(mutation(SET, b"k" * 2049, b"v"))),
     ("KEY_TOO_LARGE", write(checks=[(b"k" * 2049, b"")])),
-    ("KEY_TOO_LARGE", write(mutation(DELETE_RANGE, b"", end_key=b"k" * 2050))),
+    ("KEY_TOO_LARGE", write(mutation(DELETE_RANGE, b"", end_key=b"k" * 2071))),
     ("BAD_VERSIONSTAMP", write(checks=[(KEY, bytes(9))])),
     ("BAD_VERSIONSTAMP", write(checks=[(KEY, bytes(20))])),
     ("UNKNOWN_MUTATION", write(mutation(0, KEY))),

@@ -190,6 +190,7 @@ async def run_demo(options: DemoOptions, view: DemoView) -> Summary:
         summary = await Demo(cluster, options, view).run()
         kept = options.keep
         if kept:
+            cluster.release()
             view.kept(list(cluster.nodes.values()), cluster.folder)
         else:
             await asyncio.to_thread(cluster.stop)

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.admin import AdminCalls, NotAnswered
+from cluster.keeper import Keeper
 from cluster.ports import free_ports
 from cluster.processes import Child
 from kvnode.base.limits import SHUTDOWN_TIMEOUT_MS
@@ -107,6 +108,7 @@ class LocalNode:
 class LocalCluster:
     """Starts the nodes, stops them, and does to them in between what a test or the demo wants.
 
+    They end with this process, however that ends, unless `release` says otherwise.
     Everything here blocks; a caller on an event loop puts the waiting methods on a thread.
 
     Args:
@@ -132,6 +134,7 @@ class LocalCluster:
         self.min_commit_dcs = min_commit_dcs
         self._common = list(arguments)
         self._environment = {**_own_environment(), **(environment or {})}
+        self._keeper = Keeper()
         ports = iter(free_ports(2 * len(specs)))
         self.nodes = {spec.name: self._node(spec, next(ports), next(ports)) for spec in specs}
         self._first = specs[0].name
@@ -142,7 +145,7 @@ class LocalCluster:
         command = [*spec.prefix, sys.executable, "-m", "kvnode", "serve", "--name", spec.name, "--region", spec.region]
         command += ["--dc", spec.dc, "--data-dir", str(data_dir), "--listen", address, "--ops-listen", ops_address]
         environment = {**self._environment, **dict(spec.environment)}
-        child = Child([*command, *self._common], self.folder / f"{spec.name}.log", environment)
+        child = Child([*command, *self._common], self.folder / f"{spec.name}.log", environment, self._keeper)
         return LocalNode(spec, address, ops_address, data_dir, child)
 
     def __enter__(self) -> Self:
@@ -185,8 +188,13 @@ class LocalCluster:
         """Kill what runs, and remove the folder if it was a temporary one."""
         for node in self.nodes.values():
             node.child.kill()
+        self._keeper.close()
         if self._temporary:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def release(self) -> None:
+        """Let the nodes live on after this process."""
+        self._keeper.release()
 
     # One node.
 

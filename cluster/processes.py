@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster.keeper import Keeper
+
 _CLOCK_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -18,12 +20,20 @@ class Child:
         command: what to run.
         log: where its output goes.
         environment: all of its variables; those of this process when None.
+        keeper: sees to it that the child ends with this process, however that ends.
     """
 
-    def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        keeper: Keeper | None = None,
+    ) -> None:
         self.command = list(command)
         self.log = log
         self.environment = dict(os.environ if environment is None else environment)
+        self._keeper = keeper
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -39,6 +49,8 @@ class Child:
                 env=self.environment,
                 start_new_session=True,
             )
+        if self._keeper is not None:
+            self._keeper.started(self._process.pid)
 
     @property
     def running(self) -> bool:
@@ -78,7 +90,12 @@ class Child:
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait for its end; returns the exit status. Raises subprocess.TimeoutExpired."""
-        return self._process.wait(timeout_s) if self._process else None
+        if self._process is None:
+            return None
+        status = self._process.wait(timeout_s)
+        if self._keeper is not None:
+            self._keeper.ended(self._process.pid)
+        return status
 
     def log_text(self) -> str:
         """All that it has written."""

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster.launcher import ROOT
@@ -37,9 +39,35 @@ def test_demo_as_json() -> None:
     assert len(set(summary["applied"].values())) == 1
 
 
+def test_the_nodes_of_a_killed_demo_die_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kvnode", "demo", "--data-dir", str(tmp_path / "data")]
+    with (tmp_path / "out").open("wb") as out:
+        demo = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=out)
+    try:
+        wait_until(lambda: len(nodes_of(tmp_path)) == 3, "three nodes", 30)
+    finally:
+        demo.kill()
+        demo.wait()
+    wait_until(lambda: not nodes_of(tmp_path), "the nodes of the killed demo to end", 5)
+
+
+def nodes_of(folder: Path) -> list[str]:
+    """The processes, dead ones that nobody has buried left out, that serve from below a folder."""
+    listed = subprocess.run(["ps", "-eww", "-o", "stat,args"], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in listed.splitlines() if " serve " in line and str(folder) in line]
+    return [line for line in lines if not line.startswith("Z")]
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
 def test_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     done = run_demo("--data-dir", str(tmp_path / "data"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing acknowledged was lost" in done.stdout
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in listed

@@ -38,9 +38,10 @@ as it is stored.
 **Output** is for people; `-o json` prints one JSON object a line on standard output, and errors as
 `{"error": {"code", "message", "phase", "endpoint", "not_applied"}}` on standard error.
 
-**Environment**: `KVNODE_ENDPOINTS`, `KVNODE_TIMEOUT` and `KVNODE_OUTPUT` stand for `--endpoints`, `--timeout` and
-`--output`; `KVNODE_CONFIG` for `--config`; `KVNODE_DEBUG=1` shows the traceback of a fault in kvnode itself. The other
-`KVNODE_*` variables are configuration keys ([config.md](config.md)).
+**Environment**: `KVNODE_ENDPOINTS`, `KVNODE_DATABASE`, `KVNODE_TOKEN`, `KVNODE_TIMEOUT` and `KVNODE_OUTPUT` stand for
+`--endpoints`, `--database`, `--token`, `--timeout` and `--output`; `KVNODE_CONFIG` for `--config`; `KVNODE_DEBUG=1`
+shows the traceback of a fault in kvnode itself. The other `KVNODE_*` variables are configuration keys
+([config.md](config.md)).
 
 **Shell completion**: `kvnode --install-completion` sets it up for the current shell, `--show-completion` prints it.
 """
@@ -111,7 +112,7 @@ def _help(command: Any) -> str:
 def _options(command: Any, context: Any) -> str:
     rows = ["| argument or option | meaning |", "|---|---|"]
     for parameter in command.get_params(context):
-        if parameter.name == "help":
+        if parameter.name == "help" or getattr(parameter, "hidden", False):
             continue
         is_argument = parameter.param_type_name == "argument"
         names = parameter.metavar or parameter.name if is_argument else ", ".join(_names(parameter))

@@ -16,6 +16,7 @@ import signal
 import sys
 from pathlib import Path
 
+from kvnode.api.auth.authority import Authority
 from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
 from kvnode.api.ops import OpsServer
@@ -24,11 +25,13 @@ from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import NodeConfig
 from kvnode.base.errors import ConfigError, KvError, StateDamaged
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.node.directory_keeper import DirectoryKeeper
 from kvnode.node.node import Node
 from kvnode.node.peer_calls import adopt, identify
 from kvnode.node.ports import PeerHandler, Transport
 from kvnode.node.settings import NodeSettings
 from kvnode.node.stats import Stats
+from kvnode.node.strong_read import catch_up
 from kvnode.node.transport import GrpcTransport
 from kvnode.storage.disk import Disk
 from kvnode.storage.identity import DataDirectory, Identity
@@ -188,13 +191,27 @@ async def _run_node(
         return GrpcTransport(handler, clock, stats=stats)
 
     node = Node(settings, log, state, clock, random.SystemRandom(), make_transport, stats)
-    server = GrpcServer(node, config.listen, adoption=Joining(_member(config, identity), identity.cluster_id))
+    authority = Authority(
+        node.directory.view,
+        clock,
+        static_token=config.access_token,
+        learn=lambda: catch_up(node, limits.PEER_CALL_TIMEOUT_MS),
+    )
+    server = GrpcServer(
+        node,
+        config.listen,
+        adoption=Joining(_member(config, identity), identity.cluster_id),
+        authority=authority,
+        needs_token=config.grpc_auth,
+    )
+    keeper = DirectoryKeeper(node, state, clock, random.SystemRandom())
     ops = OpsServer(node, config.ops_listen)
     helpers: list[asyncio.Task[None]] = []
     try:
         await server.start()
         await node.start()
         await ops.start()
+        helpers.append(asyncio.ensure_future(keeper.run()))
         if config.bootstrap and identity.initial_membership:
             me = _member(config, identity)
             work = adopt_initial_members(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvnode.base import limits
+from kvnode.base import denokv, limits
 from kvnode.base.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "KVNODE_"
@@ -24,6 +24,7 @@ class Key(NamedTuple):
     kind: type
     default: Any
     help: str
+    secret: bool = False  # never shown
 
 
 KEYS: dict[str, Key] = {
@@ -46,6 +47,16 @@ KEYS: dict[str, Key] = {
     ),
     "log_retention_bytes": Key(int, limits.LOG_RETENTION_BYTES, "log kept for followers, readers and backups"),
     "segment_bytes": Key(int, limits.SEGMENT_BYTES, "size of one file of the log"),
+    "access_token": Key(
+        str,
+        "",
+        "a token that reads and writes every database and administers, of at least 12 characters; on all nodes the "
+        "same; empty = only tokens that `kvnode token create` made",
+        secret=True,
+    ),
+    "grpc_auth": Key(
+        bool, False, "gRPC calls need a token: those of KV one of their database, those of Admin one with that right"
+    ),
     "log_level": Key(str, "info", "debug, info, warning or error, to standard error"),
 }
 
@@ -69,6 +80,8 @@ class NodeConfig:
     election_timeout_ms: int
     log_retention_bytes: int
     segment_bytes: int
+    access_token: str
+    grpc_auth: bool
     log_level: str
 
 
@@ -77,6 +90,7 @@ class Loaded(NamedTuple):
 
     config: NodeConfig
     origins: dict[str, str]
+    notices: tuple[str, ...] = ()  # what was left aside, in sentences
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> Loaded:
@@ -84,7 +98,8 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
 
     Args:
         flags: by key; None = not given.
-        environment: the process's; only KVNODE_* is read. KVNODE_CONFIG and KVNODE_ENDPOINTS are others' business.
+        environment: the process's; only KVNODE_* and, weaker, DENO_KV_* (denokv.py) are read. KVNODE_CONFIG and
+            KVNODE_ENDPOINTS are others' business.
         file: a TOML file with the keys at its top level.
 
     Raises:
@@ -92,8 +107,10 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
     """
     values: dict[str, Any] = {name: key.default for name, key in KEYS.items()}
     origins = dict.fromkeys(KEYS, "default")
+    foreign, notices = denokv.from_environment(environment)
     for origin, layer in (
         (f"file {file}", _read_file(file) if file else {}),
+        ("environment (DENO_KV_*)", {name: value for name, value in foreign.items() if name in KEYS}),
         ("environment", _from_environment(environment)),
         ("flag", {name: value for name, value in flags.items() if value is not None}),
     ):
@@ -103,7 +120,7 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
     values["peers"] = tuple(values["peers"])
     config = NodeConfig(**values)
     _check(config)
-    return Loaded(config, origins)
+    return Loaded(config, origins, tuple(notices))
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -115,7 +132,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
-_NOT_NODE_KEYS = frozenset({"CONFIG", "DEBUG", "ENDPOINTS", "OUTPUT", "TIMEOUT"})
+_NOT_NODE_KEYS = frozenset({"CONFIG", "DATABASE", "DEBUG", "ENDPOINTS", "OUTPUT", "TIMEOUT", "TOKEN"})
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -177,6 +194,11 @@ def _check(config: NodeConfig) -> None:
     ):
         if getattr(config, name) < least:
             raise ConfigError(f"'{name}' must be at least {least}, not {getattr(config, name)}")
+    if 0 < len(config.access_token) < limits.MIN_STATIC_TOKEN_CHARACTERS_COUNT or not config.access_token.isprintable():
+        raise ConfigError(
+            f"'access_token' must have at least {limits.MIN_STATIC_TOKEN_CHARACTERS_COUNT} printable characters; "
+            "`openssl rand -hex 16` makes a good one"
+        )
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"'log_level' must be debug, info, warning or error, not {config.log_level!r}")
 

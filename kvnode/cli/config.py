@@ -33,7 +33,9 @@ def show(config: ConfigFileOption = None, output: OutputOption = None, **flags: 
         loaded = load(config, flags)
     except KvError as error:
         fail(error, output)
-    rows = [(name, _plain(getattr(loaded.config, name)), loaded.origins[name], key.help) for name, key in KEYS.items()]
+    rows = [(name, _shown(loaded.config, name), loaded.origins[name], key.help) for name, key in KEYS.items()]
+    for notice in loaded.notices:
+        print(f"note: {notice}", file=sys.stderr)
     if output is Output.JSON:
         print_json({name: {"value": value, "origin": origin} for name, value, origin, _ in rows})
     else:
@@ -131,5 +133,8 @@ def _print_verdict(problems: list[Problem], refused: bool, output: Output | None
         print("OK")
 
 
-def _plain(value: Any) -> Any:
+def _shown(config: NodeConfig, name: str) -> Any:
+    value = getattr(config, name)
+    if KEYS[name].secret and value:
+        return "(set, not shown)"
     return list(value) if isinstance(value, tuple) else value

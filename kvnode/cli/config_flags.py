@@ -10,8 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from kvnode.base.config import ENVIRONMENT_PREFIX, KEYS, Loaded, load_config
+from kvnode.base.denokv import FOREIGN_NAMES, ForeignName, refusal_of_flag
 
 CONFIG_ENVIRONMENT = "KVNODE_CONFIG"
+_FOREIGN = "denokv_"
 
 ConfigFileOption = Annotated[
     Path | None,
@@ -31,13 +33,14 @@ def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
         for parameter in inspect.signature(command, eval_str=True).parameters.values()
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD
     ]
+    annotations = {name: _annotation(name) for name in KEYS} | _foreign_annotations()
     parameters = own + [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name))
-        for name in KEYS
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in annotations.items()
     ]
 
     def wrapper(**values: Any) -> None:
-        command(**values)
+        command(**{name: value for name, value in values.items() if not name.startswith(_FOREIGN)})
 
     wrapper.__name__ = command.__name__
     wrapper.__doc__ = command.__doc__
@@ -53,6 +56,27 @@ def load(config: Path | None, flags: dict[str, Any]) -> Loaded:
     return load_config(flags, os.environ, config)
 
 
+def _foreign_annotations() -> dict[str, Any]:
+    """denokv's flags that have no counterpart: not listed, but answered with what to do instead."""
+    annotations: dict[str, Any] = {}
+    for name in FOREIGN_NAMES:
+        if name.key or not name.flag:
+            continue
+        is_switch = name.flag in {"--read-only", "--sync-from-s3"}
+        option = typer.Option(name.flag, hidden=True, callback=_refusal(name))
+        parameter = _FOREIGN + name.flag.removeprefix("--").replace("-", "_")
+        annotations[parameter] = Annotated[bool if is_switch else str | None, option]
+    return annotations
+
+
+def _refusal(name: ForeignName) -> Callable[[Any], None]:
+    def refuse(value: Any) -> None:
+        if value:
+            raise typer.BadParameter(refusal_of_flag(name).message)
+
+    return refuse
+
+
 def _annotation(name: str) -> Any:
     key = KEYS[name]
     environment = f"{ENVIRONMENT_PREFIX}{name.upper()}"
@@ -63,6 +87,7 @@ def _annotation(name: str) -> Any:
     if key.kind is bool:
         option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
         return Annotated[bool | None, option]
+    flags = [flag, *(other.flag for other in FOREIGN_NAMES if other.key == name and other.flag not in {"", flag})]
     metavar = {int: "NUMBER", list: "HOST:PORT,..."}.get(key.kind, "TEXT")
     # A text of any kind: base/config.py says what is wrong with a value, and where it came from.
-    return Annotated[str | None, typer.Option(flag, help=text, metavar=metavar, show_default=False)]
+    return Annotated[str | None, typer.Option(*flags, help=text, metavar=metavar, show_default=False)]

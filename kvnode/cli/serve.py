@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def serve(config: ConfigFileOption = None, **flags: Any) -> None:
         loaded = load(path, flags)
     except KvError as error:
         fail(error)
+    for notice in loaded.notices:
+        print(f"kvnode: {notice}", file=sys.stderr)
     from kvnode.api.serve import run
 
     raise typer.Exit(run(loaded.config))

@@ -73,6 +73,8 @@ class DirectoryKeeper:
                 await self.do_duties()
             except KvError as error:
                 _log.info("a duty for the directory is put off: %s", error)
+            except Exception:
+                _log.exception("a duty for the directory failed in a way that nobody foresaw; it is tried again")
 
     async def do_duties(self) -> None:
         """Whatever is due now, if this node leads. Raises KvError: what could not be done; it is tried again."""

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
 	pb "kvbench/kvpb"
 
@@ -15,6 +16,13 @@ import (
 const (
 	maxMessageOperations = 4096
 	maxUnanswered        = 65536
+)
+
+// The same rule as the Python client's (kvnode/client/gathering.py): what is submitted while two messages are
+// unanswered gathers for the next one, for a millisecond at most.
+const (
+	maxFlights = 2
+	maxGather  = time.Millisecond
 )
 
 // kvSessionStore serves all callers over one Session stream, or over one each.
@@ -50,15 +58,18 @@ func (store *kvSessionStore) Close() { store.connection.Close() }
 
 // session pipelines the operations of many callers: whatever waits when the sender comes round travels in one message.
 type session struct {
-	stream pb.KV_SessionClient
-	wake   chan struct{}
+	stream   pb.KV_SessionClient
+	wake     chan struct{}
+	answered chan struct{}
+	gather   *time.Timer
 
 	mutex   sync.Mutex
 	waiting []*pb.Operation
 	callers []*sessionDriver              // of the operations in waiting
 	pending [maxUnanswered]*sessionDriver // by id modulo its size; nil once answered
 	nextID  uint64
-	lowest  uint64 // every smaller id has been answered
+	lowest  uint64   // every smaller id has been answered
+	flights []uint64 // the first id of each message that is wholly unanswered
 	failure error
 }
 
@@ -78,6 +89,8 @@ func openSession(ctx context.Context, connection *grpc.ClientConn) (*session, er
 		return nil, fmt.Errorf("the session was not opened: %v", first)
 	}
 	opened := &session{stream: stream, wake: make(chan struct{}, 1), nextID: 1, lowest: 1}
+	opened.answered = make(chan struct{}, 1)
+	opened.gather = time.NewTimer(time.Hour)
 	go opened.send()
 	go opened.receive()
 	return opened, nil
@@ -101,13 +114,39 @@ func (session *session) submit(operation *pb.Operation, caller *sessionDriver) e
 
 func (session *session) send() {
 	for range session.wake {
-		runtime.Gosched() // lets callers that were answered together join this message
-		for request := session.next(); request != nil; request = session.next() {
+		for {
+			session.awaitAnswer()
+			runtime.Gosched() // lets callers that were answered together join this message
+			request := session.next()
+			if request == nil {
+				break
+			}
 			if err := session.stream.Send(request); err != nil {
 				session.fail(err)
 				return
 			}
 		}
+	}
+}
+
+// awaitAnswer returns when fewer than maxFlights messages are unanswered, or has waited for maxGather.
+func (session *session) awaitAnswer() {
+	session.mutex.Lock()
+	crowded := len(session.flights) >= maxFlights
+	session.mutex.Unlock()
+	if !crowded {
+		return
+	}
+	session.gather.Reset(maxGather)
+	select {
+	case <-session.answered:
+		if !session.gather.Stop() {
+			select {
+			case <-session.gather.C:
+			default:
+			}
+		}
+	case <-session.gather.C:
 	}
 }
 
@@ -128,6 +167,10 @@ func (session *session) next() *pb.SessionRequest {
 		session.pending[session.nextID%maxUnanswered] = session.callers[position]
 		session.nextID++
 	}
+	session.flights = append(session.flights, operations[0].Id)
+	for len(session.answered) > 0 {
+		<-session.answered // of an earlier wait
+	}
 	session.waiting = append([]*pb.Operation(nil), session.waiting[count:]...)
 	session.callers = append(session.callers[:0], session.callers[count:]...)
 	return &pb.SessionRequest{Operations: operations, LowestUnanswered: session.lowest}
@@ -141,6 +184,9 @@ func (session *session) receive() {
 			return
 		}
 		session.mutex.Lock()
+		if count := len(response.Results); count > 0 {
+			session.land(response.Results[count-1].Id)
+		}
 		for _, result := range response.Results {
 			slot := &session.pending[result.Id%maxUnanswered]
 			if caller := *slot; caller != nil {
@@ -152,6 +198,17 @@ func (session *session) receive() {
 			session.lowest++
 		}
 		session.mutex.Unlock()
+		select {
+		case session.answered <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// land notes that an operation was answered: its message, and those before it, are no longer waited for.
+func (session *session) land(id uint64) {
+	for len(session.flights) > 0 && session.flights[0] <= id {
+		session.flights = session.flights[1:]
 	}
 }
 

@@ -8,7 +8,8 @@ the request id of a write: the cluster remembers its outcome until the session s
 and is applied once. (The scheme is that of "Consensus: Bridging Theory and Practice", Ongaro, section 6.3.)
 
 An operation is *pending* from submit to its one delivery. It is *queued* while it waits for the stream;
-whatever has queued up while the stream was busy, or within one pass of the loop, travels in one message.
+whatever has queued up while the stream was busy, or within one pass of the loop, travels in one message
+(gathering.py says when it leaves).
 
     submit -> queued -> sent -> delivered        an answer
                   ^       |
@@ -45,6 +46,7 @@ from kvnode.base.errors import DeadlineExceeded, KvError, Unavailable
 from kvnode.client import outcome, rpc
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
+from kvnode.client.gathering import Gathering
 from kvnode.client.pending import Deliver, PendingOperation, PendingTable
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import SESSION_REFUSED_CODES, error_from_proto, error_from_rpc, is_retryable
@@ -94,6 +96,7 @@ class Session:
         self._queue: deque[PendingOperation] = deque()
         self._next_id = 1
         self._room_waiters: deque[asyncio.Future[None]] = deque()
+        self._gathering = Gathering()
         self._work = asyncio.Event()  # something is pending
         self._queued = asyncio.Event()  # something waits for the stream
         self._opened = asyncio.Event()  # the stream's client id is known
@@ -491,6 +494,7 @@ class Session:
         """Open or resume the client id, then send whatever is queued."""
         self._waiting_since_ms = self._last_heard_ms = self._clock.monotonic_ms()
         self._probe, self._is_probe_due = None, False
+        self._gathering.restart()
         await call.write(kv_pb2.SessionRequest(open=kv_pb2.SessionOpen(client_id=self.client_id)))
         self._queue_everything()
         if not self.client_id:
@@ -499,8 +503,12 @@ class Session:
             await self._queued.wait()
             self._queued.clear()
             while (self._queue or self._is_probe_due) and self._may_send:
+                await self._gathering.turn()
+                if not self._may_send:
+                    break
                 message = self._next_message()
                 if message.operations:
+                    self._gathering.sent(message.operations[0].id)
                     await call.write(message)
 
     def _queue_everything(self) -> None:
@@ -546,6 +554,8 @@ class Session:
             if response.HasField("opened"):
                 self._on_opened(response.opened)
             is_useful = False
+            if response.results:
+                self._gathering.answered(response.results[-1].id)
             for result in response.results:
                 is_useful |= self._on_result(result)
             if is_useful:

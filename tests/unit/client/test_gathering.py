@@ -1,0 +1,58 @@
+"""Operations gather while messages are unanswered, and never for long."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kvnode.base import limits
+from kvnode.client.gathering import Gathering
+
+
+async def test_a_lone_caller_never_waits() -> None:
+    gathering = Gathering()
+    for operation_id in range(1, 100):
+        turn = asyncio.ensure_future(gathering.turn())
+        await asyncio.sleep(0)
+        assert turn.done()
+        gathering.sent(operation_id)
+        gathering.answered(operation_id)
+
+
+async def test_an_answer_lets_the_next_message_go() -> None:
+    gathering = _crowded()
+    turn = asyncio.ensure_future(gathering.turn())
+    await asyncio.sleep(0)
+    assert not turn.done()
+    gathering.answered(1)
+    await asyncio.sleep(0)
+    assert turn.done()
+
+
+async def test_without_an_answer_the_wait_is_bounded() -> None:
+    gathering = _crowded()
+    async with asyncio.timeout(1):
+        await gathering.turn()
+
+
+async def test_an_answer_to_a_later_message_covers_those_before_it() -> None:
+    gathering = _crowded()
+    gathering.answered(limits.MAX_CLIENT_FLIGHTS_COUNT + 5)
+    turn = asyncio.ensure_future(gathering.turn())
+    await asyncio.sleep(0)
+    assert turn.done()
+
+
+async def test_a_new_stream_owes_nothing_to_the_old_one() -> None:
+    gathering = _crowded()
+    turn = asyncio.ensure_future(gathering.turn())
+    await asyncio.sleep(0)
+    gathering.restart()
+    await asyncio.sleep(0)
+    assert turn.done()
+
+
+def _crowded() -> Gathering:
+    gathering = Gathering()
+    for operation_id in range(1, limits.MAX_CLIENT_FLIGHTS_COUNT + 1):
+        gathering.sent(operation_id)
+    return gathering

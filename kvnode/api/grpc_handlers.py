@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
 from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
+from kvnode.api.calls_under_way import CallsUnderWay
 from kvnode.api.grpc_status import abort
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError
@@ -55,11 +58,15 @@ class Handlers:
     Args:
         endpoint: the name of this node, for errors; called when it is needed.
         admit: raises KvError when the caller may not make any of these calls; None = all may.
+        calls: told of each call; shared by the handlers of one server.
     """
 
-    def __init__(self, endpoint: Callable[[], str], admit: Admit | None = None) -> None:
+    def __init__(
+        self, endpoint: Callable[[], str], admit: Admit | None = None, calls: CallsUnderWay | None = None
+    ) -> None:
         self._endpoint = endpoint
         self._admit = admit
+        self._calls = calls or CallsUnderWay()
 
     def unary(self, request_type: type[Request], serve: Serve[Request]) -> grpc.RpcMethodHandler:
         """One request, one response."""
@@ -75,26 +82,35 @@ class Handlers:
 
         return grpc.unary_unary_rpc_method_handler(call)
 
-    def stream_out(self, request_type: type[Request], serve: ServeStream[Request]) -> grpc.RpcMethodHandler:
-        """One request; `serve` writes the responses to the context."""
+    def stream_out(
+        self, request_type: type[Request], serve: ServeStream[Request], *, lasting: bool = False
+    ) -> grpc.RpcMethodHandler:
+        """One request; `serve` writes the responses to the context. `lasting`: see calls_under_way.py."""
 
         async def call(data: bytes, context: aio.ServicerContext) -> None:
             async def work() -> None:
                 await serve(parse(request_type, data), context)
 
-            await self._guard(context, work)
+            await self._guard(context, partial(self._calls.last, work) if lasting else work, is_owed=not lasting)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
-    def streams(self, serve: ServeStreams) -> grpc.RpcMethodHandler:
-        """A stream each way; `serve` reads and writes bytes through the context."""
+    def streams(self, serve: ServeStreams, *, lasting: bool = False) -> grpc.RpcMethodHandler:
+        """A stream each way; `serve` reads and writes bytes through the context. `lasting` as for stream_out."""
 
         async def call(_requests: object, context: aio.ServicerContext) -> None:
-            await self._guard(context, lambda: serve(context))
+            work = partial(serve, context)
+            await self._guard(context, partial(self._calls.last, work) if lasting else work, is_owed=not lasting)
 
         return grpc.stream_stream_rpc_method_handler(call)
 
-    async def _guard(self, context: aio.ServicerContext, work: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def _guard(
+        self, context: aio.ServicerContext, work: Callable[[], Awaitable[_Result]], *, is_owed: bool = True
+    ) -> _Result:
+        with self._calls.owed() if is_owed else nullcontext():
+            return await self._answer(context, work)
+
+    async def _answer(self, context: aio.ServicerContext, work: Callable[[], Awaitable[_Result]]) -> _Result:
         try:
             if self._admit is not None:
                 await self._admit(context.invocation_metadata())

@@ -49,9 +49,9 @@ class PeerService:
     def handlers(self, build: Handlers) -> dict[str, grpc.RpcMethodHandler]:
         """Method names to handlers."""
         return {
-            "Messages": build.streams(self._messages),
+            "Messages": build.streams(self._messages, lasting=True),
             "Forward": build.streams(self._forward),
-            "InstallSnapshot": build.streams(self._install_snapshot),
+            "InstallSnapshot": build.streams(self._install_snapshot, lasting=True),
             "Identify": build.unary(peer_pb2.IdentifyRequest, self._identify),
             "Adopt": build.unary(peer_pb2.AdoptRequest, self._adopt),
         }

@@ -1,7 +1,7 @@
 """The gRPC port of a node: KV, Admin and Peer, with health and reflection beside them.
 
-Stopping: health turns to NOT_SERVING, sessions and watches end once what they owe is answered, and what is
-left after the grace is cut.
+Stopping: health turns to NOT_SERVING, sessions and watches end once what they owe is answered, then the peers'
+streams, which carried what those answers waited for; what is left after the grace is cut.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from kvnode.api import grpc_admin, grpc_kv, grpc_peer
 from kvnode.api.auth.authority import Authority
 from kvnode.api.auth.gate import Gate
+from kvnode.api.calls_under_way import CallsUnderWay
 from kvnode.api.grpc_admin import AdminService
 from kvnode.api.grpc_directory import DirectoryService
 from kvnode.api.grpc_handlers import Handlers
@@ -68,6 +69,7 @@ class GrpcServer:
         self._gate = Gate(
             authority or Authority(node.directory.view, self._clock), node.directory, self._clock, required=needs_token
         )
+        self._calls = CallsUnderWay()
         self._server: aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._health_task: asyncio.Task[None] | None = None
@@ -77,8 +79,8 @@ class GrpcServer:
         """Listen and serve; returns the port. Raises ConfigError when the address cannot be bound."""
         self._stopping = asyncio.get_running_loop().create_future()
         server = aio.server(options=SERVER_OPTIONS)
-        node, gate, build = self._node, self._gate, Handlers(lambda: self._node.name)
-        administer = Handlers(lambda: self._node.name, gate.require_admin)
+        node, gate, build = self._node, self._gate, Handlers(lambda: self._node.name, calls=self._calls)
+        administer = Handlers(lambda: self._node.name, gate.require_admin, self._calls)
         admin = AdminService(node, self._peer_credentials, gate.node_metadata).handlers(administer)
         directory = DirectoryService(node, gate, self._clock, SystemRandom(), self._stopping).handlers(administer)
         adoption = self._adoption or Joining(node.member, node.cluster_id)
@@ -109,7 +111,12 @@ class GrpcServer:
         if not self._stopping.done():
             self._stopping.set_result(None)
         self._node.watches.close()
-        await self._server.stop(grace)
+        stopped = asyncio.ensure_future(self._server.stop(grace))
+        settled = asyncio.ensure_future(self._calls.settled())
+        await asyncio.wait((stopped, settled), return_when=asyncio.FIRST_COMPLETED)
+        settled.cancel()
+        self._calls.end_lasting()
+        await stopped
 
     async def _follow_readiness(self) -> None:
         while True:

@@ -20,9 +20,9 @@ GRACE_S = 5.0
 async def peer_stream(s: Served) -> aio.StreamStreamCall:
     """A peer's stream of Raft messages, which ends only when somebody ends it."""
     call = s.channel.stream_stream(MESSAGES_METHOD)()
-    hello = peer_pb2.Hello(cluster_id=s.node.cluster_id, epoch=1, node_id=9, name="nine")
+    hello = peer_pb2.Hello(cluster_id=s.node.cluster_id, epoch=1, node_id=9, name="nine", to_node_id=s.node.node_id)
     await call.write(peer_pb2.PeerBatch(hello=hello).SerializeToString())
-    await call.read()
+    assert not peer_pb2.PeerReply.FromString(await call.read()).refused
     return call
 
 

@@ -9,7 +9,7 @@ START ?= 0
 ROUNDS ?= 10
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo test lint sim mutants chaos bench bench-setup proto lock clean check-python
+.PHONY: help demo test lint sim mutants chaos compat compat-lock bench bench-setup proto lock clean check-python
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ sim: $(PROTO_STAMP)  ## The seeded simulation: SEEDS=n START=s
 mutants: $(PROTO_STAMP)  ## Plant known bugs and show that the simulation sees each
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
+compat: $(PROTO_STAMP)  ## Deno, @deno/kv and denokv against three nodes; writes docs/reference/compatibility.md
+	@$(BIN)/python -m tests.compat.run $(ARGS)
+
 bench: $(PROTO_STAMP)  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for a short look
 	@$(BIN)/python -m bench.run $(ARGS)
 
@@ -63,5 +66,9 @@ lock:  ## Pin the dependencies anew (needs uv)
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 --custom-compile-command "make lock" requirements/runtime.in -o requirements/runtime.txt
 	uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 --custom-compile-command "make lock" requirements/dev.in -o requirements/dev.txt
 
+compat-lock:  ## Pin the clients of `make compat` anew (needs uv and npm)
+	uv pip compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 --prerelease=allow --custom-compile-command "make compat-lock" tests/compat/clients/denokv.in -o tests/compat/clients/denokv.txt
+	cd tests/compat/clients && npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit --no-fund
+
 clean:  ## Remove everything that was made
-	rm -rf $(VENV) kvnode/proto/kv $(PROTO_STAMP) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) kvnode/proto/kv $(PROTO_STAMP) .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/compat/.build

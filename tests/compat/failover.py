@@ -1,0 +1,134 @@
+"""A leader is killed under real clients: they must notice a pause and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.compat.clients import PROGRAMS, Client, clients, environment, node_kv
+from tests.compat.nodes import Nodes
+from tests.compat.results import Route
+
+_DEAD_S = 2.0
+_PROGRAM_GRACE_S = 90
+
+
+@dataclass(frozen=True)
+class Load:
+    """What each program does.
+
+    Args:
+        count: sums onto its counter.
+        records: check-guarded records.
+        seconds: over which both are spread.
+        kills: of the leader, evenly spread over the same time.
+    """
+
+    count: int = 2_000
+    records: int = 400
+    seconds: float = 36.0
+    kills: int = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it went for one client.
+
+    Args:
+        client: its title.
+        route: by which way.
+        problems: what must not have been; empty when all is well.
+        longest_pause_ms: between two operations that ended, over all of its tasks.
+    """
+
+    client: str
+    route: str
+    problems: tuple[str, ...]
+    longest_pause_ms: int
+    frames: int
+
+
+def run(nodes: Nodes, route: Route, keep: str, load: Load, report: Callable[[str], None]) -> list[Outcome]:
+    """Run the program in every client at once by one route, and kill leaders meanwhile.
+
+    Args:
+        nodes: the cluster.
+        route: the way of the clients.
+        keep: the node that must live, because the clients speak to it; "" when they speak to a gateway.
+        load: how much.
+        report: called with a line on each kill.
+    """
+    programs = {client.title: _start(client, route, load) for client in clients() if client.name != "wire"}
+    try:
+        killed = _kill_leaders(nodes, keep, load, report)
+        running = [title for title, process in programs.items() if process.poll() is None]
+        outcomes = [_outcome(title, process, route, load) for title, process in programs.items()]
+    finally:
+        for process in programs.values():
+            process.kill()
+    if len(running) < len(programs):
+        ended = ", ".join(sorted(set(programs) - set(running)))
+        raise AssertionError(f"{ended}: ended before the {killed} kills were over: the load is too small")
+    return outcomes
+
+
+def _start(client: Client, route: Route, load: Load) -> subprocess.Popen[str]:
+    *runner, main = client.command
+    folder, suffix = ("js", "mjs") if main.endswith(".mjs") else ("python", "py")
+    options = {"url": route.url, "kv": node_kv(), "run": uuid.uuid4().hex[:12]}
+    options |= {"count": load.count, "records": load.records, "seconds": load.seconds}
+    command: Sequence[str] = [*runner, str(PROGRAMS / folder / f"failover.{suffix}"), json.dumps(options)]
+    return subprocess.Popen(
+        command,
+        env=environment(route.token, route.certificate),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _kill_leaders(nodes: Nodes, keep: str, load: Load, report: Callable[[str], None]) -> int:
+    start = time.monotonic()
+    for number in range(load.kills):
+        due = start + load.seconds * (number + 0.3) / load.kills
+        time.sleep(max(0.0, due - time.monotonic()))
+        leader = _leader_to_kill(nodes, keep)
+        nodes.cluster.kill(leader)
+        report(f"killed the leader, {leader}")
+        time.sleep(_DEAD_S)
+        nodes.cluster.restart(leader)
+    return load.kills
+
+
+def _leader_to_kill(nodes: Nodes, keep: str) -> str:
+    """The leader; when it is the node to keep, leadership is handed to another first."""
+    leader = nodes.cluster.wait_leader()
+    while leader == keep:
+        others = [node for name, node in nodes.cluster.nodes.items() if name != keep]
+        status = others[0].status()
+        if status is not None:
+            nodes.cluster.nodes[keep].admin.transfer_leadership(status.node_id)
+        leader = nodes.cluster.wait_leader()
+    return leader
+
+
+def _outcome(title: str, process: subprocess.Popen[str], route: Route, load: Load) -> Outcome:
+    try:
+        output, errors = process.communicate(timeout=load.seconds + _PROGRAM_GRACE_S)
+    except subprocess.TimeoutExpired:
+        return Outcome(title, route.name, ("did not end",), 0, 0)
+    if process.returncode or not output.strip():
+        return Outcome(title, route.name, (f"ended with {process.returncode}: {errors.strip()[-1_000:]}",), 0, 0)
+    seen = json.loads(output.splitlines()[-1])
+    problems = [f"exception: {error}" for error in seen["errors"]]
+    if seen["counter"] != load.count:
+        problems.append(f"the counter stands at {seen['counter']} after {load.count} sums")
+    if seen["records"] != load.records:
+        problems.append(f"{seen['records']} records of {load.records}")
+    if seen["conflicts"]:
+        problems.append(f"{len(seen['conflicts'])} records were there already: {seen['conflicts'][:5]}")
+    return Outcome(title, route.name, tuple(problems), seen["longestPauseMs"], seen["frames"])

@@ -23,6 +23,7 @@ from kvnode.cli.options import (
     parse_duration,
 )
 from kvnode.cli.run import fail, run
+from kvnode.cli.selection import chosen
 from kvnode.cli.show import compact, entry_columns, entry_json, entry_row, print_json, print_table, value_json
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def connect(endpoints: str, timeout_ms: int) -> Kv:
     """The client for one command."""
     from kvnode.client import open_kv
 
-    return open_kv(endpoints, timeout_ms=timeout_ms, fail_fast=True)
+    return open_kv(endpoints, database=chosen.database, token=chosen.token, timeout_ms=timeout_ms, fail_fast=True)
 
 
 def parse_key(text: str) -> Key:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from kvnode.base.errors import ConfigError, InvalidRequest, KvError, OutcomeUnknown, StorageFailed
+from kvnode.base.errors import (
+    ConfigError,
+    InvalidRequest,
+    KvError,
+    NotFound,
+    OutcomeUnknown,
+    RateLimited,
+    StorageFailed,
+)
 
 
 class Exit(IntEnum):
@@ -18,6 +26,7 @@ class Exit(IntEnum):
     OUTCOME_UNKNOWN = 5
     NOT_FOUND = 6
     UNHEALTHY = 7
+    DENIED = 8
     INTERRUPTED = 130
 
 
@@ -28,12 +37,13 @@ MEANINGS: dict[Exit, str] = {
     Exit.CHECK_FAILED: "a check of the transaction did not hold; nothing was changed",
     Exit.UNAVAILABLE: "no node answered, or there was no leader, within the time given; nothing was changed",
     Exit.OUTCOME_UNKNOWN: "the write was sent and not confirmed: it may or may not have been applied",
-    Exit.NOT_FOUND: "get: the key does not exist",
+    Exit.NOT_FOUND: "get: the key does not exist; else: no database or token has that name or id",
     Exit.UNHEALTHY: "status: something is wrong with the cluster; the first line says what",
+    Exit.DENIED: "the node refused the caller: no token, a wrong one, one that may not do this; or the database's mode",
     Exit.INTERRUPTED: "interrupted by Ctrl-C",
 }
 
-_UNAVAILABLE_PHASES = frozenset({"dial", "tls", "auth", "leader", "commit", "read"})
+_UNAVAILABLE_PHASES = frozenset({"dial", "tls", "leader", "commit", "read"})
 
 
 def exit_of(error: KvError) -> Exit:
@@ -42,6 +52,12 @@ def exit_of(error: KvError) -> Exit:
         return Exit.OUTCOME_UNKNOWN
     if isinstance(error, InvalidRequest | ConfigError):
         return Exit.USAGE
+    if isinstance(error, NotFound):
+        return Exit.NOT_FOUND
+    if isinstance(error, RateLimited):
+        return Exit.UNAVAILABLE
+    if error.phase == "auth":
+        return Exit.DENIED
     if isinstance(error, StorageFailed):
         return Exit.FAILED
     return Exit.UNAVAILABLE if error.phase in _UNAVAILABLE_PHASES else Exit.FAILED

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from kvnode.cli.exits import Exit
 from kvnode.cli.run import flush_output
+from kvnode.cli.selection import with_selection
 
 DEBUG_ENVIRONMENT = "KVNODE_DEBUG"
 DATA, CLUSTER, NODE = "Data", "Cluster", "Node"
@@ -36,6 +37,8 @@ COMMANDS: dict[str, Command] = {
     "status": Command("kvnode.cli.status", "status", CLUSTER),
     "member": Command("kvnode.cli.member", "member_app", CLUSTER),
     "leader": Command("kvnode.cli.member", "leader_app", CLUSTER),
+    "database": Command("kvnode.cli.database", "database_app", CLUSTER),
+    "token": Command("kvnode.cli.token", "token_app", CLUSTER),
     "serve": Command("kvnode.cli.serve", "serve", NODE),
     "config": Command("kvnode.cli.config", "config_app", NODE),
     "demo": Command("kvnode.cli.demo", "demo", NODE),
@@ -68,10 +71,16 @@ class LazyGroup(TyperGroup):
 
 def _build(name: str, entry: Command) -> Any:
     target = getattr(importlib.import_module(entry.module), entry.attribute)
+    is_of_cluster = entry.panel != NODE
     if isinstance(target, typer.Typer):
+        for below in target.registered_commands if is_of_cluster else ():
+            if below.callback is not None:
+                below.callback = with_selection(below.callback, database=entry.panel == DATA)
         command: Any = typer.main.get_group(target)
         command.name = name
     else:
+        if is_of_cluster:
+            target = with_selection(target, database=entry.panel == DATA)
         holder = typer.Typer(add_completion=False)
         holder.command(name, rich_help_panel=entry.panel)(target)
         command = typer.main.get_command(holder)
@@ -106,7 +115,7 @@ def kvnode(
 
     Keys are JSON arrays: kvnode set '["users", "ada"]' '{"born": 1815}'. KVNODE_ENDPOINTS says where the nodes are.
     Exit statuses: 0 done, 1 failed, 2 wrong usage, 3 a check failed, 4 unavailable, 5 outcome unknown, 6 not found,
-    7 unhealthy.
+    7 unhealthy, 8 denied.
     """
 
 

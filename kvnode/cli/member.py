@@ -10,6 +10,7 @@ import typer
 from kvnode.base.errors import InvalidRequest
 from kvnode.cli.options import DEFAULT_ENDPOINTS, EndpointsOption, Output, OutputOption, TimeoutOption
 from kvnode.cli.run import run
+from kvnode.cli.selection import chosen
 from kvnode.cli.show import print_json, print_table
 
 if TYPE_CHECKING:
@@ -30,15 +31,17 @@ AddressArgument = Annotated[
 ]
 
 
-def _administer(endpoints: str, timeout_ms: int, output: Output | None, work: Callable[[Admin], Awaitable[Any]]) -> Any:
-    async def administer() -> Any:
+def administer(endpoints: str, timeout_ms: int, output: Output | None, work: Callable[[Admin], Awaitable[Any]]) -> Any:
+    """Run one command's calls on the cluster; a KvError ends the process with its exit status."""
+
+    async def connected() -> Any:
         from kvnode.client import Admin
         from kvnode.client.channel import parse_endpoints
 
-        async with Admin(parse_endpoints(endpoints), timeout_ms=timeout_ms) as admin:
+        async with Admin(parse_endpoints(endpoints), token=chosen.token, timeout_ms=timeout_ms) as admin:
             return await work(admin)
 
-    return run(administer(), output)
+    return run(connected(), output)
 
 
 async def _find(admin: Admin, wanted: str) -> admin_pb2.Member:
@@ -73,7 +76,7 @@ def list_members(
 
       kvnode member list
     """
-    _print_members(_administer(endpoints, timeout, output, lambda admin: admin.members()).members, output)
+    _print_members(administer(endpoints, timeout, output, lambda admin: admin.members()).members, output)
 
 
 @member_app.command("add")
@@ -95,7 +98,7 @@ def add_member(
     async def work(admin: Admin) -> admin_pb2.MemberChangeResponse:
         return await admin.add(_new_member(address))
 
-    _print_members(_administer(endpoints, timeout, output, work).members, output)
+    _print_members(administer(endpoints, timeout, output, work).members, output)
 
 
 def _new_member(address: str) -> admin_pb2.Member:
@@ -123,7 +126,7 @@ def promote_member(
     async def work(admin: Admin) -> admin_pb2.MemberChangeResponse:
         return await admin.promote((await _find(admin, member)).node_id)
 
-    _print_members(_administer(endpoints, timeout, output, work).members, output)
+    _print_members(administer(endpoints, timeout, output, work).members, output)
 
 
 @member_app.command("remove")
@@ -146,7 +149,7 @@ def remove_member(
     async def work(admin: Admin) -> admin_pb2.MemberChangeResponse:
         return await admin.remove((await _find(admin, member)).node_id, force=force)
 
-    _print_members(_administer(endpoints, timeout, output, work).members, output)
+    _print_members(administer(endpoints, timeout, output, work).members, output)
 
 
 @member_app.command("replace")
@@ -167,7 +170,7 @@ def replace_member(
     async def work(admin: Admin) -> admin_pb2.MemberChangeResponse:
         return await admin.replace((await _find(admin, member)).node_id, _new_member(address))
 
-    _print_members(_administer(endpoints, timeout, output, work).members, output)
+    _print_members(administer(endpoints, timeout, output, work).members, output)
 
 
 @leader_app.command("transfer")
@@ -192,7 +195,7 @@ def transfer(
         to = (await _find(admin, member)).node_id if member else 0
         return await admin.transfer_leadership(to)
 
-    answer = _administer(endpoints, timeout, output, work)
+    answer = administer(endpoints, timeout, output, work)
     if output is Output.JSON:
         print_json({"leader_id": answer.leader_id, "term": answer.term})
     else:

@@ -21,6 +21,7 @@ from kvnode.cli.options import (
     parse_timeout,
 )
 from kvnode.cli.run import run
+from kvnode.cli.selection import chosen
 from kvnode.cli.show import print_json, print_table
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ async def _status(endpoints: str, timeout_ms: int, local: bool, interval_ms: int
     from kvnode.client import Admin
     from kvnode.client.channel import parse_endpoints
 
-    async with Admin(parse_endpoints(endpoints), timeout_ms=timeout_ms) as admin:
+    async with Admin(parse_endpoints(endpoints), token=chosen.token, timeout_ms=timeout_ms) as admin:
         while True:
             try:
                 cluster = await _ask(admin, local)

@@ -17,7 +17,7 @@ from kvnode.client import rpc
 from kvnode.client.rpc import Method
 from kvnode.client.selection import call_metadata
 from kvnode.client.unary import UnaryCaller
-from kvnode.proto.kv.v1 import admin_pb2
+from kvnode.proto.kv.v1 import admin_pb2, directory_pb2
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -120,6 +120,81 @@ class Admin:
     async def digest(self, *, scrub: bool = False) -> admin_pb2.DigestResponse:
         """The digest of the answering node's state. `scrub`: also recompute it from every row."""
         return await self._caller.call(rpc.DIGEST, admin_pb2.DigestRequest(scrub=scrub), self._timeout_ms)
+
+    async def databases(self) -> directory_pb2.DatabaseListResponse:
+        """All databases, and the deleted ones whose rows are still being removed."""
+        return await self._caller.call(rpc.DATABASE_LIST, directory_pb2.DatabaseListRequest(), self._timeout_ms)
+
+    async def show_database(
+        self, database: str = "", *, count_keys: bool = False
+    ) -> directory_pb2.DatabaseShowResponse:
+        """One database by name or uuid, or how far the removal of a deleted one is. `count_keys` reads them all."""
+        request = directory_pb2.DatabaseShowRequest(database=database, count_keys=count_keys)
+        return await self._caller.call(rpc.DATABASE_SHOW, request, self._timeout_ms)
+
+    async def create_database(self, name: str, max_value_bytes: int = 0) -> directory_pb2.DatabaseResponse:
+        """A database of that name; `max_value_bytes` 0 = Deno KV's own limit."""
+        request = directory_pb2.DatabaseCreateRequest(name=name, max_value_bytes=max_value_bytes)
+        return await self._once(rpc.DATABASE_CREATE, request)
+
+    async def rename_database(self, database: str, name: str) -> directory_pb2.DatabaseResponse:
+        """Another name for a database, which was named by name or uuid."""
+        return await self._once(rpc.DATABASE_RENAME, directory_pb2.DatabaseRenameRequest(database=database, name=name))
+
+    async def set_database(
+        self, database: str, mode: str = "", max_value_bytes: int = 0
+    ) -> directory_pb2.DatabaseResponse:
+        """Another mode (enabled, read-only, disabled) or limit for a database; empty or 0 = as it is."""
+        request = directory_pb2.DatabaseSetRequest(database=database, mode=mode, max_value_bytes=max_value_bytes)
+        return await self._once(rpc.DATABASE_SET, request)
+
+    async def delete_database(self, database: str) -> directory_pb2.DatabaseResponse:
+        """Delete a database: its name and tokens at once, its rows afterwards."""
+        return await self._once(rpc.DATABASE_DELETE, directory_pb2.DatabaseDeleteRequest(database=database))
+
+    async def tokens(self) -> directory_pb2.TokenListResponse:
+        """All access tokens, without the tokens themselves."""
+        return await self._caller.call(rpc.TOKEN_LIST, directory_pb2.TokenListRequest(), self._timeout_ms)
+
+    async def create_token(
+        self,
+        *,
+        database: str = "",
+        all_databases: bool = False,
+        right: str = "write",
+        label: str = "",
+        expires_in_ms: int = 0,
+        requests_per_second: int = 0,
+        bytes_per_second: int = 0,
+    ) -> directory_pb2.TokenCreateResponse:
+        """A token; `secret` of the answer is the only time that it is shown.
+
+        Args:
+            database: name or uuid; none = the default one.
+            all_databases: instead of `database`.
+            right: read, write or admin; admin goes with all databases.
+            label: whose it is.
+            expires_in_ms: its life; 0 = for ever.
+            requests_per_second, bytes_per_second: at each node; 0 = no limit.
+        """
+        request = directory_pb2.TokenCreateRequest(
+            database=database,
+            all_databases=all_databases,
+            right=right,
+            label=label,
+            expires_in_ms=expires_in_ms,
+            requests_per_second=requests_per_second,
+            bytes_per_second=bytes_per_second,
+        )
+        return await self._once(rpc.TOKEN_CREATE, request)
+
+    async def revoke_token(self, token_id: str) -> directory_pb2.TokenRevokeResponse:
+        """Revoke a token by its id."""
+        return await self._once(rpc.TOKEN_REVOKE, directory_pb2.TokenRevokeRequest(token_id=token_id))
+
+    async def _once(self, method: Method[Request, Response], request: Request) -> Response:
+        """A change that any node makes; it is not sent again when its outcome is unknown."""
+        return await self._caller.call(method, request, self._timeout_ms, repeatable=False)
 
     async def _change(self, method: Method[Request, Response], request: Request) -> Response:
         """Call at the leader; wait for one, and ask again where leadership has moved meanwhile."""

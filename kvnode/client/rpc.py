@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, NamedTuple, TypeVar
 
-from kvnode.proto.kv.v1 import admin_pb2, kv_pb2
+from kvnode.proto.kv.v1 import admin_pb2, directory_pb2, kv_pb2
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -35,3 +35,26 @@ TRANSFER_LEADERSHIP = Method(
 )
 SNAPSHOT = Method("/kv.v1.Admin/Snapshot", admin_pb2.SnapshotRequest, admin_pb2.SnapshotResponse)
 DIGEST = Method("/kv.v1.Admin/Digest", admin_pb2.DigestRequest, admin_pb2.DigestResponse)
+
+DATABASE_LIST = Method(
+    "/kv.v1.Admin/DatabaseList", directory_pb2.DatabaseListRequest, directory_pb2.DatabaseListResponse
+)
+DATABASE_CREATE = Method(
+    "/kv.v1.Admin/DatabaseCreate", directory_pb2.DatabaseCreateRequest, directory_pb2.DatabaseResponse
+)
+DATABASE_SHOW = Method(
+    "/kv.v1.Admin/DatabaseShow", directory_pb2.DatabaseShowRequest, directory_pb2.DatabaseShowResponse
+)
+DATABASE_RENAME = Method(
+    "/kv.v1.Admin/DatabaseRename", directory_pb2.DatabaseRenameRequest, directory_pb2.DatabaseResponse
+)
+DATABASE_DELETE = Method(
+    "/kv.v1.Admin/DatabaseDelete", directory_pb2.DatabaseDeleteRequest, directory_pb2.DatabaseResponse
+)
+DATABASE_SET = Method("/kv.v1.Admin/DatabaseSet", directory_pb2.DatabaseSetRequest, directory_pb2.DatabaseResponse)
+TOKEN_LIST = Method("/kv.v1.Admin/TokenList", directory_pb2.TokenListRequest, directory_pb2.TokenListResponse)
+TOKEN_CREATE = Method("/kv.v1.Admin/TokenCreate", directory_pb2.TokenCreateRequest, directory_pb2.TokenCreateResponse)
+TOKEN_REVOKE = Method("/kv.v1.Admin/TokenRevoke", directory_pb2.TokenRevokeRequest, directory_pb2.TokenRevokeResponse)
+WATCH_DIRECTORY = Method(
+    "/kv.v1.Admin/WatchDirectory", directory_pb2.WatchDirectoryRequest, directory_pb2.WatchDirectoryResponse
+)

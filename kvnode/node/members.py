@@ -3,12 +3,15 @@
 add = adopt the new node (it learns the cluster id and waits) and let it receive as a learner; promote = let it vote
 once it has caught up; remove; replace = add, promote, remove, so that the number of voters never falls below what
 it was. Every step is an entry of the log and is over once this node has applied it.
+
+A replacement that broke off half way (the leader died, the time ran out) is finished by asking for it again: each of
+its steps is left out when the membership shows that it is done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace as with_fields
 
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
@@ -23,6 +26,7 @@ from kvnode.raft.raft import Raft
 
 POLL_MS = 50
 CHANGE_TIMEOUT_MS = 30_000
+_NOT_YET_CODES = frozenset({"LEARNER_NOT_CAUGHT_UP", "MEMBERSHIP_CHANGE_IN_PROGRESS", "LEADER_NOT_READY"})
 
 
 class Members:
@@ -49,22 +53,8 @@ class Members:
     async def add(self, wanted: Member) -> Membership:
         """Add the node that listens at `wanted.address`, as a learner."""
         self.require_leader()
-        seen = await self._transport.identify(wanted.address)
-        member = member_from_wire(seen.member)
-        member = with_fields(member, address=wanted.address, role=MemberRole.LEARNER)
-        if wanted.node_id and wanted.node_id != member.node_id:
-            raise InvalidRequest(
-                "MEMBER_ID_MISMATCH", f"the node at {wanted.address} has the id {member.node_id}, not {wanted.node_id}"
-            )
-        if seen.joined and seen.cluster_id != self._settings.cluster_id:
-            raise InvalidRequest(
-                "MEMBER_OF_ANOTHER_CLUSTER",
-                f"the node at {wanted.address} belongs to cluster {seen.cluster_id}: give it an empty data directory",
-            )
-        self._refuse_twins(member)
-        membership = with_fields(self._raft.membership, members=(*self._raft.membership.members, member))
-        await self._adopt(member, membership)
-        return await self._propose(membership)
+        seen = await self._identify(wanted)
+        return await self._join(_as_learner(seen, wanted.address))
 
     async def promote(self, node_id: int) -> Membership:
         """Let a caught-up learner vote."""
@@ -90,25 +80,70 @@ class Members:
         return await self._propose(after)
 
     async def replace(self, node_id: int, replacement: Member, timeout_ms: int) -> Membership:
-        """Add the replacement, promote it once it has caught up, then remove the old member."""
+        """Add the replacement, promote it once it has caught up, then remove the old member; finishes what was begun.
+
+        The replacement may have the old member's name and address: a node that lost its data is started anew, in an
+        empty directory, where it was.
+        """
+        self.require_leader()
         old = self._known(node_id)
-        deadline = self._now_ms() + (timeout_ms or CHANGE_TIMEOUT_MS * 4)
-        await self.add(replacement)
-        added = next(m for m in self._raft.membership.members if m.address == replacement.address)
-        while old.role is MemberRole.VOTER:
+        deadline_ms = self._now_ms() + (timeout_ms or CHANGE_TIMEOUT_MS * 4)
+        seen = await self._identify(replacement)
+        member = _as_learner(seen, replacement.address)
+        if member.node_id == node_id:
+            raise InvalidRequest(
+                "MEMBER_NOT_REPLACED",
+                f"the node at {replacement.address} is member '{old.name}' itself: if it was just replaced, nothing is "
+                "left to do; else start another node, or this one with an empty data directory",
+            )
+        known = self._raft.membership.get(member.node_id)
+        if known is None:
+            await self._in_turn(lambda: self._join(member, instead_of=node_id), deadline_ms)
+        elif not seen.joined:
+            await self._adopt(known, self._raft.membership)  # it ended between its promise to join and its joining
+        if old.role is MemberRole.VOTER:
+            await self._in_turn(lambda: self.promote(member.node_id), deadline_ms)
+        return await self._in_turn(lambda: self.remove(node_id, force=True), deadline_ms)
+
+    async def _in_turn(self, step: Callable[[], Awaitable[Membership]], deadline_ms: float) -> Membership:
+        """Do a step as soon as the one before is committed, the new node has caught up, and the leader may."""
+        while True:
             try:
-                await self.promote(added.node_id)
-                break
+                return await step()
             except KvError as error:
-                if error.code not in ("LEARNER_NOT_CAUGHT_UP", "MEMBERSHIP_CHANGE_IN_PROGRESS"):
-                    raise
-                if self._now_ms() >= deadline:
+                if error.code not in _NOT_YET_CODES or self._now_ms() >= deadline_ms:
                     raise
             await asyncio.sleep(POLL_MS / 1000)
-        return await self.remove(node_id, force=True)
 
-    def _refuse_twins(self, member: Member) -> None:
+    async def _identify(self, wanted: Member) -> peer_pb2.IdentifyResponse:
+        """Who listens at the address of `wanted`; raises unless it may belong to this cluster."""
+        seen = await self._transport.identify(wanted.address)
+        if wanted.node_id and wanted.node_id != seen.member.node_id:
+            raise InvalidRequest(
+                "MEMBER_ID_MISMATCH",
+                f"the node at {wanted.address} has the id {seen.member.node_id}, not {wanted.node_id}",
+            )
+        if seen.joined and seen.cluster_id != self._settings.cluster_id:
+            raise InvalidRequest(
+                "MEMBER_OF_ANOTHER_CLUSTER",
+                f"the node at {wanted.address} belongs to cluster {seen.cluster_id}: give it an empty data directory",
+            )
+        return seen
+
+    async def _join(self, member: Member, instead_of: int = 0) -> Membership:
+        await self._adopt(member, self._with_new(member, instead_of))
+        # Meanwhile others may have changed the membership: nothing that they did may be undone.
+        return await self._propose(self._with_new(member, instead_of))
+
+    def _with_new(self, member: Member, instead_of: int) -> Membership:
+        self._refuse_twins(member, instead_of)
+        membership = self._raft.membership
+        return with_fields(membership, members=(*membership.members, member))
+
+    def _refuse_twins(self, member: Member, instead_of: int) -> None:
         for other in self._raft.membership.members:
+            if other.node_id == instead_of:
+                continue
             for field in ("node_id", "name", "address"):
                 if getattr(other, field) == getattr(member, field):
                     raise InvalidRequest(
@@ -169,6 +204,10 @@ class Members:
             leader = self._raft.membership.get(self._raft.leader_id)
             where = f"ask the leader '{leader.name}' at {leader.address}" if leader else "no leader is known: retry"
             raise Unavailable(f"only the leader changes the membership; {where}", code="NOT_LEADER")
+
+
+def _as_learner(seen: peer_pb2.IdentifyResponse, address: str) -> Member:
+    return with_fields(member_from_wire(seen.member), address=address, role=MemberRole.LEARNER)
 
 
 def _problems(membership: Membership) -> list[Problem]:

@@ -84,6 +84,75 @@ async def test_replace_never_goes_below_the_number_of_voters(trio: Trio) -> None
     assert await trio.get(server, b"k") == b"v"
 
 
+@on_trio
+async def test_a_replacement_that_broke_off_is_finished_by_asking_again(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    old_id = one.member.node_id
+    await trio.put(leader, b"k")
+    server = newcomer(trio, dc=one.member.dc)
+    await asyncio.sleep(0.1)
+
+    async def again() -> set[int]:
+        now = await trio.leading()
+        membership = await trio.within(
+            now, trio.node(now).members.replace(old_id, with_fields(server.member, node_id=0), 60_000)
+        )
+        return {member.node_id for member in membership.voters}
+
+    wanted = {1, 2, 3, 4} - {old_id}
+    await added(trio, server)  # and here the first attempt broke off
+    assert await again() == wanted
+    assert await trio.get(server, b"k") == b"v"
+    error = await trio.refused(leader, trio.node(leader).members.replace(4, server.member, 1_000))
+    assert error.code == "MEMBER_NOT_REPLACED" and "nothing is left to do" in error.message
+
+
+@on_trio
+async def test_a_replacement_broken_off_after_the_promotion_only_removes(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    server = newcomer(trio, dc=one.member.dc)
+    await asyncio.sleep(0.1)
+    await added(trio, server)
+    await promoted(trio, server)
+    trio.kill(one)
+    members = trio.node(leader).members
+    membership = await trio.within(leader, members.replace(one.member.node_id, server.member, 60_000))
+    assert {member.node_id for member in membership.members} == {1, 2, 3, 4} - {one.member.node_id}
+
+
+@on_trio
+async def test_a_node_started_anew_in_its_place_replaces_itself(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.put(leader, b"k")
+    trio.kill(one)
+    server = newcomer(trio, dc=one.member.dc, name=one.member.name)
+    await asyncio.sleep(0.1)
+    members = trio.node(leader).members
+    plain = await trio.refused(leader, members.add(server.member))
+    assert plain.code == "MEMBER_EXISTS"
+    membership = await trio.within(leader, members.replace(one.member.node_id, server.member, 60_000))
+    assert {m.node_id for m in membership.voters} == {1, 2, 3, 4} - {one.member.node_id}
+    assert await trio.get(server, b"k") == b"v"
+
+
+@on_trio
+async def test_what_is_changed_while_a_node_is_adopted_is_not_undone(trio: Trio) -> None:
+    leader = await trio.leading()
+    node = trio.node(leader)
+    first, second = newcomer(trio, 4), newcomer(trio, 5, dc="b")
+    await asyncio.sleep(0.1)
+    await added(trio, first)
+    adopt = node.transport.adopt
+
+    async def slow(address: str, request: peer_pb2.AdoptRequest) -> peer_pb2.AdoptResponse:
+        await node.members.remove(4, force=False)
+        return await adopt(address, request)
+
+    node.transport.adopt = slow  # type: ignore[method-assign]
+    membership = await trio.within(leader, node.members.add(second.member))
+    assert {m.node_id for m in membership.members} == {1, 2, 3, 5}
+
+
 def _rest(trio: Trio, *without: Server) -> set[int]:
     return {s.member.node_id for s in trio.servers.values() if s not in without} - {4}
 

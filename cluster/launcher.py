@@ -68,6 +68,7 @@ class LocalNode:
     spec: NodeSpec
     address: str
     ops_address: str
+    connect_address: str
     data_dir: Path
     child: Child
     paused: bool = False
@@ -135,18 +136,19 @@ class LocalCluster:
         self._common = list(arguments)
         self._environment = {**_own_environment(), **(environment or {})}
         self._keeper = Keeper()
-        ports = iter(free_ports(2 * len(specs)))
-        self.nodes = {spec.name: self._node(spec, next(ports), next(ports)) for spec in specs}
+        ports = iter(free_ports(3 * len(specs)))
+        self.nodes = {spec.name: self._node(spec, next(ports), next(ports), next(ports)) for spec in specs}
         self._first = specs[0].name
 
-    def _node(self, spec: NodeSpec, port: int, ops_port: int) -> LocalNode:
+    def _node(self, spec: NodeSpec, port: int, ops_port: int, connect_port: int) -> LocalNode:
         address, ops_address = f"{spec.host}:{port}", f"{spec.host}:{ops_port}"
+        connect_address = f"{spec.host}:{connect_port}"
         data_dir = spec.data_dir or self.folder / spec.name
         command = [*spec.prefix, sys.executable, "-m", "kvnode", "serve", "--name", spec.name, "--region", spec.region]
         command += ["--dc", spec.dc, "--data-dir", str(data_dir), "--listen", address, "--ops-listen", ops_address]
-        environment = {**self._environment, **dict(spec.environment)}
+        environment = {"KVNODE_CONNECT_LISTEN": connect_address, **self._environment, **dict(spec.environment)}
         child = Child([*command, *self._common], self.folder / f"{spec.name}.log", environment, self._keeper)
-        return LocalNode(spec, address, ops_address, data_dir, child)
+        return LocalNode(spec, address, ops_address, environment["KVNODE_CONNECT_LISTEN"], data_dir, child)
 
     def __enter__(self) -> Self:
         return self
@@ -314,6 +316,6 @@ class LocalCluster:
 
 
 def _own_environment() -> dict[str, str]:
-    """This process's variables without the user's KVNODE_* ones, which would configure every node alike."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("KVNODE_")}
+    """This process's variables without those of the user that would configure every node alike."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KVNODE_", "DENO_KV_"))}
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -66,9 +66,7 @@ class GrpcServer:
         self._credentials = credentials
         self._peer_credentials = peer_credentials
         self._clock = clock or SystemClock()
-        self._gate = Gate(
-            authority or Authority(node.directory.view, self._clock), node.directory, self._clock, required=needs_token
-        )
+        self._gate = Gate(authority or Authority(node.directory.view, self._clock), self._clock, required=needs_token)
         self._calls = CallsUnderWay()
         self._server: aio.Server | None = None
         self._health = health.aio.HealthServicer()

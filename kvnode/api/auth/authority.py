@@ -123,6 +123,13 @@ class Authority:
             rate.take(size_bytes, self._clock.monotonic_ms())
         return grant
 
+    def follow(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have `changed` called whenever what was judged may have changed, until the result is called.
+
+        For what lasts longer than a request: a watch judges its token again then.
+        """
+        return self.view.follow(changed)
+
     # What gRPC asks besides.
 
     async def learn(self) -> None:

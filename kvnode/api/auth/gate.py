@@ -19,7 +19,6 @@ from kvnode.base.clock import Clock
 from kvnode.base.errors import Forbidden, KvError, NotFound, Unauthenticated
 from kvnode.machine.directory.changes import database_not_found
 from kvnode.machine.directory.rows import ALL_DATABASES, DatabaseMode, DatabaseRow, Right
-from kvnode.node.directory import Directory
 from kvnode.proto.kv.v1 import kv_pb2
 
 DATABASE_METADATA = "kv-database"
@@ -109,14 +108,12 @@ class Gate:
 
     Args:
         authority: judges tokens.
-        directory: followed by calls that last.
         clock: for limits and expiry.
         required: whether a call needs a token (`grpc_auth`).
     """
 
-    def __init__(self, authority: Authority, directory: Directory, clock: Clock, *, required: bool) -> None:
+    def __init__(self, authority: Authority, clock: Clock, *, required: bool) -> None:
         self._authority = authority
-        self._directory = directory
         self._clock = clock
         self._required = required
         self._learning: asyncio.Task[None] | None = None
@@ -154,7 +151,7 @@ class Gate:
 
     def follow(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Call back after every change to the directory, until the result is called."""
-        return self._directory.follow(lambda _changes: changed())
+        return self._authority.follow(changed)
 
     def node_metadata(self) -> tuple[tuple[str, str], ...]:
         """With which this node administers others of its cluster; empty when none is needed, or none can be made."""

@@ -12,7 +12,7 @@ The default database exists without a row, so that it is there in a cluster that
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from kvnode.base import limits
 from kvnode.codec.row import Row
@@ -50,6 +50,7 @@ class DirectoryView:
 
     def __init__(self, cluster_id: str = "") -> None:
         self.generation = 0
+        self._followers: list[Callable[[], None]] = []
         self._cluster_id = cluster_id
         self._clear()
 
@@ -59,14 +60,19 @@ class DirectoryView:
         self._clear()
         for row in rows:
             self._put(row.key, row)
-        self._index()
+        self._changed()
 
     def update(self, changes: Mapping[bytes, Row | None]) -> None:
         """Take changes, by full key; None = the row is gone. Keys that are not the directory's are passed over."""
         for key, row in changes.items():
             if key.startswith(DIRECTORY_PREFIX):
                 self._put(key, row)
-        self._index()
+        self._changed()
+
+    def follow(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have `changed` called after every change, until the result is called."""
+        self._followers.append(changed)
+        return lambda: self._followers.remove(changed)
 
     def find(self, name_or_uuid: str) -> DatabaseRow | None:
         """The database of that name or uuid; "" = the default database."""
@@ -135,6 +141,11 @@ class DirectoryView:
             del self.signing_keys[row.key_id]
         elif isinstance(row, PurgeRow):
             del self.purges[row.number]
+
+    def _changed(self) -> None:
+        self._index()
+        for changed in list(self._followers):
+            changed()
 
     def _index(self) -> None:
         self.generation += 1

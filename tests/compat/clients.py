@@ -56,9 +56,10 @@ JS_PROGRAMS = (
     "expiring.mjs",
     "watching.mjs",
     "values.mjs",
+    "tokens.mjs",
     "queues.mjs",
 )
-PYTHON_PROGRAMS = ("reading", "writing", "listing", "sums", "limits", "expiring", "values")
+PYTHON_PROGRAMS = ("reading", "writing", "listing", "sums", "limits", "expiring", "values", "tokens")
 
 
 def missing() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from cluster.launcher import THREE_DCS, LocalCluster, NodeSpec
 from cluster.ports import free_ports
 from cluster.processes import Child
+from kvnode.client import Admin
 from tests.compat.results import Route
 
 TOKEN = "compat-access-token"
@@ -38,10 +40,12 @@ class Nodes:
         specs = [_with_connect(spec, self.connect_ports[spec.name]) for spec in THREE_DCS]
         self.cluster = LocalCluster(specs, folder / "cluster", arguments=arguments)
         self._gateway: Child | None = None
+        self.prepared: dict[str, str] = {}
 
     def start(self) -> None:
         """Start the three nodes and wait until they serve."""
         self.cluster.start()
+        self.prepared = asyncio.run(_prepare(self.cluster.addresses))
 
     def close(self) -> None:
         """Kill what runs."""
@@ -55,7 +59,7 @@ class Nodes:
 
     def route(self, name: str, node: str) -> Route:
         """A way through one node."""
-        return Route(name, self.url(node), TOKEN, self.certificate)
+        return Route(name, self.url(node), TOKEN, self.certificate, self.prepared)
 
     def by_leader(self) -> Route:
         """The way through the node that leads now."""
@@ -81,7 +85,7 @@ class Nodes:
             self._gateway = Child(command, self.folder / "gateway.log", first.child.environment)
             self._gateway.start()
             self.cluster.wait_until(self._gateway_ready, "the gateway is not ready", 30)
-        return Route("gateway", f"http://127.0.0.1:{port}/", TOKEN)
+        return Route("gateway", f"http://127.0.0.1:{port}/", TOKEN, None, self.prepared)
 
     def _gateway_ready(self) -> bool:
         import urllib.error
@@ -98,6 +102,24 @@ class Nodes:
 
 def _with_connect(spec: NodeSpec, port: int) -> NodeSpec:
     return NodeSpec(spec.name, spec.dc, spec.region, environment=(("KVNODE_CONNECT_LISTEN", f"127.0.0.1:{port}"),))
+
+
+async def _prepare(addresses: list[str]) -> dict[str, str]:
+    """Databases and tokens for the programs; the names are those that the programs know."""
+    async with Admin(addresses) as admin:
+        orders = (await admin.create_database("orders")).database
+        for name, mode in (("archive", "read-only"), ("closed", "disabled")):
+            await admin.create_database(name)
+            await admin.set_database(name, mode)
+        tokens = {
+            "ordersToken": await admin.create_token(database="orders", right="write"),
+            "readToken": await admin.create_token(right="read"),
+            "expiredToken": await admin.create_token(right="write", expires_in_ms=1),
+            "limitedToken": await admin.create_token(right="write", requests_per_second=20),
+        }
+    prepared = {name: answer.secret for name, answer in tokens.items()}
+    names = {"ordersName": "orders", "ordersUuid": orders.uuid, "readOnlyName": "archive", "disabledName": "closed"}
+    return prepared | names
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ import re
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tests.compat.clients import Client, environment, node_kv
@@ -47,12 +48,14 @@ class Route(NamedTuple):
         url: of the database; a file's path when embedded.
         token: the access token.
         certificate: of the authority to trust over https.
+        prepared: databases and tokens that the programs find there.
     """
 
     name: str
     url: str
     token: str = ""
     certificate: Path | None = None
+    prepared: Mapping[str, str] = MappingProxyType({})
 
 
 def run(client: Client, route: Route, *, quick: bool = False, only: str = "") -> list[Result]:
@@ -63,6 +66,7 @@ def run(client: Client, route: Route, *, quick: bool = False, only: str = "") ->
     embedded = route.name == "embedded"
     options = {"url": route.url, "run": uuid.uuid4().hex[:12], "programs": client.programs, "quick": quick}
     options |= {"only": only, "kv": node_kv(), "client": client.name, "embedded": embedded}
+    options |= {"prepared": dict(route.prepared)}
     name = "embedded" if embedded else client.name
     results = []
     with subprocess.Popen(

@@ -20,7 +20,8 @@ async function client() {
 
 /** Deno reads the token from the environment as it opens. */
 async function withToken(other, action) {
-  process.env.DENO_KV_ACCESS_TOKEN = other;
+  if (other === undefined) delete process.env.DENO_KV_ACCESS_TOKEN;
+  else process.env.DENO_KV_ACCESS_TOKEN = other;
   try {
     return await action();
   } finally {
@@ -35,6 +36,7 @@ const environment = {
   url: options.url,
   token,
   withToken,
+  prepared: options.prepared ?? {},
   quick: options.quick === true,
   embedded: options.embedded === true,
   run: options.run,

@@ -99,6 +99,19 @@ feature("watch: under a stream of writes every frame is one state, and the last 
   await reader.cancel();
 });
 
+feature("watch: raw frames are whole states too, and end with the last one", async (t) => {
+  const count = t.quick ? 50 : 500;
+  const reader = t.kv.watch([t.key("a"), t.key("b")], { raw: true }).getReader();
+  t.equal((await frame(t, reader)).map((entry) => entry.value), [null, null]);
+  const writer = (async () => {
+    for (let n = 1; n <= count; n++) await t.kv.atomic().set(t.key("a"), n).set(t.key("b"), n).commit();
+  })();
+  const frames = await framesUntil(t, reader, ([a]) => a.value === count);
+  await writer;
+  t.ok(frames.every(([a, b]) => a.value === b.value && a.versionstamp === b.versionstamp), "a torn frame");
+  await reader.cancel();
+});
+
 feature("watch: a reader that pauses gets the last state", async (t) => {
   await t.kv.set(t.key("a"), "first");
   const reader = t.kv.watch([t.key("a")]).getReader();

@@ -59,6 +59,7 @@ class Environment:
     token: str
     run: str
     quick: bool
+    prepared: dict[str, str]
     open_kv: Callable[..., Awaitable[Any]]
 
 
@@ -80,6 +81,11 @@ class Test:
     def quick(self) -> bool:
         """Whether this is the short form."""
         return self.environment.quick
+
+    @property
+    def prepared(self) -> dict[str, str]:
+        """Databases and tokens that were made beforehand."""
+        return self.environment.prepared
 
     @property
     def url(self) -> str:

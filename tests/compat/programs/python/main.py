@@ -29,7 +29,8 @@ async def _main() -> None:
             return await open_wire(url, access_token, **more)
         return await open_kv(url, access_token=access_token, **more)
 
-    environment = Environment(options["url"], token, options["run"], options.get("quick", False), open_)
+    quick, prepared = options.get("quick", False), options.get("prepared", {})
+    environment = Environment(options["url"], token, options["run"], quick, prepared, open_)
     for program in options["programs"]:
         importlib.import_module(program)
     for number, declared in enumerate(FEATURES, start=1):

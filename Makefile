@@ -71,4 +71,4 @@ compat-lock:  ## Pin the clients of `make compat` anew (needs uv and npm)
 	cd tests/compat/clients && npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts --no-audit --no-fund
 
 clean:  ## Remove everything that was made
-	rm -rf $(VENV) kvnode/proto/kv $(PROTO_STAMP) .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/compat/.build
+	rm -rf $(VENV) kvnode/proto/kv kvnode/proto/deno $(PROTO_STAMP) .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/compat/.build

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -42,11 +42,12 @@ class NodeCollector(Collector):
 
 
 class Metrics:
-    """The text of /metrics for one node, from a registry of its own."""
+    """The text of /metrics for one node and what else it serves, from a registry of its own."""
 
-    def __init__(self, node: ServedNode) -> None:
+    def __init__(self, node: ServedNode, collectors: Sequence[Collector] = ()) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(NodeCollector(node))
+        for collector in (NodeCollector(node), *collectors):
+            self._registry.register(collector)
 
     def text(self) -> bytes:
         """The exposition, in the format that CONTENT_TYPE names."""

@@ -6,7 +6,10 @@ it fails only once the node has failed for good. `ready` means that operations s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from prometheus_client.registry import Collector
 
 from kvnode.api.http import HttpServer, Request, Response
 from kvnode.api.metrics import CONTENT_TYPE, Metrics
@@ -28,11 +31,12 @@ class OpsServer:
     Args:
         node: who is asked.
         address: host:port to listen on; port 0 = a free one.
+        collectors: whose metrics are shown besides the node's.
     """
 
-    def __init__(self, node: ServedNode, address: str) -> None:
+    def __init__(self, node: ServedNode, address: str, collectors: Sequence[Collector] = ()) -> None:
         self._node = node
-        self._metrics = Metrics(node)
+        self._metrics = Metrics(node, collectors)
         self._http = HttpServer(self.handle, address)
 
     async def start(self) -> int:

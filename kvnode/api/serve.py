@@ -17,7 +17,11 @@ import sys
 from pathlib import Path
 
 from kvnode.api.auth.authority import Authority
+from kvnode.api.connect.metrics import ConnectStats
+from kvnode.api.connect.node_backend import NodeBackend
+from kvnode.api.connect.server import ConnectServer
 from kvnode.api.grpc_server import GrpcServer
+from kvnode.api.http import Tls
 from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
 from kvnode.api.ops import OpsServer
 from kvnode.base import limits
@@ -205,12 +209,16 @@ async def _run_node(
         needs_token=config.grpc_auth,
     )
     keeper = DirectoryKeeper(node, state, clock, random.SystemRandom())
-    ops = OpsServer(node, config.ops_listen)
+    connect_stats = ConnectStats()
+    connect = _connect_server(config, node, authority, connect_stats)
+    ops = OpsServer(node, config.ops_listen, [connect_stats] if connect else [])
     helpers: list[asyncio.Task[None]] = []
     try:
         await server.start()
         await node.start()
         await ops.start()
+        if connect is not None:
+            await connect.start()
         helpers.append(asyncio.ensure_future(keeper.run()))
         if config.bootstrap and identity.initial_membership:
             me = _member(config, identity)
@@ -218,12 +226,25 @@ async def _run_node(
                 me, identity.cluster_id, identity.epoch, identity.initial_membership, identify, adopt
             )
             helpers.append(asyncio.ensure_future(work))
-        _log.info("serving on %s, ops on %s, cluster %s", config.listen, config.ops_listen, identity.cluster_id)
+        _log.info(
+            "serving gRPC on %s, KV Connect on %s, ops on %s, cluster %s",
+            config.listen,
+            config.connect_listen or "no port",
+            config.ops_listen,
+            identity.cluster_id,
+        )
         return await _until_stopped(node, stopping)
     finally:
         for helper in helpers:
             helper.cancel()
-        await _shut_down(node, server, ops)
+        await _shut_down(node, server, ops, connect)
+
+
+def _connect_server(config: NodeConfig, node: Node, authority: Authority, stats: ConnectStats) -> ConnectServer | None:
+    if not config.connect_listen:
+        return None
+    tls = Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None
+    return ConnectServer(NodeBackend(node), authority, config.connect_listen, tls=tls, stats=stats)
 
 
 async def _until_stopped(node: Node, stopping: asyncio.Event) -> int:
@@ -238,10 +259,12 @@ async def _until_stopped(node: Node, stopping: asyncio.Event) -> int:
     return EXIT_OK
 
 
-async def _shut_down(node: Node, server: GrpcServer, ops: OpsServer) -> None:
+async def _shut_down(node: Node, server: GrpcServer, ops: OpsServer, connect: ConnectServer | None) -> None:
     try:
         async with asyncio.timeout(limits.SHUTDOWN_TIMEOUT_MS / 1_000):
             await node.hand_over()
+            if connect is not None:
+                await connect.stop()
             await server.stop(1.0)
             await ops.stop()
             await node.stop()

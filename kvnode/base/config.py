@@ -35,6 +35,11 @@ KEYS: dict[str, Key] = {
     "listen": Key(str, "127.0.0.1:4510", "host:port of the gRPC server"),
     "advertise": Key(str, "", "host:port by which peers and clients reach it; empty = listen"),
     "ops_listen": Key(str, "127.0.0.1:4511", "host:port of /livez, /readyz and /metrics"),
+    "connect_listen": Key(
+        str, "127.0.0.1:4512", "host:port of KV Connect, over which Deno's clients come; empty = not served"
+    ),
+    "tls_cert": Key(str, "", "PEM file with the certificate and its chain: KV Connect is then https; empty = http"),
+    "tls_key": Key(str, "", "PEM file with the certificate's private key"),
     "peers": Key(list, [], "addresses of the initial voters, this node included or not; read with bootstrap only"),
     "bootstrap": Key(bool, False, "make a new cluster of this node and its peers; ignored once it belongs to one"),
     "min_commit_dcs": Key(int, 2, "data centers in which a write is durable before it is acknowledged; at bootstrap"),
@@ -72,6 +77,9 @@ class NodeConfig:
     listen: str
     advertise: str
     ops_listen: str
+    connect_listen: str
+    tls_cert: str
+    tls_key: str
     peers: tuple[str, ...]
     bootstrap: bool
     min_commit_dcs: int
@@ -176,10 +184,16 @@ def _parse(name: str, kind: type, text: str, origin: str) -> Any:
 
 
 def _check(config: NodeConfig) -> None:
-    for name in ("listen", "ops_listen", "advertise"):
+    for name in ("listen", "ops_listen", "advertise", "connect_listen"):
         address = getattr(config, name)
-        if address or name != "advertise":
+        if address or name not in ("advertise", "connect_listen"):
             split_address(address, name)
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise ConfigError("'tls_cert' and 'tls_key' are given together, or neither is")
+    for name in ("tls_cert", "tls_key"):
+        path = getattr(config, name)
+        if path and not Path(path).is_file():
+            raise ConfigError(f"'{name}' names no file: {path}")
     for address in config.peers:
         split_address(address, "peers")
     for name in ("name", "dc", "region", "data_dir"):

@@ -144,3 +144,17 @@ DIRECTORY_DUTY_INTERVAL_MS = 500
 PURGE_CHUNK_KEYS_COUNT = 500  # removed by one entry: about 5 ms of apply
 PURGE_PROGRESS_CHUNKS_COUNT = 10  # chunks between two reports of progress
 PURGE_PAUSE_MS = 20  # between two chunks, so that a purge never takes more than a part of the log
+
+# HTTP (KV Connect and the ops port).
+HTTP_BACKLOG_COUNT = 1_024  # connections that the kernel holds until they are accepted
+MAX_HTTP_CONNECTIONS_COUNT = 10_000  # idle ones included; beyond, new ones wait
+HTTP_HEADER_TIMEOUT_MS = 30_000
+HTTP_BODY_TIMEOUT_MS = 15_000
+MAX_HTTP_HEADER_BYTES = 65_536
+MAX_HTTP_BODIES_BYTES = 67_108_864  # of all bodies that are being read at one time
+HTTP2_CONNECTION_WINDOW_BYTES = 4_194_304
+HTTP2_STREAM_WINDOW_BYTES = 1_048_576
+MAX_HTTP2_STREAMS_COUNT = 1_000
+HTTP2_KEEPALIVE_MS = 30_000
+MAX_CONNECT_BODY_BYTES = 1_048_576
+MAX_METADATA_BODY_BYTES = 4_096

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -41,8 +41,14 @@ class Access(Protocol):
     def find(self, name_or_uuid: str) -> Database | None:
         """The database of that name or uuid; "" = the default database."""
 
+    async def learn(self) -> None:
+        """For whoever is about to refuse: wait for what may be newer than the view. Raises KvError."""
+
     def exchange(self, database: Database, access_token: str) -> tuple[str, int]:
         """(signed data token, its expiry in unix ms). Raises Unauthenticated."""
+
+    def follow(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Have `changed` called when what was judged may have changed, until the result is called."""
 
     def authorize(self, uuid: str, data_token: str, *, write: bool, size_bytes: int) -> Grant:
         """Judge one request. Raises Unauthenticated, Forbidden, RateLimited, NotFound."""
@@ -51,7 +57,9 @@ class Access(Protocol):
 class Backend(Protocol):
     """Answers requests: the node itself, or a gateway without data."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the node or gateway."""
 
     async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
         """One read; request.consistency says strong or eventual. Raises KvError."""

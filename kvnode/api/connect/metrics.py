@@ -1,0 +1,106 @@
+"""What KV Connect counts, in Prometheus' terms."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from kvnode.base.errors import KvError
+from kvnode.node.stats import Histogram
+
+_log = logging.getLogger(__name__)
+
+METHODS = ("metadata", "snapshot_read", "atomic_write", "watch")
+_BOUNDS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000)
+
+
+class ConnectStats(Collector):
+    """Counts requests by method and status; asked by the ops port at each scrape."""
+
+    def __init__(self) -> None:
+        self.watches = 0
+        self._under_way = 0
+        self._unknown = 0
+        self._requests: dict[tuple[str, int], int] = {}
+        self._duration_ms = {method: Histogram(_BOUNDS_MS) for method in METHODS}
+
+    def request(self, method: str) -> Seen:
+        """Counts one request, from here to the end of the block."""
+        return Seen(self, method)
+
+    def unknown(self, error: KvError) -> None:
+        """A write will never be answered."""
+        self._unknown += 1
+        _log.error("the outcome of a write over KV Connect cannot be known, so it stays unanswered: %s", error)
+
+    def began(self) -> None:
+        """For Seen."""
+        self._under_way += 1
+
+    def ended(self, method: str, status: int, duration_ms: float) -> None:
+        """For Seen."""
+        self._under_way -= 1
+        key = (method, status)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        self._duration_ms[method].observe(duration_ms)
+
+    def collect(self) -> Iterator[Family]:
+        """Every metric of KV Connect."""
+        requests = CounterMetricFamily(
+            "kvnode_connect_requests",
+            "Requests over KV Connect, by method and HTTP status",
+            labels=("method", "status"),
+        )
+        for (method, status), count in sorted(self._requests.items()):
+            requests.add_metric((method, str(status)), count)
+        yield requests
+        durations = HistogramMetricFamily(
+            "kvnode_connect_request_duration_seconds",
+            "From a request's headers to its answer; of a watch, to its first frame",
+            labels=("method",),
+        )
+        for method, histogram in self._duration_ms.items():
+            durations.add_metric((method,), _cumulative(histogram), histogram.sum / 1_000)
+        yield durations
+        yield GaugeMetricFamily("kvnode_connect_requests_under_way", "Requests not answered yet", self._under_way)
+        yield GaugeMetricFamily("kvnode_connect_watches", "Open watches over KV Connect", self.watches)
+        yield CounterMetricFamily(
+            "kvnode_connect_unknown_outcomes", "Writes whose outcome could not be known, left unanswered", self._unknown
+        )
+
+
+class Seen(AbstractContextManager["Seen"]):
+    """One request under way. `status` is set before the block ends; 0 stands for a client that left."""
+
+    __slots__ = ("_began", "_method", "_stats", "status")
+
+    def __init__(self, stats: ConnectStats, method: str) -> None:
+        self._stats = stats
+        self._method = method
+        self.status = 0
+        self._began = time.perf_counter()
+        stats.began()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        status = 500 if isinstance(error, Exception) else self.status
+        self._stats.ended(self._method, status, (time.perf_counter() - self._began) * 1_000)
+
+
+def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
+    """Buckets in seconds, each with all that are smaller."""
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+        total += count
+        buckets.append((floatToGoString(bound / 1_000), total))  # type: ignore[no-untyped-call]
+    return buckets

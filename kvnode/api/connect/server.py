@@ -1,0 +1,214 @@
+"""KV Connect, versions 1 to 3: the protocol by which unmodified clients of Deno KV come.
+
+    POST /, /<name>, /databases/<uuid>/connect      metadata exchange; with /eventual at the end, the opt-in URL
+    POST /data/<uuid>/strong/<method>               snapshot_read, atomic_write, watch
+    POST /data/<uuid>/eventual/<method>             reads what this node has; writes go on to the leader
+    POST /data/<uuid>/local/<method>                the same, said to be strong (clients that know nothing else)
+
+Theory of operation. A token is judged before the body is read, so that a stranger costs no memory. An operation is
+held by the backend while there is no leader. A write whose outcome cannot be known is never answered: an error would
+make every client send it again, and the protocol has no request id. Its connection stays open until the client
+gives up, which then knows as much as the server.
+
+A request costs one task and two crossings between granian's threads and the loop, the parse, one submit to the node,
+and one serialization.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import time
+from collections.abc import AsyncGenerator
+
+from kvnode.api.connect import convert
+from kvnode.api.connect.answers import bad_request, refusal
+from kvnode.api.connect.metadata import Base, choose_version, exchange, parse_path
+from kvnode.api.connect.metrics import ConnectStats
+from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
+from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Tls
+from kvnode.base import limits
+from kvnode.base.errors import KvError, NotFound, Unauthenticated, Unavailable
+from kvnode.proto.kv.v1 import kv_pb2
+
+_log = logging.getLogger(__name__)
+
+PROTOBUF = "application/x-protobuf"
+_FRAMES = "application/octet-stream"
+_LENGTH = struct.Struct("<I")
+_PING = _LENGTH.pack(0)
+_RETRY_S = 0.05
+_NOT_FOUND = Response(404, b"Resource not found.")
+_CONSISTENCIES = frozenset(("strong", "eventual", "local"))
+_METHODS = frozenset(("snapshot_read", "atomic_write", "watch"))
+_BEARER = "Bearer "
+
+
+class ConnectServer:
+    """Serves KV Connect.
+
+    Args:
+        backend: answers operations.
+        access: judges tokens.
+        address: host:port to listen on; port 0 = a free one.
+        tls: serve https; None = http.
+        stats: what is counted.
+    """
+
+    def __init__(
+        self, backend: Backend, access: Access, address: str, *, tls: Tls | None = None, stats: ConnectStats
+    ) -> None:
+        self._backend = backend
+        self._access = access
+        self._stats = stats
+        self._http = HttpServer(self._handle, address, tls)
+
+    async def start(self) -> int:
+        """Listen and serve; returns the port. Raises ConfigError when the address cannot be bound."""
+        return await self._http.start()
+
+    async def stop(self) -> None:
+        """End watches, answer what is under way, stop."""
+        await self._http.stop()
+
+    async def _handle(self, request: Request) -> Response | Stream:
+        parts = request.path.split("/")
+        is_data = len(parts) == 5 and parts[1] == "data" and parts[3] in _CONSISTENCIES and parts[4] in _METHODS
+        kind = parts[4] if is_data else "metadata"
+        if request.method != "POST":
+            return Response(405, b"KV Connect is spoken here, and all of it is POST; give this URL to Deno.openKv.\n")
+        with self._stats.request(kind) as seen:
+            try:
+                response = await (self._data(request, parts) if is_data else self._metadata(request))
+            except HttpError as error:
+                response = Response(error.status, error.text.encode())
+            except KvError as error:
+                if not error.not_applied and kind == "atomic_write":
+                    await self._leave_open(request, error)
+                response = refusal(error)
+            seen.status = 200 if isinstance(response, Stream) else response.status
+            return response
+
+    async def _leave_open(self, request: Request, error: KvError) -> None:
+        self._stats.unknown(error)
+        await request.client_gone()
+
+    async def _metadata(self, request: Request) -> Response:
+        base = parse_path(request.path)
+        if base is None:
+            return _NOT_FOUND
+        token = _token(request)
+        version = choose_version(await request.body(limits.MAX_METADATA_BODY_BYTES))
+        give_up = time.monotonic() + limits.DEFAULT_OPERATION_TIMEOUT_MS / 1_000
+        learned = False
+        while True:
+            try:
+                return self._exchange(base, token, version, request.origin)
+            except (Unauthenticated, NotFound):
+                if learned:
+                    raise
+                await self._access.learn()  # the token or the database may be newer than what is known here
+                learned = True
+            except Unavailable:
+                # A cluster that is just being made. Deno gives up at the first 503 of this exchange.
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+
+    def _exchange(self, base: Base, token: str, version: int, origin: str) -> Response:
+        database = self._access.find(base.database)
+        if database is None:
+            raise NotFound("Resource not found.")
+        return exchange(self._access, database, token, version, origin, local=base.local)
+
+    async def _data(self, request: Request, parts: list[str]) -> Response | Stream:
+        _, _, uuid, consistency, method = parts
+        write = method == "atomic_write"
+        size = request.header("content-length")
+        grant = self._access.authorize(
+            uuid, _token(request), write=write, size_bytes=int(size) if size else limits.MAX_CONNECT_BODY_BYTES
+        )
+        refused = _wrong_version(request, uuid)
+        if refused is not None:
+            return refused
+        body = await request.body(limits.MAX_CONNECT_BODY_BYTES)
+        if write:
+            return await self._write(grant, body)
+        if method == "snapshot_read":
+            return await self._read(grant, body, consistency)
+        return await self._watch(grant, body, strong=consistency == "strong")
+
+    async def _read(self, grant: Grant, body: bytes, consistency: str) -> Response:
+        if grant.database.mode is DatabaseMode.DISABLED:
+            return Response(200, convert.read_disabled(), PROTOBUF)
+        read = convert.read_request(body, strong=consistency == "strong")
+        response = await self._backend.read(read, database=grant.database.number)
+        return Response(200, convert.read_output(response, strong=consistency != "eventual"), PROTOBUF)
+
+    async def _write(self, grant: Grant, body: bytes) -> Response:
+        if grant.database.mode is not DatabaseMode.ENABLED:
+            return Response(200, convert.write_disabled(), PROTOBUF)
+        write = convert.write_request(body)
+        response = await self._backend.write(write, database=grant.database.number)
+        return Response(200, convert.write_output(response), PROTOBUF)
+
+    async def _watch(self, grant: Grant, body: bytes, *, strong: bool) -> Stream:
+        """The first frame is made before the answer begins, so that a refusal is one."""
+        if grant.database.mode is DatabaseMode.DISABLED:
+            return Stream(_one_frame(convert.watch_disabled()), _FRAMES)
+        watch = convert.watch_request(body, strong=strong)
+        responses = self._backend.watch(watch, database=grant.database.number)
+        try:
+            first = await anext(responses)
+        except BaseException:
+            await responses.aclose()
+            raise
+        return Stream(self._frames(first, responses, grant.database.uuid), _FRAMES)
+
+    async def _frames(
+        self, first: kv_pb2.WatchResponse, responses: AsyncGenerator[kv_pb2.WatchResponse, None], uuid: str
+    ) -> AsyncGenerator[bytes, None]:
+        """Framed outputs, for as long as the database is there and readable and the backend serves."""
+        self._stats.watches += 1
+        try:
+            yield _framed(convert.watch_output(first))
+            async for response in responses:
+                database = self._access.find(uuid)
+                if database is None:
+                    return
+                if database.mode is DatabaseMode.DISABLED:
+                    yield _framed(convert.watch_disabled())
+                    return
+                yield _PING if response.ping else _framed(convert.watch_output(response))
+        except KvError as error:
+            _log.info("a watch over KV Connect ends, its client will come again: %s", error)
+        finally:
+            self._stats.watches -= 1
+            await responses.aclose()
+
+
+async def _one_frame(output: bytes) -> AsyncGenerator[bytes, None]:
+    yield _framed(output)
+
+
+def _framed(output: bytes) -> bytes:
+    return _LENGTH.pack(len(output)) + output
+
+
+def _token(request: Request) -> str:
+    header = request.header("authorization")
+    if not header.startswith(_BEARER):
+        raise HttpError(401, "Malformed authorization header.")
+    return header[len(_BEARER) :].strip()
+
+
+def _wrong_version(request: Request, uuid: str) -> Response | None:
+    """Version 1 names the database in a header of its own and itself not at all."""
+    version = request.header("x-denokv-version")
+    named = request.header("x-denokv-database-id" if version else "x-transaction-domain-id")
+    if version not in ("2", "3") and not (version == "" and named):
+        return bad_request("Expected protocol version 2 or 3.")
+    if named != uuid:
+        return bad_request("Invalid database id.")
+    return None

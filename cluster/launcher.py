@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -199,6 +200,28 @@ class LocalCluster:
         self._keeper.release()
 
     # One node.
+
+    def join(self, spec: NodeSpec) -> LocalNode:
+        """Start one more node and wait until it listens: unjoined, for `kvnode member add` or `replace`."""
+        self.nodes[spec.name] = node = self._node(spec, *free_ports(3))
+        node.child.start()
+        self.wait_listening(spec.name)
+        return node
+
+    def wait_listening(self, name: str, timeout_s: float = _START_TIMEOUT_S) -> None:
+        """Wait until a node's gRPC port takes connections. Raises ClusterFailed."""
+        host, _, port = self.nodes[name].address.rpartition(":")
+
+        def listens() -> bool:
+            with socket.socket() as probe:
+                return probe.connect_ex((host, int(port))) == 0
+
+        self.wait_until(listens, f"node {name} does not listen", timeout_s)
+
+    def forget(self, name: str) -> None:
+        """Kill a node that is no longer a member, and know it no more."""
+        self.kill(name)
+        del self.nodes[name]
 
     def kill(self, name: str) -> None:
         """SIGKILL: the process is gone when this returns."""

@@ -194,7 +194,12 @@ async def _run_node(
     def make_transport(handler: PeerHandler) -> Transport:
         return GrpcTransport(handler, clock, stats=stats)
 
-    node = Node(settings, log, state, clock, random.SystemRandom(), make_transport, stats)
+    try:
+        node = Node(settings, log, state, clock, random.SystemRandom(), make_transport, stats)
+    except BaseException:
+        await state.close()  # a process that leaves a connection to SQLite open never ends
+        await log.close()
+        raise
     authority = Authority(
         node.directory.view,
         clock,

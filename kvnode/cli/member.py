@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -162,13 +163,25 @@ def replace_member(
 ) -> None:
     """Replace a member: add the new node, promote it once it has caught up, then remove the old one.
 
+    The new node is started with an empty data directory, and may have the old one's name and address. When the
+    command broke off, run it again: it goes on with what is left to do.
+
     Example:
 
       kvnode member replace b 10.0.0.4:4510 --timeout 10m
     """
 
-    async def work(admin: Admin) -> admin_pb2.MemberChangeResponse:
-        return await admin.replace((await _find(admin, member)).node_id, _new_member(address))
+    async def work(admin: Admin) -> admin_pb2.MemberChangeResponse | admin_pb2.MemberListResponse:
+        replacement = _new_member(address)
+        try:
+            old = await _find(admin, member)
+        except InvalidRequest:
+            known = await admin.members()
+            if not any((m.address, m.role) == (replacement.address, "voter") for m in known.members):
+                raise
+            print(f"kvnode: no member is called '{member}' any more, and {address} votes: done", file=sys.stderr)
+            return known
+        return await admin.replace(old.node_id, replacement)
 
     _print_members(administer(endpoints, timeout, output, work).members, output)
 

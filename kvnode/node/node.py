@@ -21,6 +21,7 @@ from kvnode.codec.membership import Member, MemberRole, Membership, decode_membe
 from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.machine.resolve import Resolver
 from kvnode.machine.validate import validate_read, validate_write
+from kvnode.node.absent_log import AbsentLog
 from kvnode.node.applier import Applier
 from kvnode.node.barriers import Barriers, Item
 from kvnode.node.calls import Call, OpenDeliver
@@ -83,7 +84,8 @@ class Node:
         config = RaftConfig(settings.node_id, settings.election_ticks, settings.heartbeat_ticks)
         membership = decode_membership(meta.membership)
         self._known_at_start = membership
-        self.raft = Raft(config, log, log.hard_state, membership, meta.applied_index, random_source)
+        view = log if log.damage is None else AbsentLog(meta.applied_index, meta.applied_term)
+        self.raft = Raft(config, view, log.hard_state, membership, meta.applied_index, random_source)
         self.clock_guard = ClockGuard(clock, settings.max_clock_offset_ms)
         self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
         self.watches = WatchHub(state, stats)
@@ -92,6 +94,7 @@ class Node:
         self._log_time = LogTime(clock, settings.max_clock_offset_ms)
         self._log_time_ms = meta.log_time_ms
         self._tasks: list[asyncio.Task[None]] = []
+        self._driving: asyncio.Task[None] | None = None  # among the tasks; it ends with the cycle it is in
         self._guard = Guard(self._fail)
         self._stopping = False
         self._resolving_term = 0
@@ -225,7 +228,8 @@ class Node:
         loop = asyncio.get_running_loop()
         if self.log.damage is None:
             self._connect()
-            self._tasks.append(loop.create_task(self._guarded(self.driver.run()), name=f"{self.name}:driver"))
+            self._driving = loop.create_task(self._guarded(self.driver.run()), name=f"{self.name}:driver")
+            self._tasks.append(self._driving)
             self.wake()
         self._tasks.append(loop.create_task(self._guarded(self._ticker()), name=f"{self.name}:ticker"))
 
@@ -253,8 +257,9 @@ class Node:
             await asyncio.sleep(self.settings.tick_ms / 1000)
         self.driver.stop()
         if self._tasks:  # none when the start itself failed
-            for task in self._tasks[1:]:
-                task.cancel()
+            for task in self._tasks:
+                if task is not self._driving:
+                    task.cancel()
             await asyncio.wait(self._tasks, timeout=HANDOVER_TIMEOUT_MS / 1000)
             for task in self._tasks:
                 task.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from cluster.checker import Report, check
 from cluster.launcher import LocalCluster
@@ -109,3 +110,26 @@ async def eventually(condition: Callable[[], bool], otherwise: str, timeout_s: f
     while not await asyncio.to_thread(condition):
         assert now_ms() < deadline, otherwise
         await asyncio.sleep(0.05)
+
+
+def a_follower(cluster: LocalCluster, *, other_than: str = "") -> str:
+    """The name of a node that does not lead."""
+    leader = cluster.wait_leader()
+    return next(name for name in cluster.nodes if name not in (leader, other_than))
+
+
+def newest_segment(data_dir: Path) -> Path:
+    """The segment that was written last."""
+    return max((data_dir / "log").glob("*.log"))
+
+
+def end_of_records(data: bytes) -> int:
+    """Behind the last byte that is not zero: segments are filled with zeros in advance."""
+    return len(data.rstrip(b"\x00"))
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    """Turn one bit, in the middle of what was written unless it is said where."""
+    data = bytearray(path.read_bytes())
+    data[end_of_records(data) // 2 if at is None else at] ^= 0x10
+    path.write_bytes(data)

@@ -13,7 +13,19 @@ import pytest
 
 from cluster.launcher import LocalCluster, NodeSpec
 from tests.integration.conftest import MakeCluster
-from tests.integration.helpers import assert_equal_digests, eventually, fill, get, judge, put, under_load
+from tests.integration.helpers import (
+    a_follower,
+    assert_equal_digests,
+    end_of_records,
+    eventually,
+    fill,
+    flip,
+    get,
+    judge,
+    newest_segment,
+    put,
+    under_load,
+)
 
 MIB = 1_048_576
 TMPFS_BYTES = 96 * MIB
@@ -101,21 +113,6 @@ async def test_full_disk(make_cluster: MakeCluster, small_disk: Path) -> None:
     assert await get(cluster.nodes["b"].address, "fill-000000", strong=False) is not None
 
 
-def a_follower(cluster: LocalCluster) -> str:
-    leader = cluster.wait_leader()
-    return next(name for name in cluster.nodes if name != leader)
-
-
-def newest_segment(data_dir: Path) -> Path:
-    """The segment that was written last."""
-    return max((data_dir / "log").glob("*.log"))
-
-
-def end_of_records(data: bytes) -> int:
-    """Behind the last byte that is not zero: segments are filled with zeros in advance."""
-    return len(data.rstrip(b"\x00"))
-
-
 async def test_torn_tail_that_was_never_fsynced_is_cut(cluster: LocalCluster) -> None:
     await put(cluster.addresses[0], "kept")
     victim = a_follower(cluster)
@@ -138,10 +135,7 @@ async def test_flipped_bit_in_the_fsynced_log_takes_the_node_out(cluster: LocalC
     victim = a_follower(cluster)
     await asyncio.to_thread(cluster.wait_applied, cluster.nodes[victim].status().commit_index)
     cluster.kill(victim)
-    segment = newest_segment(cluster.nodes[victim].data_dir)
-    data = bytearray(segment.read_bytes())
-    data[end_of_records(data) // 2] ^= 0x10
-    segment.write_bytes(data)
+    flip(newest_segment(cluster.nodes[victim].data_dir))
     cluster.restart(victim, wait=False)
     child = cluster.nodes[victim].child
     await eventually(lambda: "LOG_DAMAGED" in child.log_text() or "damaged" in child.log_text(), child.log_text(), 20)

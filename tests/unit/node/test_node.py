@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from types import SimpleNamespace
+from typing import Any
 
 from kvnode.base import limits
 from kvnode.base.errors import StorageFailed
 from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.entry import EntryKind
+from kvnode.node.node import Node
 from kvnode.node.ports import Origin
+from kvnode.node.stats import Stats
 from kvnode.proto.kv.internal.v1 import log_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message, MessageKind
@@ -222,3 +227,25 @@ async def test_leadership_goes_where_it_is_sent(trio: Trio) -> None:
     assert (await trio.refused(leader, trio.node(leader).transfer_leadership(99))).code == "MEMBER_UNKNOWN"
     await trio.within(leader, trio.node(leader).transfer_leadership(other.member.node_id))
     assert await trio.leading() is other
+
+
+@on_trio
+async def test_a_node_whose_log_is_damaged_stays_up_says_so_and_takes_no_part(trio: Trio) -> None:
+    """Also when what is left of the log does not reach to the applied state."""
+    leader, one, _ = await trio.leader_and_followers()
+    for n in range(5):
+        await trio.put(leader, b"k%d" % n)
+    await trio.everywhere()
+    node = trio.node(one)
+    rest: Any = SimpleNamespace(damage="by the test", hard_state=node.log.hard_state)
+    rest.first_index, rest.last_index, rest.term = (lambda: 1), (lambda: 2), (lambda index: None)
+    damaged = Node(node.settings, rest, node.state, node.clock, random.Random(1), lambda _: node.transport, Stats())
+    await damaged.start()
+    assert damaged.ready == (False, "by the test")
+    assert damaged.status().problems == ["by the test"]
+    assert damaged.raft.last_index == damaged.applied_index
+    term = damaged.raft.term
+    await asyncio.sleep(10)
+    assert damaged.raft.term == term and not damaged.failed.done(), "it campaigned"
+    for task in damaged._tasks:
+        task.cancel()

@@ -108,20 +108,39 @@ class Authority:
             RateLimited: RATE_LIMITED.
             NotFound: the database was deleted.
         """
-        judged = self._judged.get(data_token)
-        if judged is None or judged.generation != self.view.generation:
-            judged = self._judge(data_token)
+        judged = self._current(uuid, data_token)
         _, claims, grant, rate = judged
         if claims.expires_ms <= self._clock.now_ms():
             self._judged.pop(data_token, None)
             raise _expired()
-        if claims.database_uuid != uuid:
-            raise self._elsewhere(uuid)
         if write and not grant.can_write:
             raise read_only_token()
         if rate is not None:
             rate.take(size_bytes, self._clock.monotonic_ms())
         return grant
+
+    def still_grants(self, uuid: str, data_token: str) -> Grant:
+        """What authorize granted, judged again for what lasts longer than a request; counted against no limit.
+
+        A data token that has run out meanwhile still holds: it is the proof with which the watch began, and its
+        client fetches another for its next request only. The access token behind it is judged as it is now.
+
+        Raises:
+            Unauthenticated, NotFound: as authorize.
+        """
+        judged = self._current(uuid, data_token)
+        row = self.view.tokens.get(judged.claims.token_id)
+        if row is not None and 0 < row.expires_ms <= self._clock.now_ms():
+            raise _expired()
+        return judged.grant
+
+    def _current(self, uuid: str, data_token: str) -> _Judged:
+        judged = self._judged.get(data_token)
+        if judged is None or judged.generation != self.view.generation:
+            judged = self._judge(data_token)
+        if judged.claims.database_uuid != uuid:
+            raise self._elsewhere(uuid)
+        return judged
 
     def follow(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have `changed` called whenever what was judged may have changed, until the result is called.

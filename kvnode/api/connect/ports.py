@@ -47,6 +47,9 @@ class Access(Protocol):
     def exchange(self, database: Database, access_token: str) -> tuple[str, int]:
         """(signed data token, its expiry in unix ms). Raises Unauthenticated."""
 
+    def still_grants(self, uuid: str, data_token: str) -> Grant:
+        """What authorize granted, judged again for a watch, and not counted. Raises Unauthenticated, NotFound."""
+
     def follow(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have `changed` called when what was judged may have changed, until the result is called."""
 

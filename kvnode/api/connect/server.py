@@ -17,6 +17,7 @@ and one serialization.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import struct
 import time
@@ -24,6 +25,7 @@ from collections.abc import AsyncGenerator
 
 from kvnode.api.connect import convert
 from kvnode.api.connect.answers import bad_request, refusal
+from kvnode.api.connect.interruptions import with_interruptions
 from kvnode.api.connect.metadata import Base, choose_version, exchange, parse_path
 from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
@@ -137,7 +139,7 @@ class ConnectServer:
             return await self._write(grant, body)
         if method == "snapshot_read":
             return await self._read(grant, body, consistency)
-        return await self._watch(grant, body, strong=consistency == "strong")
+        return await self._watch(grant, _token(request), body, strong=consistency == "strong")
 
     async def _read(self, grant: Grant, body: bytes, consistency: str) -> Response:
         if grant.database.mode is DatabaseMode.DISABLED:
@@ -153,7 +155,7 @@ class ConnectServer:
         response = await self._backend.write(write, database=grant.database.number)
         return Response(200, convert.write_output(response), PROTOBUF)
 
-    async def _watch(self, grant: Grant, body: bytes, *, strong: bool) -> Stream:
+    async def _watch(self, grant: Grant, token: str, body: bytes, *, strong: bool) -> Stream:
         """The first frame is made before the answer begins, so that a refusal is one."""
         if grant.database.mode is DatabaseMode.DISABLED:
             return Stream(_one_frame(convert.watch_disabled()), _FRAMES)
@@ -164,26 +166,32 @@ class ConnectServer:
         except BaseException:
             await responses.aclose()
             raise
-        return Stream(self._frames(first, responses, grant.database.uuid), _FRAMES)
+        return Stream(self._frames(first, responses, grant.database.uuid, token), _FRAMES)
 
     async def _frames(
-        self, first: kv_pb2.WatchResponse, responses: AsyncGenerator[kv_pb2.WatchResponse, None], uuid: str
+        self,
+        first: kv_pb2.WatchResponse,
+        responses: AsyncGenerator[kv_pb2.WatchResponse, None],
+        uuid: str,
+        token: str,
     ) -> AsyncGenerator[bytes, None]:
-        """Framed outputs, for as long as the database is there and readable and the backend serves."""
+        """Framed outputs, for as long as token and database hold, the latter is readable, and the backend serves."""
         self._stats.watches += 1
+        changed = asyncio.Event()
+        end = self._access.follow(changed.set)
         try:
             yield _framed(convert.watch_output(first))
-            async for response in responses:
-                database = self._access.find(uuid)
-                if database is None:
-                    return
-                if database.mode is DatabaseMode.DISABLED:
-                    yield _framed(convert.watch_disabled())
-                    return
-                yield _PING if response.ping else _framed(convert.watch_output(response))
+            async with contextlib.aclosing(with_interruptions(responses, changed)) as interrupted:
+                async for response in interrupted:
+                    if self._access.still_grants(uuid, token).database.mode is DatabaseMode.DISABLED:
+                        yield _framed(convert.watch_disabled())
+                        return
+                    if response is not None:
+                        yield _PING if response.ping else _framed(convert.watch_output(response))
         except KvError as error:
             _log.info("a watch over KV Connect ends, its client will come again: %s", error)
         finally:
+            end()
             self._stats.watches -= 1
             await responses.aclose()
 

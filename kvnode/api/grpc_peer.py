@@ -12,6 +12,7 @@ from grpc import aio
 from kvnode.api.grpc_handlers import Handlers, parse, response_too_large
 from kvnode.api.join import Joining
 from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
+from kvnode.api.peer_lanes import Offer, PeerLanes
 from kvnode.api.ports import ServedNode
 from kvnode.api.pump import Pump
 from kvnode.base.clock import Clock
@@ -38,13 +39,22 @@ class PeerService:
         adoption: answers Identify and Adopt.
         clock: read for clock samples.
         stopping: done when the node is about to stop.
+        lanes: offered to those whose messages come; None = to nobody.
     """
 
-    def __init__(self, node: ServedNode, adoption: Joining, clock: Clock, stopping: asyncio.Future[None]) -> None:
+    def __init__(
+        self,
+        node: ServedNode,
+        adoption: Joining,
+        clock: Clock,
+        stopping: asyncio.Future[None],
+        lanes: PeerLanes | None = None,
+    ) -> None:
         self._node = node
         self._adoption = adoption
         self._clock = clock
         self._stopping = stopping
+        self._lanes = lanes or PeerLanes()
 
     def handlers(self, build: Handlers) -> dict[str, grpc.RpcMethodHandler]:
         """Method names to handlers."""
@@ -65,21 +75,19 @@ class PeerService:
         if refused := node.check_hello(hello):
             await context.write(peer_pb2.PeerReply(refused=refused).SerializeToString())
             return
-        sender = hello.node_id
-        await context.write(peer_pb2.PeerReply(hello=hello_to(node, sender)).SerializeToString())
+        with self._lanes.offered(partial(_take_batch, node, hello.node_id)) as offer:
+            await self._take_messages(context, hello.node_id, offer)
+
+    async def _take_messages(self, context: aio.ServicerContext, sender: int, offer: Offer) -> None:
+        node = self._node
+        welcome = peer_pb2.PeerReply(hello=hello_to(node, sender), lane_port=offer.port, lane_token=offer.token)
+        await context.write(welcome.SerializeToString())
         now_ms = self._clock.now_ms
         while (raw := await context.read()) is not aio.EOF:
-            batch = parse(peer_pb2.PeerBatch, raw)
-            arrived_ms = now_ms() if batch.clock_ms else 0
-            freshness = decode_freshness(batch)
-            if batch.messages or freshness is not None:
-                try:
-                    messages = decode_messages(batch.messages)
-                except ValueError as error:
-                    raise InvalidRequest("PEER_TOO_NEW", str(error)) from error
-                node.on_messages(sender, messages, freshness)
-            if arrived_ms:
-                reply = peer_pb2.PeerReply(clock_ms=arrived_ms, echo_clock_ms=batch.clock_ms)
+            arrived_ms = now_ms()
+            asked_ms = _take_batch(node, sender, raw)
+            if asked_ms:
+                reply = peer_pb2.PeerReply(clock_ms=arrived_ms, echo_clock_ms=asked_ms)
                 await context.write(reply.SerializeToString())
 
     async def _forward(self, context: aio.ServicerContext) -> None:
@@ -120,6 +128,19 @@ class PeerService:
     async def _adopt(self, request: peer_pb2.AdoptRequest, context: aio.ServicerContext) -> peer_pb2.AdoptResponse:
         del context
         return await self._adoption.adopt(request)
+
+
+def _take_batch(node: ServedNode, sender: int, raw: bytes) -> int:
+    """Hand a batch to the node; returns the sender's clock sample, 0 without. Raises InvalidRequest."""
+    batch = parse(peer_pb2.PeerBatch, raw)
+    freshness = decode_freshness(batch)
+    if batch.messages or freshness is not None:
+        try:
+            messages = decode_messages(batch.messages)
+        except ValueError as error:
+            raise InvalidRequest("PEER_TOO_NEW", str(error)) from error
+        node.on_messages(sender, messages, freshness)
+    return batch.clock_ms
 
 
 async def _take_forwarded(node: ServedNode, context: aio.ServicerContext, outbox: Outbox) -> None:

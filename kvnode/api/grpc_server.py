@@ -25,6 +25,7 @@ from kvnode.api.grpc_kv import KvService
 from kvnode.api.grpc_peer import PeerService
 from kvnode.api.join import Joining
 from kvnode.api.listen import bind
+from kvnode.api.peer_lanes import PeerLanes
 from kvnode.api.ports import ServedNode
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
@@ -68,6 +69,7 @@ class GrpcServer:
         self._clock = clock or SystemClock()
         self._gate = Gate(authority or Authority(node.directory.view, self._clock), self._clock, required=needs_token)
         self._calls = CallsUnderWay()
+        self._lanes = PeerLanes()
         self._server: aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._health_task: asyncio.Task[None] | None = None
@@ -85,13 +87,15 @@ class GrpcServer:
         for name, methods in (
             (grpc_kv.SERVICE, KvService(node, gate, self._stopping).handlers(build)),
             (grpc_admin.SERVICE, {**admin, **directory}),
-            (grpc_peer.SERVICE, PeerService(node, adoption, self._clock, self._stopping).handlers(build)),
+            (grpc_peer.SERVICE, PeerService(node, adoption, self._clock, self._stopping, self._lanes).handlers(build)),
         ):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         services = (grpc_kv.SERVICE, grpc_admin.SERVICE, grpc_peer.SERVICE, health.SERVICE_NAME)
         reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
         port = bind(server, self._address, self._credentials)
+        if self._credentials is None:
+            await self._lanes.start(self._address.rpartition(":")[0])
         await self._report_health()
         await server.start()
         self._server = server
@@ -115,6 +119,7 @@ class GrpcServer:
         settled.cancel()
         self._calls.end_lasting()
         await stopped
+        self._lanes.stop()
 
     async def _follow_readiness(self) -> None:
         while True:

@@ -1,5 +1,7 @@
 """Raft messages to one peer, and the measurement of its clock.
 
+They leave by the peer's lane once it is open (lane.py), else by the stream itself.
+
 Raft expects messages to get lost and copes; it copes badly with old ones and with a sender that blocks. So a
 message that finds no open stream, or a full queue, is dropped and counted.
 
@@ -13,6 +15,7 @@ seconds so that our own freeze is not held against the peer.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 
@@ -21,12 +24,15 @@ from grpc import aio
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.node.framing import frame_repeated
+from kvnode.node.lane import Lane
 from kvnode.node.peer_stream import PeerStream, RawCall
 from kvnode.node.ports import Freshness, PeerHandler
 from kvnode.node.stats import Stats
 from kvnode.node.wire import encode_freshness, encode_message, message_size_bytes
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import Message
+
+_log = logging.getLogger(__name__)
 
 MESSAGES_METHOD = "/kv.internal.v1.Peer/Messages"
 MAX_UNANSWERED_SAMPLES_COUNT = limits.PEER_SILENCE_TIMEOUT_MS // limits.PEER_CLOCK_SAMPLE_INTERVAL_MS
@@ -45,12 +51,27 @@ def hello_to(handler: PeerHandler, node_id: int) -> peer_pb2.Hello:
 
 
 class MessageStream(PeerStream):
-    """The Messages stream to `node_id`."""
+    """The Messages stream to `node_id`, with its lane.
+
+    Args:
+        lane_host: where the peer's lane is looked for; empty = take none, whatever is offered.
+    """
 
     def __init__(
-        self, node_id: int, peer: str, channel: aio.Channel, handler: PeerHandler, clock: Clock, stats: Stats
+        self,
+        node_id: int,
+        peer: str,
+        channel: aio.Channel,
+        handler: PeerHandler,
+        clock: Clock,
+        stats: Stats,
+        lane_host: str = "",
     ) -> None:
         super().__init__(peer, MESSAGES_METHOD, channel)
+        self._lane_host = lane_host
+        self._lane_offer: tuple[int, bytes] = (0, b"")
+        self._lane: Lane | None = None
+        self._lane_opening: asyncio.Task[None] | None = None
         self._node_id = node_id
         self._handler = handler
         self._clock = clock
@@ -79,24 +100,60 @@ class MessageStream(PeerStream):
                 self._queued_bytes += size
         if freshness is not None:
             self._freshness = freshness
-        self._wake()
+        if self._lane is None:
+            self._wake()
+        else:
+            self._fill_lane()
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether messages leave by the lane."""
+        return self._lane is not None
 
     def _hello(self) -> bytes:
         return peer_pb2.PeerBatch(hello=hello_to(self._handler, self._node_id)).SerializeToString()
 
     def _refusal(self, welcome: bytes) -> str:
         reply = peer_pb2.PeerReply.FromString(welcome)
+        self._lane_offer = (reply.lane_port, reply.lane_token)
         return reply.refused or self._handler.check_hello(reply.hello)
 
     def _went_up(self, call: RawCall) -> None:
         self._call = call
         self._unanswered_samples = 0
         self._sample()
+        if self._lane_host and self._lane_offer[0]:
+            self._lane_opening = asyncio.get_running_loop().create_task(self._open_lane())
+
+    async def _open_lane(self) -> None:
+        port, token = self._lane_offer
+        try:
+            async with asyncio.timeout(limits.PEER_CONNECT_TIMEOUT_MS / 1_000):
+                self._lane = await Lane.open(self._lane_host, port, token, self._lane_lost, self._fill_lane)
+        except (OSError, TimeoutError) as error:
+            _log.info("no lane to %s at port %d, the stream carries its messages: %s", self._peer, port, error)
+        else:
+            self._fill_lane()
+
+    def _lane_lost(self) -> None:
+        """The connection that carried the messages is gone: so is the stream, which says what that means."""
+        self._lane = None
+        if self._call is not None:
+            self._call.cancel()
+
+    def _fill_lane(self) -> None:
+        lane = self._lane
+        while lane is not None and not lane.is_full and (self._queue or self._freshness is not None):
+            lane.send(self._queued_batch(peer_pb2.PeerBatch()))
 
     def _discard(self, reason: str) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._call = None
+        if self._lane_opening is not None:
+            self._lane_opening.cancel()
+        if self._lane is not None:
+            self._lane.close()
+        self._call = self._lane = self._lane_opening = None
         self._stats.messages_dropped += len(self._queue)
         self._queue.clear()
         self._queued_bytes = 0
@@ -106,17 +163,22 @@ class MessageStream(PeerStream):
         self._handler.on_unreachable(self._node_id)
 
     def _next_batch(self) -> bytes | None:
-        queue = self._queue
-        freshness, self._freshness = self._freshness, None
-        if not (queue or freshness or self._sample_due):
+        is_ours = self._lane is None and bool(self._queue or self._freshness)
+        if not (is_ours or self._sample_due):
             return None
         batch = peer_pb2.PeerBatch()
-        if freshness is not None:
-            batch.freshness.CopyFrom(encode_freshness(freshness))
         if self._sample_due:
             self._sample_due = False
             self._sampled_at = (self._clock.now_ms(), self._clock.monotonic_ms())
             batch.clock_ms = self._sampled_at[0]
+        return self._queued_batch(batch) if is_ours else batch.SerializeToString()
+
+    def _queued_batch(self, batch: peer_pb2.PeerBatch) -> bytes:
+        """`batch` with what waits, up to MAX_PEER_BATCH_BYTES of it."""
+        queue = self._queue
+        freshness, self._freshness = self._freshness, None
+        if freshness is not None:
+            batch.freshness.CopyFrom(encode_freshness(freshness))
         encoded: list[bytes] = []
         size = 0
         while queue and (not encoded or size + queue[0][1] <= limits.MAX_PEER_BATCH_BYTES):

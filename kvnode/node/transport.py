@@ -1,7 +1,8 @@
 """The transport over gRPC: the client side of everything between nodes.
 
 Each peer has one connection with two long-lived streams on it, Messages (Raft, one way, batched) and Forward
-(operations and their answers, batched), which open again for ever; a snapshot opens a connection of its own.
+(operations and their answers, batched), which open again for ever; a snapshot opens a connection of its own, and so
+does the lane by which Raft's messages leave where it can be opened (lane.py).
 The other side is kvnode/api/grpc_peer.py: it hands what arrives to the same PeerHandler.
 """
 
@@ -83,6 +84,11 @@ class GrpcTransport:
         peer = self._peers.get(node_id)
         return peer is not None and peer.messages.up
 
+    def has_lane(self, node_id: int) -> bool:
+        """Whether messages to that peer leave by a lane."""
+        peer = self._peers.get(node_id)
+        return peer is not None and peer.messages.has_lane
+
     def send(self, to: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """Queue messages to a peer; never blocks. What does not fit the bound, or has no stream, is dropped."""
         peer = self._peers.get(to)
@@ -138,10 +144,11 @@ class GrpcTransport:
 
     def _connect(self, member: Member) -> _Peer:
         channel = open_channel(member.address, self._credentials)
+        lane_host = "" if self._credentials is not None else member.address.rpartition(":")[0].strip("[]")
         peer = _Peer(
             member,
             channel,
-            MessageStream(member.node_id, member.name, channel, self._handler, self._clock, self._stats),
+            MessageStream(member.node_id, member.name, channel, self._handler, self._clock, self._stats, lane_host),
             ForwardStream(member.node_id, member.name, channel, self._handler),
         )
         peer.messages.start()

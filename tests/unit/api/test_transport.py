@@ -11,12 +11,14 @@ import pytest
 from grpc import aio
 
 from kvnode.api.grpc_server import GrpcServer
+from kvnode.api.peer_lanes import PeerLanes
 from kvnode.base import limits
 from kvnode.base.clock import SystemClock
 from kvnode.base.errors import KvError
 from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import Member
 from kvnode.node.channels import SERVER_OPTIONS
+from kvnode.node.lane import TOKEN_BYTES, FrameReader
 from kvnode.node.ports import Freshness, Origin
 from kvnode.node.transport import GrpcTransport
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -26,6 +28,10 @@ from tests.unit.api.fake_node import FakeNode
 from tests.unit.api.serving import served, until
 
 PEER = 2
+
+
+async def no_lanes(_self: PeerLanes, _host: str) -> None:
+    pass
 
 
 def append(index: int, data: bytes = b"x") -> Message:
@@ -69,7 +75,10 @@ async def pair(connect: bool = True) -> AsyncIterator[Pair]:
             await server.stop(0)
 
 
-async def test_messages_of_one_pass_travel_in_one_batch_in_order() -> None:
+async def test_messages_of_one_pass_travel_in_one_batch_in_order_while_there_is_no_lane(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(PeerLanes, "start", no_lanes)
     async with pair() as p:
         for index in range(10):
             p.transport.send(PEER, [append(index)], Freshness(index, 2, 3))
@@ -78,6 +87,93 @@ async def test_messages_of_one_pass_travel_in_one_batch_in_order() -> None:
         assert sender == 1
         assert messages == [append(index) for index in range(10)]
         assert freshness == Freshness(9, 2, 3)
+
+
+async def test_messages_travel_by_the_lane_in_order() -> None:
+    async with pair() as p:
+        await until(lambda: p.transport.has_lane(PEER))
+        sent = [append(index, bytes([index]) * 100_000) for index in range(100)]
+        for message in sent:
+            p.transport.send(PEER, [message], Freshness(message.index, 2, 3))
+        await until(lambda: sum(len(messages) for _, messages, _ in p.far.messages) == 100)
+        assert [message for _, messages, _ in p.far.messages for message in messages] == sent
+        assert p.far.messages[-1][2] == Freshness(99, 2, 3)
+        assert {sender for sender, _, _ in p.far.messages} == {1}
+
+
+async def test_a_lane_that_breaks_takes_its_stream_along() -> None:
+    async with pair() as p:
+        await until(lambda: p.transport.has_lane(PEER))
+        p.server._lanes.stop()
+        await until(lambda: PEER in p.near.unreachable)
+        await until(lambda: p.transport.connected(PEER))
+        p.transport.send(PEER, [append(1)], None)
+        await until(lambda: p.far.messages)
+
+
+async def test_a_stream_that_ends_closes_its_lane() -> None:
+    async with pair() as p:
+        await until(lambda: p.transport.has_lane(PEER))
+        p.transport.set_members([])
+        await until(lambda: not p.server._lanes._lanes)
+        assert not p.server._lanes._takers
+
+
+async def test_only_the_offered_token_opens_a_lane() -> None:
+    async with pair() as p:
+        await until(lambda: p.transport.has_lane(PEER))
+        reader, writer = await asyncio.open_connection("127.0.0.1", p.server._lanes._port)
+        writer.write(b"0" * TOKEN_BYTES + b"\0\0\0\1x")
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_another_service_at_the_lanes_port_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PEER_CONNECT_TIMEOUT_MS", 200)
+
+    async def echoes_nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request")
+        await writer.drain()
+        writer.close()
+
+    stranger = await asyncio.start_server(echoes_nonsense, "127.0.0.1", 0)
+    port = stranger.sockets[0].getsockname()[1]
+    async with pair(connect=False) as p:
+        monkeypatch.setattr(p.server._lanes, "_port", port)
+        await until(lambda: p.transport.connected(PEER))
+        p.transport.send(PEER, [append(1)], None)
+        await until(lambda: p.far.messages)
+        assert not p.transport.has_lane(PEER)
+        assert not p.near.unreachable
+    stranger.close()
+
+
+async def test_what_a_full_lane_does_not_take_waits_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair() as p:
+        await until(lambda: p.transport.has_lane(PEER))
+        p.transport._peers[PEER].messages._lane.is_full = True
+        p.transport.send(PEER, [append(1)], None)
+        monkeypatch.setattr(limits, "MAX_PEER_QUEUE_COUNT", 2)
+        p.transport.send(PEER, [append(2), append(3)], None)
+        assert p.near.stats.messages_dropped == 1
+        p.transport._peers[PEER].messages._lane.resume_writing()
+        await until(lambda: p.far.messages)
+        assert p.far.messages[0][1] == [append(1), append(2)]
+
+
+def test_frames_may_come_in_pieces() -> None:
+    batches = [bytes([number]) * number for number in range(1, 50)]
+    wire = b"".join(len(batch).to_bytes(4, "big") + batch for batch in batches)
+    for step in (1, 3, 7, len(wire)):
+        reader = FrameReader()
+        found = [batch for at in range(0, len(wire), step) for batch in reader.feed(wire[at : at + step])]
+        assert found == batches
+
+
+def test_a_frame_beyond_any_bound_is_refused() -> None:
+    with pytest.raises(ValueError, match="a frame of 4294967295 bytes"):
+        list(FrameReader().feed(b"\xff\xff\xff\xff"))
 
 
 async def test_freshness_alone_is_sent() -> None:

@@ -385,7 +385,8 @@ def _validate(request: kv_pb2.WatchRequest) -> None:
         if len(request.keys) > limits.MAX_WATCHED_KEYS_COUNT:
             raise InvalidRequest(
                 "TOO_MANY_WATCHED_KEYS",
-                f"{len(request.keys)} keys are watched, {limits.MAX_WATCHED_KEYS_COUNT} at most: watch their prefix",
+                f"Too many keys watched in a single watch request. It names {len(request.keys)} keys; the limit is "
+                f"{limits.MAX_WATCHED_KEYS_COUNT}: watch their prefix, or use several watches.",
             )
         for key in request.keys:
             _check_length(key)

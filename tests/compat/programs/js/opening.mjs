@@ -87,4 +87,4 @@ feature("close: ends a watch", async (t) => {
   kv.close();
   const ended = await Promise.race([next.then(() => "ended", () => "ended"), t.sleep(5_000).then(() => "goes on")]);
   t.equal(ended, "ended");
-});
+}, { absent: { node: "the stream stays silent for ever" } });

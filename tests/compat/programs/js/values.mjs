@@ -98,13 +98,14 @@ async function serialized(t, values) {
 
 for (const [name, values] of Object.entries(CASES)) {
   feature(`value: ${name}`, async (t) => {
+    // First of all: V8 chooses between two forms of an array by what has been done to it before.
+    const wanted = t.embedded ? [] : await serialized(t, values);
     for (const [number, value] of values.entries()) await t.kv.set(t.key(number), value);
     for (const [number, value] of values.entries()) sameValue(t, (await t.kv.get(t.key(number))).value, value);
     const listed = await t.collect(t.kv.list({ prefix: t.prefix }));
     values.forEach((value, number) => sameValue(t, listed[number].value, value));
     if (t.embedded) return;
     const raw = await openRaw(t.url, t.token);
-    const wanted = await serialized(t, values);
     for (const number of values.keys()) {
       t.equal(await raw.get(t.key(number)), { data: wanted[number], encoding: V8 });
       await raw.set(t.key("copy", number), wanted[number], V8);

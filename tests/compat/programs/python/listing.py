@@ -33,11 +33,7 @@ async def values_of(t: Test, **options: object) -> str:
 async def _(t: Test) -> None:
     stamp = await t.kv.set(t.key("a"), "v")
     (entry,) = await collect(t.kv.list(prefix=t.prefix))
-    t.equal((tuple(entry.key), entry.value, entry.versionstamp), (tuple(map(_as_js, t.key("a"))), "v", stamp))
-
-
-def _as_js(part: object) -> object:
-    return float(part) if type(part) is int else part
+    t.equal((tuple(entry.key), entry.value, entry.versionstamp), (t.key("a"), "v", stamp))
 
 
 @feature("list: nothing there")
@@ -144,7 +140,7 @@ async def _(t: Test) -> None:
 
 @feature("list: a cursor that is none")
 async def _(t: Test) -> None:
-    await t.refused(collect(t.kv.list(prefix=t.prefix, cursor="!!")), "InvalidCursor")
+    await t.refused(collect(t.kv.list(prefix=t.prefix, cursor="a")), "InvalidCursor")
 
 
 @feature("list: values of 64 KiB, several in one answer")

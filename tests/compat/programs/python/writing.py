@@ -18,16 +18,11 @@ async def _(t: Test) -> None:
 @feature("set: replaces; versionstamps increase")
 async def _(t: Test) -> None:
     last = b""
-    for value in ("one", 2.0, [3.0]):
+    for value in ("one", 2.0, None):
         stamp = await t.kv.set(t.key("a"), value)
         assert stamp > last
         last = stamp
-        t.equal(list_of((await t.kv.get(t.key("a")))[1].value), list_of(value))
-
-
-def list_of(value: object) -> object:
-    """JSArray is no list."""
-    return list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else value  # type: ignore[call-overload]
+        t.equal((await t.kv.get(t.key("a")))[1].value, value)
 
 
 @feature("set: versionstamps increase over concurrent writes")

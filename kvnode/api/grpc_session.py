@@ -100,7 +100,8 @@ class Session:
         self._outbox.expect(count)
         origin = Origin(self._client_id, request.lowest_unanswered, self._permit.database)
         allowed = operations if self._permit.is_plain else self._allowed(operations)
-        self._node.submit(allowed, origin, self._deliver)
+        if allowed:
+            self._node.submit(allowed, origin, self._deliver)
 
     def _allowed(self, operations: Sequence[kv_pb2.Operation]) -> list[kv_pb2.Operation]:
         """Those that the permit allows; the others are answered."""

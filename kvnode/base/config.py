@@ -208,13 +208,19 @@ def _check(config: NodeConfig) -> None:
     ):
         if getattr(config, name) < least:
             raise ConfigError(f"'{name}' must be at least {least}, not {getattr(config, name)}")
-    if 0 < len(config.access_token) < limits.MIN_STATIC_TOKEN_CHARACTERS_COUNT or not config.access_token.isprintable():
-        raise ConfigError(
-            f"'access_token' must have at least {limits.MIN_STATIC_TOKEN_CHARACTERS_COUNT} printable characters; "
-            "`openssl rand -hex 16` makes a good one"
-        )
+    _check_access_token(config.access_token)
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"'log_level' must be debug, info, warning or error, not {config.log_level!r}")
+
+
+def _check_access_token(token: str) -> None:
+    """A header must carry it as it is."""
+    least = limits.MIN_STATIC_TOKEN_CHARACTERS_COUNT
+    if token and (len(token) < least or not all("!" <= letter <= "~" for letter in token)):
+        raise ConfigError(
+            f"'access_token' must have at least {least} characters, ASCII and without spaces; "
+            "`openssl rand -hex 16` makes a good one"
+        )
 
 
 def split_address(address: str, name: str) -> tuple[str, int]:

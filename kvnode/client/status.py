@@ -37,6 +37,7 @@ _CLASS_BY_CODE: Final[dict[str, type[KvError]]] = {
     "ACCESS_TOKEN_INVALID": Unauthenticated,
     "ACCESS_TOKEN_WRONG_DATABASE": Unauthenticated,
     "DATABASE_DISABLED": Forbidden,
+    "DATABASE_IS_DEFAULT": Forbidden,
     "DATABASE_NOT_FOUND": NotFound,
     "DATABASE_READ_ONLY": Forbidden,
     "NO_ACCESS_TOKENS": Unauthenticated,

@@ -1,0 +1,54 @@
+"""What denokv's users bring along."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvnode.base.config import KEYS, load_config
+from kvnode.base.denokv import FOREIGN_NAMES
+from kvnode.base.errors import ConfigError
+
+TOKEN = "0123456789ab"
+
+
+def test_its_names_mean_ours_and_ours_are_stronger() -> None:
+    loaded = load_config({}, {"DENO_KV_ACCESS_TOKEN": TOKEN, "DENO_KV_ADDR": "127.0.0.1:4999"})
+    assert loaded.config.access_token == TOKEN
+    assert loaded.config.connect_listen == "127.0.0.1:4999"
+    assert loaded.origins["access_token"] == "environment (DENO_KV_*)"
+    ours = load_config({}, {"DENO_KV_ACCESS_TOKEN": TOKEN, "KVNODE_ACCESS_TOKEN": TOKEN + "c"})
+    assert ours.config.access_token == TOKEN + "c"
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("DENO_KV_SQLITE_PATH", "kvnode import"),
+        ("DENO_KV_READ_ONLY", "--mode read-only"),
+        ("DENO_KV_S3_BUCKET", "replicate"),
+        ("DENO_KV_SYNC_FROM_S3", "replicate"),
+    ],
+)
+def test_what_cannot_be_honoured_says_what_to_do(variable: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=variable) as refused:
+        load_config({}, {variable: "1"})
+    assert says in refused.value.message
+
+
+def test_what_nobody_will_miss_is_mentioned() -> None:
+    loaded = load_config({}, {"DENO_KV_NUM_WORKERS": "4", "DENO_KV_READ_ONLY": "false"})
+    assert len(loaded.notices) == 2
+    assert "DENO_KV_NUM_WORKERS" in " ".join(loaded.notices)
+    assert not load_config({}, {"DENO_KV_SOMETHING": "1", "DENO_KV_NUM_WORKERS": ""}).notices
+
+
+@pytest.mark.parametrize("token", ["short", "with a space in it", "tab\tinside-it-", "ünicode-is-no-good"])
+def test_a_static_token_that_will_not_do(token: str) -> None:
+    with pytest.raises(ConfigError, match="access_token") as refused:
+        load_config({"access_token": token}, {})
+    assert token not in refused.value.message
+
+
+def test_every_key_that_they_stand_for_exists() -> None:
+    assert {name.key for name in FOREIGN_NAMES if name.key} <= set(KEYS)
+    assert all(name.key or name.advice for name in FOREIGN_NAMES)

@@ -10,7 +10,7 @@ from pathlib import Path
 from kvnode.base.errors import StateDamaged, StorageFailed
 
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT}
-_REBUILD = "rebuild this node from its peers (remove the member, empty its data directory, join under a new id)"
+_REBUILD = "rebuild this node from its peers: empty its data directory, start it, and `kvnode member replace` it"
 
 
 def storage_error(error: sqlite3.Error | OSError, path: Path) -> StorageFailed:
@@ -18,7 +18,9 @@ def storage_error(error: sqlite3.Error | OSError, path: Path) -> StorageFailed:
     if isinstance(error, OSError):
         return StorageFailed(f"{path}: {error.strerror or error}; free space or replace the disk, then restart")
     primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if primary in _DAMAGED or (primary == 0 and isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error)):
+    # Code 0 comes from the binding. The tables are made before the file is named: if one is missing, it was lost.
+    said = str(error)
+    if primary in _DAMAGED or (primary == 0 and "malformed" in said) or said.startswith("no such table"):
         return StateDamaged(f"{path} cannot be read as a state ({error}); {_REBUILD}")
     if primary == sqlite3.SQLITE_FULL:
         return StorageFailed(f"the disk of {path} is full ({error}); free some space, then restart this node")

@@ -94,6 +94,14 @@ async def test_a_damaged_current_is_told(tmp_path: Path) -> None:
         await State.open(tmp_path, clock=SystemClock())
 
 
+async def test_a_file_that_lost_its_bytes_is_damage(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        put(state, 1, {b"a": row(b"a")})
+    (tmp_path / "state-1.db").write_bytes(b"")
+    with pytest.raises(StateDamaged, match=r"no such table.*empty its data directory"):
+        await State.open(tmp_path, clock=SystemClock())
+
+
 async def test_a_missing_current_does_not_start_empty(tmp_path: Path) -> None:
     async with opened(tmp_path) as state:
         put(state, 1, {b"a": row(b"a")})

@@ -20,7 +20,7 @@ from grpc import aio
 from kvnode.api.calls_under_way import CallsUnderWay
 from kvnode.api.grpc_status import abort
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -134,5 +134,15 @@ def response_too_large(size_bytes: int) -> KvError:
         "RESPONSE_TOO_LARGE",
         f"the answer has {size_bytes} bytes, one message carries {limits.MAX_GRPC_MESSAGE_BYTES}: "
         "lower the limit of the read and page",
+        phase="read",
+    )
+
+
+def results_full() -> KvError:
+    """A read whose result would be more than a stream may have unsent."""
+    return Unavailable(
+        f"more than {limits.MAX_SESSION_RESULT_BYTES} bytes of results wait on this stream: take them, and send this "
+        "read again",
+        code="SESSION_RESULTS_FULL",
         phase="read",
     )

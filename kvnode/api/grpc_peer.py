@@ -9,7 +9,7 @@ from functools import partial
 import grpc
 from grpc import aio
 
-from kvnode.api.grpc_handlers import Handlers, parse, response_too_large
+from kvnode.api.grpc_handlers import Handlers, parse, response_too_large, results_full
 from kvnode.api.join import Joining
 from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
 from kvnode.api.peer_lanes import Offer, PeerLanes
@@ -166,6 +166,9 @@ def _deliver(outbox: Outbox, call_id: int, endpoint: str, result: kv_pb2.Operati
     if len(data) > MAX_RESULT_BYTES:
         error = error_to_proto(response_too_large(len(data)), endpoint)
         result = kv_pb2.OperationResult(id=result.id, error=error)
+        data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
+    elif not outbox.fits(len(data)) and result.HasField("read"):
+        result = kv_pb2.OperationResult(id=result.id, error=error_to_proto(results_full(), endpoint))
         data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
     outbox.put(data)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from grpc import aio
 
 from kvnode.api.auth.gate import Permit
-from kvnode.api.grpc_handlers import parse, response_too_large, timeout_ms
+from kvnode.api.grpc_handlers import parse, response_too_large, results_full, timeout_ms
 from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
 from kvnode.api.ports import ServedNode
 from kvnode.api.pump import Pump
@@ -122,5 +122,8 @@ class Session:
         data = result.SerializeToString()
         if len(data) > MAX_RESULT_BYTES:
             error = error_to_proto(response_too_large(len(data)), self._node.name)
+            data = kv_pb2.OperationResult(id=result.id, error=error).SerializeToString()
+        elif not self._outbox.fits(len(data)) and result.HasField("read"):
+            error = error_to_proto(results_full(), self._node.name)
             data = kv_pb2.OperationResult(id=result.id, error=error).SerializeToString()
         self._outbox.put(data)

@@ -6,7 +6,9 @@ writer is woken in the next pass. While a write is under way more gather, so tha
 messages, not more of them.
 
 What is owed is bounded: a stream is not read on while MAX_SESSION_UNANSWERED_COUNT operations are unanswered or
-MAX_SESSION_RESULT_BYTES of results are unsent. Nothing is dropped.
+MAX_SESSION_RESULT_BYTES of results are unsent. One message may ask for more than that many bytes: then the results of
+reads that do not fit give way to an error, SESSION_RESULTS_FULL, and the client reads again. The results of writes,
+which are small and final, are never dropped.
 """
 
 from __future__ import annotations
@@ -56,6 +58,10 @@ class Outbox:
             self._waiter = None
             if not waiter.done():
                 waiter.set_result(None)
+
+    def fits(self, size_bytes: int) -> bool:
+        """Whether a result of that size may still be put; the only one there is always may."""
+        return not self._bytes or self._bytes + size_bytes <= limits.MAX_SESSION_RESULT_BYTES
 
     @property
     def full(self) -> bool:

@@ -123,7 +123,7 @@ SESSION_REFRESH_MS = (
 )
 OUTCOME_PRUNE_SEQUENCES_COUNT = 256  # outcomes below lowest_unanswered are deleted in steps of this many sequences
 SCAN_PAGE_COUNT = 1_000
-MAX_SESSION_RESULT_BYTES = 32 * 1_048_576  # results of one stream that wait to be sent; above it nothing is read
+MAX_SESSION_RESULT_BYTES = 32 * 1_048_576  # results of one stream that wait to be sent; above it nothing is read on
 RESULT_HEADROOM_BYTES = 4_096  # of framing around the largest single result
 
 # Databases and tokens.

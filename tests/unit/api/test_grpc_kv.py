@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from kvnode.api.grpc_server import GrpcServer
 from kvnode.base import limits
 from kvnode.base.errors import ConfigError, KvError, OutcomeUnknown, Unavailable
-from kvnode.client.status import error_from_rpc
+from kvnode.client.status import error_from_rpc, is_retryable
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.api.fake_node import FakeNode
 from tests.unit.api.serving import served, until
@@ -241,6 +241,29 @@ async def test_a_session_is_not_read_on_while_too_much_is_unanswered(monkeypatch
         s.node.hold = False
         s.node.release()
         assert set(await client.results(30)) == set(range(1, 31))
+        client.call.cancel()
+
+
+async def test_one_message_of_large_reads_does_not_hold_more_results_than_a_stream_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_SESSION_RESULT_BYTES", 100_000)
+    async with served() as s:
+        s.node.put(b"k", bytes(40_000))
+        client = Client(s.channel)
+        await client.send(open=kv_pb2.SessionOpen())
+        await client.receive()
+        reads = [kv_pb2.Operation(id=number, read=read_of(b"k")) for number in range(1, 21)]
+        await client.send(operations=[*reads, kv_pb2.Operation(id=21, write=write_of(b"w"))])
+        results = await client.results(21)
+        assert results[21].HasField("write")
+        refused = [number for number in range(1, 21) if results[number].HasField("error")]
+        assert len(refused) == 18
+        error = results[refused[0]].error
+        assert (error.code, error.phase, error.not_applied) == ("SESSION_RESULTS_FULL", "read", True)
+        assert is_retryable(error)
+        await client.send(operations=[kv_pb2.Operation(id=22, read=read_of(b"k"))])
+        assert (await client.results(1))[22].HasField("read")
         client.call.cancel()
 
 

@@ -31,6 +31,7 @@ MAX_PROPOSAL_QUEUE_BYTES = 128 * 1_048_576
 # Raft.
 TICK_MS = 50
 ELECTION_TIMEOUT_TICKS = 20  # 1 s, randomized up to twice this
+COMMIT_NOTICE_DELAY_MS = 5  # a leader without an append to carry it tells its followers the commit index after this
 HEARTBEAT_TICKS = 2
 MAX_INFLIGHT_APPENDS_COUNT = 128
 MAX_INFLIGHT_APPEND_BYTES = 16 * 1_048_576

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from kvnode.base import limits
 from kvnode.codec.entry import Entry
 from kvnode.node.applier import Applier
 from kvnode.node.barriers import Barriers
@@ -34,6 +35,8 @@ from kvnode.storage.state import State
 
 # Entries applied in one state transaction: enough to share its cost, few enough to hold the loop only briefly.
 MAX_APPLY_RUN_BYTES = 262_144
+
+NOTICE_DELAY_S = limits.COMMIT_NOTICE_DELAY_MS / 1_000
 
 
 class Driver:
@@ -72,6 +75,7 @@ class Driver:
         self._seen: tuple[bool, int, int] = (False, 0, 0)
         self._stopping = False
         self._persisting = False
+        self._notice_timer: asyncio.TimerHandle | None = None
         self._committed: list[Entry] = []  # delivered by the core, not yet applied
 
     def wake(self) -> None:
@@ -83,6 +87,8 @@ class Driver:
     def stop(self) -> None:
         """Return from run() after the present cycle."""
         self._stopping = True
+        if self._notice_timer is not None:
+            self._notice_timer.cancel()
         self._wake.set()
 
     async def run(self) -> None:
@@ -131,7 +137,15 @@ class Driver:
             self._freshness.round_acknowledged(raft.quorum_round_acknowledged, self._state.meta.applied_index)
         self._barriers.applied(self._state.meta.applied_index)
         self._notice_leadership()
+        if self._notice_timer is None and raft.holds_notice:
+            self._notice_timer = asyncio.get_running_loop().call_later(NOTICE_DELAY_S, self._release_notices)
         return True
+
+    def _release_notices(self) -> None:
+        """Nothing came to carry the commit index to the followers: it goes by itself."""
+        self._notice_timer = None
+        self._raft.release_notices()
+        self.wake()
 
     async def _install(self, snapshot: SnapshotMeta) -> None:
         self._committed = []  # whatever was delivered before lies below the snapshot

@@ -81,7 +81,9 @@ class Node:
         self.stats = stats
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         meta = state.meta
-        config = RaftConfig(settings.node_id, settings.election_ticks, settings.heartbeat_ticks)
+        config = RaftConfig(
+            settings.node_id, settings.election_ticks, settings.heartbeat_ticks, holds_commit_notices=True
+        )
         membership = decode_membership(meta.membership)
         self._known_at_start = membership
         view = log if log.damage is None else AbsentLog(meta.applied_index, meta.applied_term)

@@ -15,6 +15,7 @@ class Leadership:
         "first_index",
         "heartbeat_elapsed",
         "lease_void",
+        "notices_due",
         "peers",
         "ticks",
         "transfer_ticks",
@@ -30,6 +31,7 @@ class Leadership:
         self.transferring = 0  # to this node; 0 = no transfer
         self.transfer_ticks = 0
         self.lease_void = False  # the process was frozen and no quorum has answered since
+        self.notices_due = False  # followers are to be told the commit index, where no append tells them
         self.uncommitted_bytes = 0
         self._uncommitted: deque[tuple[int, int]] = deque()  # (index, bytes) of each own entry of it
 

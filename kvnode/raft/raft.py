@@ -146,6 +146,11 @@ class Raft(Core):
         """The number of the newest heartbeat round that a quorum has acknowledged."""
         return self.rounds.acknowledged
 
+    @property
+    def holds_notice(self) -> bool:
+        """Whether this leader has something to tell its followers that release_notices() would send."""
+        return self.lead is not None and replication.holds_notice(self, self.lead)
+
     def progress(self) -> list[PeerProgress]:
         """What the leader knows of each other member; [] on any other node."""
         lead = self.lead
@@ -262,6 +267,11 @@ class Raft(Core):
         if self.rounds.pending_count >= MAX_PENDING_READS_COUNT:
             raise Unavailable("too many strong reads wait; send the read again", code="TOO_MANY_READS")
         self.rounds.join(context)
+
+    def release_notices(self) -> None:
+        """Let the next ready() tell the followers the commit index, if no append of it does."""
+        if self.lead is not None:
+            self.lead.notices_due = True
 
     def transfer_leadership(self, to: int) -> None:
         """Hand leadership over to a voter; given up after an election timeout. Proposals are refused meanwhile.

@@ -3,9 +3,9 @@
 Theory of operation. Nothing is sent when an entry is proposed: flush(), called for each Ready, sends each peer
 what flow control allows, so that all that was proposed since the last one travels in one append. An append
 carries the commit index along. When the commit index has moved and there is no append to carry it, a heartbeat
-of round 0 does, which nobody answers: at once when nothing is in flight (eventual reads are fresh), else the
-append of the next batch, the commit of the last one, or the periodic heartbeat brings it. So a busy leader sends
-each follower one message a batch.
+of round 0 does, which nobody answers: at once when nothing is in flight (eventual reads are fresh), or, if
+config.holds_commit_notices, when the node calls for it; else the append of the next batch, the commit of the last one,
+or the periodic heartbeat brings it. So a busy leader sends each follower one message a batch.
 
 Lost appends (a broken connection) are found by the periodic heartbeat: a peer that answers but whose match does
 not move is nudged with an empty append, whose rejection or acceptance tells where the logs meet.
@@ -75,8 +75,20 @@ def _wants_append(core: Core, peer: Progress, last_index: int) -> bool:
     return peer.nudge or (peer.next <= last_index and peer.can_send(core.config))
 
 
-def _wants_commit_notice(core: Core, peer: Progress, last_index: int) -> bool:
+def _wants_commit_notice(core: Core, lead: Leadership, peer: Progress, last_index: int) -> bool:
     """Whether to tell the peer the commit index by itself; see the head of this file."""
+    if core.config.holds_commit_notices and not lead.notices_due and not peer.leaving_index:
+        return False
+    return _lacks_commit(core, peer, last_index)
+
+
+def holds_notice(core: Core, lead: Leadership) -> bool:
+    """Whether release_notices() would send anything."""
+    last_index = core.log.last_index
+    return not lead.notices_due and any(_lacks_commit(core, peer, last_index) for peer in lead.peers.values())
+
+
+def _lacks_commit(core: Core, peer: Progress, last_index: int) -> bool:
     commit = core.log.commit
     return (
         (commit == last_index or peer.leaving_index > 0)
@@ -92,7 +104,7 @@ def needs_flush(core: Core, lead: Leadership) -> bool:
         return True
     last_index = core.log.last_index
     return any(
-        _wants_append(core, peer, last_index) or _wants_commit_notice(core, peer, last_index)
+        _wants_append(core, peer, last_index) or _wants_commit_notice(core, lead, peer, last_index)
         for peer in lead.peers.values()
     )
 
@@ -108,10 +120,11 @@ def flush(core: Core, lead: Leadership) -> None:
             _send_append(core, peer, (), 0)
         while peer.next <= last_index and peer.can_send(core.config):
             _send_entries(core, peer, last_index, slices)
-        if _wants_commit_notice(core, peer, last_index):
+        if _wants_commit_notice(core, lead, peer, last_index):
             send_commit(core, peer)
         if peer.leaving_index and _has_left(core, lead, peer):
             left.append(peer.node_id)
+    lead.notices_due = False
     for node_id in left:
         del lead.peers[node_id]
     if _wants_read_round(core):

@@ -35,6 +35,8 @@ class RaftConfig:
         max_inflight_bytes: data bytes of the same.
         max_uncommitted_bytes: data bytes that a leader takes in and that are not yet committed and on its own disk.
         max_unapplied_bytes: data bytes handed out as committed and not yet reported by applied_to().
+        holds_commit_notices: followers hear of a commit with the next append or heartbeat, or when
+            Raft.release_notices() is called; otherwise by a message of its own as soon as nothing is in flight.
     """
 
     node_id: int
@@ -45,6 +47,7 @@ class RaftConfig:
     max_inflight_bytes: int = limits.MAX_INFLIGHT_APPEND_BYTES
     max_uncommitted_bytes: int = limits.MAX_UNCOMMITTED_BYTES
     max_unapplied_bytes: int = limits.MAX_UNAPPLIED_BYTES
+    holds_commit_notices: bool = False
 
 
 class ReadState(NamedTuple):

@@ -23,8 +23,7 @@ from kvnode.machine.directory.changes import Build
 from kvnode.machine.directory.rows import ALL_DATABASES, DatabaseRow, PurgeRow, Right, TokenRow
 from kvnode.machine.directory.view import DirectoryView
 from kvnode.node.directory import Changes
-from kvnode.node.directory_changes import change_directory
-from kvnode.node.strong_read import catch_up
+from kvnode.node.directory_changes import change_directory, learn_directory
 from kvnode.proto.kv.v1 import directory_pb2 as pb
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -74,7 +73,7 @@ class DirectoryService:
         }
 
     async def _database_list(self, _request: pb.DatabaseListRequest, context: Context) -> pb.DatabaseListResponse:
-        await catch_up(self._node, timeout_ms(context))
+        await learn_directory(self._node, timeout_ms(context))
         view = self._node.directory.view
         return pb.DatabaseListResponse(
             databases=[database_to_wire(row) for _, row in sorted(view.databases.items())],
@@ -96,7 +95,7 @@ class DirectoryService:
         return self._database(fresh)
 
     async def _database_show(self, request: pb.DatabaseShowRequest, context: Context) -> pb.DatabaseShowResponse:
-        await catch_up(self._node, timeout_ms(context))
+        await learn_directory(self._node, timeout_ms(context))
         view = self._node.directory.view
         purge = view.purge_of(request.database)
         row = view.find(request.database)
@@ -132,7 +131,7 @@ class DirectoryService:
         return self._database(request.database)
 
     async def _token_list(self, _request: pb.TokenListRequest, context: Context) -> pb.TokenListResponse:
-        await catch_up(self._node, timeout_ms(context))
+        await learn_directory(self._node, timeout_ms(context))
         rows = sorted(self._node.directory.view.tokens.values(), key=lambda row: (row.created_ms, row.token_id))
         return pb.TokenListResponse(tokens=[self._token(row) for row in rows])
 

@@ -29,13 +29,13 @@ from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import NodeConfig
 from kvnode.base.errors import ConfigError, KvError, StateDamaged
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.node.directory_changes import learn_directory
 from kvnode.node.directory_keeper import DirectoryKeeper
 from kvnode.node.node import Node
 from kvnode.node.peer_calls import adopt, identify
 from kvnode.node.ports import PeerHandler, Transport
 from kvnode.node.settings import NodeSettings
 from kvnode.node.stats import Stats
-from kvnode.node.strong_read import catch_up
 from kvnode.node.transport import GrpcTransport
 from kvnode.storage.disk import Disk
 from kvnode.storage.identity import DataDirectory, Identity
@@ -204,7 +204,7 @@ async def _run_node(
         node.directory.view,
         clock,
         static_token=config.access_token,
-        learn=lambda: catch_up(node, limits.PEER_CALL_TIMEOUT_MS),
+        learn=lambda: learn_directory(node, limits.PEER_CALL_TIMEOUT_MS),
     )
     server = GrpcServer(
         node,

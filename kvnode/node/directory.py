@@ -26,6 +26,9 @@ Follower = Callable[[Changes | None], None]
 class Rows(Protocol):
     """Where the directory is read (the state)."""
 
+    def get(self, key: bytes) -> Row | None:
+        """See kvnode.machine.state_reader."""
+
     def scan(self, start: bytes, end: bytes, limit: int, *, reverse: bool = False) -> list[Row]:
         """See kvnode.machine.state_reader."""
 
@@ -69,6 +72,15 @@ class Directory:
         """A snapshot has replaced the state."""
         self.view.load(self.rows())
         self._tell(None)
+
+    def refresh(self) -> None:
+        """Read the directory anew if the state shows another one: a snapshot may have just come in.
+
+        Between the moment in which the state is switched and `replaced` the log is reset, which waits for the disk.
+        """
+        row = self._state.get(VERSION_KEY)
+        if (row.versionstamp if row else b"") != self.view.version:
+            self.replaced()
 
     def takes_write(self, number: int, write: kv_pb2.AtomicWriteRequest) -> bool:
         """Whether the leader may resolve this write: its database exists, or the write only removes what is left of it.

@@ -1,0 +1,220 @@
+"""Databases and tokens on three real nodes: through changes, restarts, a snapshot and the leader's death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cluster.launcher import LocalCluster, LocalNode
+from kvnode.base.errors import KvError, NotFound, Unauthenticated
+from kvnode.client import Admin, Kv, open_kv
+from tests.integration.conftest import MakeCluster
+from tests.integration.helpers import assert_equal_digests, error_of
+from tests.integration.test_snapshot_catch_up import MIB, SMALL_LOG, leave_one_behind
+
+WITHIN_S = 1.0  # that a revocation takes on every node
+SETS_PER_COMMIT_COUNT = 500
+FULL_COUNT = 30_000
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+
+
+def post(node: LocalNode, path: str, token: str, body: bytes, content_type: str, **headers: str) -> Answer:
+    """One request of KV Connect."""
+    connection = http.client.HTTPConnection(node.connect_address, timeout=5)
+    try:
+        sent = {"authorization": f"Bearer {token}", "content-type": content_type, **headers}
+        connection.request("POST", path, body, sent)
+        response = connection.getresponse()
+        return Answer(response.status, response.read())
+    finally:
+        connection.close()
+
+
+def exchange(node: LocalNode, database: str, token: str) -> Answer:
+    """The metadata exchange at one node."""
+    return post(node, f"/{database}", token, b'{"supportedVersions":[1,2,3]}', "application/json")
+
+
+def data(node: LocalNode, uuid: str, data_token: str) -> int:
+    """The status of a read of nothing at one node."""
+    headers = {"x-denokv-version": "3", "x-denokv-database-id": uuid}
+    return post(node, f"/data/{uuid}/strong/snapshot_read", data_token, b"", "application/x-protobuf", **headers).status
+
+
+def at(node: LocalNode, database: str = "", token: str = "") -> Kv:
+    return open_kv([node.address], database=database, token=token, timeout_ms=10_000)
+
+
+async def put(node: LocalNode, database: str, value: str) -> None:
+    async with at(node, database) as kv:
+        assert (await kv.set(("k",), value)).ok
+
+
+async def get(node: LocalNode, database: str) -> object:
+    async with at(node, database) as kv:
+        return (await kv.get(("k",), consistency="eventual")).value
+
+
+async def fill(node: LocalNode, database: str, count: int) -> None:
+    async with at(node, database) as kv:
+        for start in range(0, count, SETS_PER_COMMIT_COUNT):
+            commit = kv.atomic()
+            for number in range(start, min(count, start + SETS_PER_COMMIT_COUNT)):
+                commit.set(("n", number), b"value")
+            assert (await commit.commit()).ok
+
+
+def rows_of(cluster: LocalCluster, name: str, number: int) -> int:
+    """How many rows of a database a node that has ended holds in its state."""
+    (file,) = (cluster.nodes[name].data_dir / "state").glob("state-*.db")
+    bounds = (number.to_bytes(4, "big"), (number + 1).to_bytes(4, "big"))
+    with contextlib.closing(sqlite3.connect(file)) as state:
+        return int(state.execute("SELECT count(*) FROM rows WHERE key >= ? AND key < ?", bounds).fetchone()[0])
+
+
+async def test_databases_are_apart_through_names_deletes_and_restarts(cluster: LocalCluster) -> None:
+    a, b, c = cluster.nodes.values()
+    async with Admin([b.address]) as admin:
+        orders = (await admin.create_database("orders")).database
+        await admin.create_database("bills")
+    for node, database in ((a, ""), (c, "orders"), (b, "bills")):
+        await put(node, database, database or "default")
+    for node in (a, b, c):
+        assert [await get(node, name) for name in ("", "orders", orders.uuid, "bills")] == [
+            "default", "orders", "orders", "bills",
+        ]  # fmt: skip
+    async with Admin([c.address]) as admin:
+        await admin.rename_database("orders", "orders-2030")
+        await admin.delete_database("bills")
+    for node in (a, b, c):
+        assert await get(node, "orders-2030") == "orders"
+        assert isinstance(await error_of(get(node, "orders")), NotFound)
+        assert isinstance(await error_of(put(node, "bills", "x")), NotFound)
+    async with Admin([a.address]) as admin:
+        async with asyncio.timeout(20):
+            while (await admin.databases()).purges:
+                await asyncio.sleep(0.1)
+        again = (await admin.create_database("bills")).database
+    assert await get(a, "bills") is None
+    for name in cluster.nodes:
+        cluster.kill(name)
+    for name in cluster.nodes:
+        cluster.restart(name, wait=False)
+    await asyncio.to_thread(cluster.wait_ready)
+    for node in (a, b, c):
+        async with Admin([node.address]) as admin:
+            databases = {each.name: each for each in (await admin.databases()).databases}
+        assert set(databases) == {"default", "orders-2030", "bills"}
+        assert databases["bills"] == again and again.number == 4
+        assert await get(node, "orders-2030") == "orders"
+    await assert_equal_digests(cluster)
+
+
+async def test_a_revocation_takes_effect_on_every_node_within_a_second(cluster: LocalCluster) -> None:
+    nodes = list(cluster.nodes.values())
+    async with Admin([nodes[0].address]) as admin:
+        uuid = (await admin.create_database("orders")).database.uuid
+        made = await admin.create_token(database="orders")
+    answers = [await asyncio.to_thread(exchange, node, "orders", made.secret) for node in nodes]
+    assert [answer.status for answer in answers] == [200] * 3, answers
+    tokens = [json.loads(answer.body)["token"] for answer in answers]
+    for node in nodes:
+        assert [await asyncio.to_thread(data, node, uuid, token) for token in tokens] == [200] * 3
+        assert (await asyncio.to_thread(exchange, node, "", made.secret)).status == 401
+    watches = [asyncio.ensure_future(_watch(node, made.secret)) for node in nodes]
+    await asyncio.sleep(0.5)
+    assert not any(watch.done() for watch in watches)
+    async with Admin([nodes[1].address]) as admin:
+        began = time.monotonic()
+        await admin.revoke_token(made.token.token_id)
+    for node in nodes:
+        for attempt in (
+            lambda node=node: exchange(node, "orders", made.secret).status,
+            lambda node=node: data(node, uuid, tokens[0]),
+        ):
+            assert await _until(attempt, 401, began) < WITHIN_S
+    for watch in watches:
+        assert isinstance(await error_of(asyncio.wait_for(watch, WITHIN_S)), Unauthenticated)
+    assert time.monotonic() - began < 2 * WITHIN_S
+    assert isinstance(await error_of(_read(nodes[2], made.secret)), Unauthenticated)
+
+
+async def _watch(node: LocalNode, token: str) -> None:
+    async with at(node, "orders", token) as kv:
+        async for _ in kv.watch([("k",)]):
+            pass
+
+
+async def _read(node: LocalNode, token: str) -> object:
+    async with at(node, "orders", token) as kv:
+        return await kv.get(("k",))
+
+
+async def _until(attempt: Callable[[], int], wanted: int, began: float) -> float:
+    """Seconds since `began` until an attempt gives the wanted status."""
+    while await asyncio.to_thread(attempt) != wanted:
+        assert time.monotonic() - began < 10, "never"
+    return time.monotonic() - began
+
+
+async def test_a_snapshot_brings_the_directory(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(arguments=SMALL_LOG)
+    async with Admin(cluster.addresses) as admin:
+        await admin.create_database("early")
+    away = await leave_one_behind(cluster, 4 * MIB)
+    others = [node for node in cluster.nodes.values() if node.name != away]
+    async with Admin([node.address for node in others]) as admin:
+        await admin.create_database("late")
+        made = await admin.create_token(database="late")
+    for node in others:
+        await asyncio.to_thread(node.admin.snapshot)
+    await asyncio.to_thread(cluster.restart, away)
+    node = cluster.nodes[away]
+    answer = await asyncio.to_thread(exchange, node, "late", made.secret)
+    assert answer.status == 200, answer
+    async with at(node, "late", made.secret) as kv:
+        await kv.set(("k",), 1)
+    await assert_equal_digests(cluster)
+
+
+async def test_a_purge_survives_the_leader_killed_in_its_middle(cluster: LocalCluster) -> None:
+    nodes = list(cluster.nodes.values())
+    async with Admin(cluster.addresses) as admin:
+        await admin.create_database("orders")
+        await fill(nodes[0], "orders", FULL_COUNT)
+        await fill(nodes[0], "", 500)
+        await admin.delete_database("orders")
+        deleted = 0
+        async with asyncio.timeout(20):
+            while deleted == 0:
+                deleted = (await admin.show_database("orders")).purge.deleted_keys
+                await asyncio.sleep(0.02)
+        leader = await asyncio.to_thread(cluster.wait_leader)
+        cluster.kill(leader)
+        assert 0 < rows_of(cluster, leader, 2) <= FULL_COUNT - deleted, "it was over before the leader died"
+        successor = await asyncio.to_thread(cluster.wait_leader, other_than=leader)
+        async with asyncio.timeout(60):
+            while not isinstance(await _show(admin), NotFound):
+                await asyncio.sleep(0.2)
+    await asyncio.to_thread(cluster.restart, leader)
+    await assert_equal_digests(cluster)
+    await asyncio.to_thread(cluster.terminate, successor)
+    assert (rows_of(cluster, successor, 2), rows_of(cluster, successor, 1)) == (0, 500)
+
+
+async def _show(admin: Admin) -> KvError | None:
+    try:
+        await admin.show_database("orders")
+    except KvError as error:
+        return error
+    return None

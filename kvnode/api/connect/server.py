@@ -29,6 +29,7 @@ from kvnode.api.connect.interruptions import with_interruptions
 from kvnode.api.connect.metadata import Base, choose_version, exchange, parse_path
 from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
+from kvnode.api.connect.whole_frames import WholeFrames
 from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Tls
 from kvnode.base import limits
 from kvnode.base.errors import KvError, NotFound, Unauthenticated, Unavailable
@@ -177,17 +178,18 @@ class ConnectServer:
     ) -> AsyncGenerator[bytes, None]:
         """Framed outputs, for as long as token and database hold, the latter is readable, and the backend serves."""
         self._stats.watches += 1
+        whole = WholeFrames()
         changed = asyncio.Event()
         end = self._access.follow(changed.set)
         try:
-            yield _framed(convert.watch_output(first))
+            yield _framed(convert.watch_output(whole.fill(first)))
             async with contextlib.aclosing(with_interruptions(responses, changed)) as interrupted:
                 async for response in interrupted:
                     if self._access.still_grants(uuid, token).database.mode is DatabaseMode.DISABLED:
                         yield _framed(convert.watch_disabled())
                         return
                     if response is not None:
-                        yield _PING if response.ping else _framed(convert.watch_output(response))
+                        yield _PING if response.ping else _framed(convert.watch_output(whole.fill(response)))
         except KvError as error:
             _log.info("a watch over KV Connect ends, its client will come again: %s", error)
         finally:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,7 @@ class Cluster:
         self._make_node = make_node
         members = tuple(_member(number + 1, dc) for number, dc in enumerate(dcs))
         self.initial = Membership(members, min(2, len(set(dcs))))
+        self.one_entry_appends = False
         observer.memberships.append(self.initial)
         network.on_send = observer.sent
         for member in members:
@@ -240,6 +241,8 @@ class Cluster:
             return SimulatedTransport(self.network, server.host, handler)
 
         node = self._make_node(settings, log, state, server.clock, rng, make_transport, Stats())
+        if self.one_entry_appends:
+            node.raft.config = replace(node.raft.config, max_append_bytes=1, max_inflight_count=1)
         server.node, server.log = node, log
         server.host.handler = node
         server.host.sink = node.snapshot_sink

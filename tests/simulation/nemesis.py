@@ -30,6 +30,7 @@ class Nemesis:
         self._tasks: list[asyncio.Task[None]] = []
         self._skewed: dict[int, float] = {}
         self._stop = False
+        self._figure_8: random.Random | None = None
         self.done: list[str] = []
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "crash": self._crash,
@@ -60,10 +61,17 @@ class Nemesis:
     @property
     def kinds(self) -> list[str]:
         """The kinds of trouble that this seed has."""
-        return list(self._kinds)
+        return list(self._kinds) if self._figure_8 is None else ["figure-8"]
+
+    def play_figure_8(self, random_source: random.Random) -> None:
+        """Instead of all else, let leaders fall before their first entry is everywhere."""
+        self._figure_8 = random_source
+        self._kinds = {}
 
     async def run(self, duration_s: float) -> None:
         """Make trouble for `duration_s`, then heal."""
+        if self._figure_8 is not None:
+            self._tasks.append(self._loop.create_task(self._play_figure_8(self._figure_8), name="figure 8"))
         cluster = self._cluster
         cluster.network.weather = self.weather
         end_s = self._loop.time() + duration_s
@@ -90,6 +98,7 @@ class Nemesis:
         cluster.network.weather = Weather()
         cluster.network.cuts.clear()
         cluster.network.slow.clear()
+        cluster.network.mute.clear()
         for server in cluster.servers.values():
             server.disk_factor = 1.0
             server.disk.capacity_bytes = None
@@ -118,6 +127,67 @@ class Nemesis:
             self._cluster.start(server)
 
     # What.
+
+    async def _play_figure_8(self, draw: random.Random) -> None:
+        """Raft's figure 8, again and again: a leader falls with entries of its own term on its disk alone; another
+        falls with nothing but its no-op; the first leads again, spreads what it had, and falls; the second is back.
+        """
+        while True:
+            first = await self._leader_after(0)
+            await asyncio.sleep(draw.uniform(0.0, 0.5))
+            network = self._cluster.network
+            network.mute.update(self._cluster.servers)  # from here on nobody's entries travel
+            await asyncio.sleep(draw.uniform(0.02, 0.2))
+            if first.node is None:
+                continue
+            inherited = first.node.raft.last_index
+            cut = self._shut(first)
+            second = await self._leader_after(first.node.raft.term)
+            cut_second = self._shut(second)
+            network.mute.clear()
+            network.cuts -= cut - cut_second
+            if await self._leads(first):
+                await self._until_entry(first, inherited, draw.choice((0.0, 0.0, 0.002, 0.01)))
+                cut = self._shut(first)
+            else:
+                cut = set()
+            network.cuts -= cut_second - cut
+            await asyncio.sleep(draw.uniform(2.0, 4.0))
+            network.cuts -= cut
+
+    async def _leads(self, server: Server) -> bool:
+        """Whether it comes to lead anew within 4 s."""
+        term = server.node.raft.term if server.node is not None else 0
+        for _ in range(4_000):
+            if server.node is not None and server.node.is_leader and server.node.raft.term > term:
+                return True
+            await asyncio.sleep(0.001)
+        return False
+
+    async def _leader_after(self, term: int) -> Server:
+        """The next leader of a greater term, as soon as there is one; or, after 5 s, whoever serves."""
+        for _ in range(5_000):
+            leader = self._cluster.leader()
+            if leader is not None and leader.node is not None and leader.node.raft.term > term:
+                return leader
+            await asyncio.sleep(0.001)
+        return self._cluster.leader() or next(iter(self._cluster.servers.values()))
+
+    async def _until_entry(self, leader: Server, index: int, more_s: float) -> None:
+        """Until a peer of the leader has acknowledged that entry, and a moment more."""
+        for _ in range(1_000):
+            if leader.node is None or any(peer.match >= index for peer in leader.node.raft.progress()):
+                break
+            await asyncio.sleep(0.0005)
+        await asyncio.sleep(more_s)
+
+    def _shut(self, server: Server) -> set[tuple[int, int]]:
+        """Cut a server off; returns what to take back."""
+        own = server.member.node_id
+        others = {other for other in self._cluster.servers if other != own}
+        pairs = {pair for other in others for pair in ((own, other), (other, own))}
+        self._cluster.network.cuts |= pairs
+        return pairs
 
     async def _crash(self) -> None:
         server = self._victim()

@@ -23,7 +23,7 @@ from kvnode.node.ports import Deliver, Freshness, Origin, PeerHandler, SnapshotS
 from kvnode.node.wire import decode_freshness, decode_messages, encode_freshness, encode_message
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
-from kvnode.raft.messages import Message
+from kvnode.raft.messages import Message, MessageKind
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.loop import Process, SimulatedLoop, current_process
 
@@ -67,6 +67,7 @@ class Network:
     weather: Weather = field(default_factory=Weather)
     hosts: dict[int, Host] = field(default_factory=dict)
     cuts: set[tuple[int, int]] = field(default_factory=set)
+    mute: set[int] = field(default_factory=set)  # whose appends get lost, and nothing else
     sent_count: int = 0
     lost_count: int = 0
     slow: dict[int, float] = field(default_factory=dict)  # node: latency is multiplied by this
@@ -200,6 +201,8 @@ class SimulatedTransport:
         if to not in self._peers or self._closed:
             return
         messages = list(messages)
+        if self._own.node_id in self._network.mute:
+            messages = [message for message in messages if message.kind is not MessageKind.APPEND]
         for message in messages:
             self._network.on_send(self._own.node_id, message)
         groups = [messages]

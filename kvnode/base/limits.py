@@ -122,6 +122,8 @@ HEALTH_INTERVAL_MS = 250
 SESSION_REFRESH_MS = (
     225_000  # a session's expiry moves in steps of this, so that few of its writes touch the expiry index
 )
+MAX_SESSIONS_COUNT = 65_536  # above it whichever has been idle longest is closed early
+MIN_EVICTED_SESSION_IDLE_MS = 60_000  # and none that wrote more recently
 OUTCOME_PRUNE_SEQUENCES_COUNT = 256  # outcomes below lowest_unanswered are deleted in steps of this many sequences
 SCAN_PAGE_COUNT = 1_000
 MAX_SESSION_RESULT_BYTES = 32 * 1_048_576  # results of one stream that wait to be sent; above it nothing is read on

@@ -24,6 +24,7 @@ from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine import sessions, sums
 from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix, session_key
 from kvnode.machine.overlay import Overlay
+from kvnode.machine.session_census import SessionCensus, is_evictable, too_many_sessions
 from kvnode.machine.sessions import Outcome, RequestId, SessionWindow
 from kvnode.machine.state_reader import StateReader
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
@@ -52,7 +53,7 @@ class Resolver:
         epoch: of the versionstamps to be given.
     """
 
-    __slots__ = ("_epoch", "_log_time_ms", "_newest", "applied_index", "overlay", "state", "windows")
+    __slots__ = ("_epoch", "_log_time_ms", "_newest", "applied_index", "census", "overlay", "state", "windows")
 
     def __init__(self, state: StateReader, epoch: int) -> None:
         self.state = state
@@ -62,6 +63,7 @@ class Resolver:
         self._epoch = epoch
         self._log_time_ms = 0
         self._newest: Batch | None = None
+        self.census: SessionCensus | None = None  # taken when the first session of the term is opened
 
     def begin(self, index: int, log_time_ms: int) -> Batch:
         """A batch for the entry at `index`, judged at `log_time_ms`: max(the log time before, the leader's clock).
@@ -187,11 +189,21 @@ class Batch:
         return Accepted(stamp, order)
 
     def open_session(self) -> bytes:
-        """Add a transaction that opens a session; the answer is its client id, valid once the entry commits."""
+        """Add a transaction that opens a session; the answer is its client id, valid once the entry commits.
+
+        Raises:
+            Unavailable: code TOO_MANY_SESSIONS.
+        """
+        resolver = self._resolver
+        census = resolver.census = resolver.census or SessionCensus(resolver.state, resolver.overlay)
+        if len(census) >= limits.MAX_SESSIONS_COUNT:
+            self._evict_session(census)
         client_id = self._stamp + self.transactions_count.to_bytes(2, "big")
         self._transactions.add().opens_session = True
         self._count_transaction()
-        self._resolver.windows[client_id] = SessionWindow(client_id, self.log_time_ms + sessions.SESSION_LIFE_MS)
+        expire_at_ms = self.log_time_ms + sessions.SESSION_LIFE_MS
+        resolver.windows[client_id] = SessionWindow(client_id, expire_at_ms)
+        census.opened(client_id, expire_at_ms)
         self._opened_sessions.append(client_id)
         return client_id
 
@@ -224,11 +236,15 @@ class Batch:
 
     def withdraw_sessions(self) -> None:
         """Undo what this batch did to the session windows (Resolver.discard)."""
-        windows = self._resolver.windows
+        windows, census = self._resolver.windows, self._resolver.census
         for client_id in self._opened_sessions:
             del windows[client_id]
+            if census is not None:
+                census.closed(client_id)
         for window in self._closed_sessions:
             windows[window.client_id] = window
+            if census is not None:
+                census.opened(window.client_id, window.expire_at_ms)
         for window, expire_at_ms in reversed(self._refreshed_sessions):
             window.expire_at_ms = expire_at_ms
         # A greatest sequence that is too high costs a look-up and nothing more, so it stays.
@@ -368,6 +384,25 @@ class Batch:
         window = self._resolver.window(key[len(SESSION_PREFIX) :])
         if window is None or window.expire_at_ms != expire_at_ms:
             return 0
+        return self._close_session(transaction, window)
+
+    def _evict_session(self, census: SessionCensus) -> None:
+        """Close the session that has been idle longest, or raise TOO_MANY_SESSIONS."""
+        client_id = census.idle_longest(self._expiry)
+        window = self._resolver.window(client_id)
+        if window is None or not is_evictable(window.expire_at_ms, self.log_time_ms):
+            raise too_many_sessions()
+        self._close_session(self._transactions.add(), window)
+        self._count_transaction()
+
+    def _expiry(self, client_id: bytes) -> int:
+        window = self._resolver.window(client_id)
+        return 0 if window is None else window.expire_at_ms
+
+    def _close_session(self, transaction: log_pb2.Transaction, window: SessionWindow) -> int:
+        key = session_key(window.client_id)
+        if self._resolver.census is not None:
+            self._resolver.census.closed(window.client_id)
         transaction.expired_sessions.append(window.client_id)
         self._overlay.put(key, None)
         self._resolver.windows.pop(window.client_id, None)

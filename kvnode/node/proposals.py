@@ -216,7 +216,10 @@ class Proposals:
     ) -> None:
         operation = call.operation
         if operation is None:
-            waiters.append((call, batch.open_session()))
+            try:
+                waiters.append((call, batch.open_session()))
+            except KvError as error:
+                call.fail(error)
             return
         if call.database > DEFAULT_DATABASE and not self._takes_write(call.database, operation.write):
             # Judged here, where the applied state holds all that this leader inherited, and in the log's order: the

@@ -9,7 +9,7 @@ import v8serialize
 from denokv import KvU64
 from harness import Test, absent, collect, feature, section
 from v8serialize.jstypes import JSArray, JSBigInt, JSMap, JSObject, JSSet, JSUndefined
-from wire_client import open_wire, packed, pb
+from wire_client import open_wire, packed, pb, set_
 
 section("Values")
 
@@ -69,10 +69,17 @@ async def _(t: Test) -> None:
 @feature("value: what Deno 2.9 writes (V8's format 16)")
 async def _(t: Test) -> None:
     wire = await open_wire(t.url, t.environment.token)
-    value = pb.KvValue(data=b"\xff\x10\x49\x02", encoding=pb.VE_V8)
-    await wire.write(pb.Mutation(key=packed(*t.key("a")), value=value, mutation_type=pb.M_SET))
+    await wire.write(set_(packed(*t.key("a")), b"\xff\x10\x49\x02", pb.VE_V8))
     await wire.aclose()
     await t.refused(t.kv.get(t.key("a")), "Unsupported version 16")
+
+
+@feature("value: what Node 20 writes (V8's format 15)")
+async def _(t: Test) -> None:
+    wire = await open_wire(t.url, t.environment.token)
+    await wire.write(set_(packed(*t.key("a")), b"\xff\x0f\x49\x02", pb.VE_V8))
+    await wire.aclose()
+    t.equal((await t.kv.get(t.key("a")))[1].value, 1)
 
 
 absent("value: lone surrogates", "a Python string has none")

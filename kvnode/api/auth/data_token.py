@@ -3,8 +3,9 @@
     kvd_ base64url( version 1 | key id 4 | right 1 | expiry, unix ms 8 | database uuid 16 | access token's id | mac 32 )
 
 Integers are big-endian; the mac is HMAC-SHA256 (RFC 2104) over everything before it, under a key of the cluster, so
-that every node of the cluster accepts what any of them has signed. Verifying one costs about 5 us and no look-up; what
-may change before it expires (the access token is revoked, the database deleted) is looked up by the ids in it.
+that every node of the cluster accepts what any of them has signed. Verifying one costs about 15 us, and 1 us once it is
+remembered. What may change before it expires (the access token is revoked, the database deleted) is looked up by the
+ids in it.
 """
 
 from __future__ import annotations

@@ -79,9 +79,14 @@ class ServedNode(PeerHandler, Protocol):
         """One read."""
 
     async def write(
-        self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE
+        self,
+        request: kv_pb2.AtomicWriteRequest,
+        timeout_ms: int = 0,
+        *,
+        database: int = DEFAULT_DATABASE,
+        settle: bool = False,
     ) -> kv_pb2.AtomicWriteResponse:
-        """One atomic write under the node's own session."""
+        """One atomic write under the node's own session; `settle`: until its outcome is known."""
 
     async def open_session(self, timeout_ms: int = 0) -> bytes:
         """A fresh client id, opened through the log."""

@@ -161,3 +161,7 @@ MAX_HTTP2_STREAMS_COUNT = 1_000
 HTTP2_KEEPALIVE_MS = 30_000
 MAX_CONNECT_BODY_BYTES = 1_048_576
 MAX_METADATA_BODY_BYTES = 4_096
+HTTP_READ_AHEAD_BYTES = 65_536  # of a body that its handler has not asked for yet
+HTTP_SEND_TIMEOUT_MS = 60_000  # without the client reading any of its answer
+HTTP_LINGER_MS = 2_000  # what still comes in after an early answer is thrown away for so long
+CONNECT_HOLD_TIMEOUT_MS = 30_000  # a request of KV Connect waits so long for a leader; then 503

@@ -114,8 +114,12 @@ class Gateway:
 
     def fail_all(self, error: Exception) -> None:
         """The node stops: nobody will answer these."""
+        for call in self._sent:
+            call.sent = True
         for call in [*self._held, *self._sent]:
-            call.fail(Unavailable(f"the node is stopping: {error}", code="NODE_STOPPING"))
+            stopping = Unavailable(f"the node is stopping: {error}", code="NODE_STOPPING")
+            stopping.not_applied = not call.sent  # the leader may still apply what was sent to it
+            call.fail(stopping)
         self._held, self._held_bytes = [], 0
         self._sent.clear()
 

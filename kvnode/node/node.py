@@ -444,10 +444,16 @@ class Node:
         return result.read
 
     async def write(
-        self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE
+        self,
+        request: kv_pb2.AtomicWriteRequest,
+        timeout_ms: int = 0,
+        *,
+        database: int = DEFAULT_DATABASE,
+        settle: bool = False,
     ) -> kv_pb2.AtomicWriteResponse:
-        """One atomic write under this node's own session. Raises KvError."""
-        result = await self._own_session.run(kv_pb2.Operation(write=request, timeout_ms=timeout_ms), database)
+        """One atomic write under this node's own session; `settle`: see OwnSession.run. Raises KvError."""
+        operation = kv_pb2.Operation(write=request, timeout_ms=timeout_ms)
+        result = await self._own_session.run(operation, database, settle=settle)
         return result.write
 
     async def open_session(self, timeout_ms: int = 0) -> bytes:

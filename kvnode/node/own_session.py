@@ -17,6 +17,7 @@ from kvnode.node.ports import Deliver, Origin
 from kvnode.proto.kv.v1 import kv_pb2
 
 SESSION_LOST_CODES = frozenset({"SESSION_UNKNOWN", "SESSION_EXPIRED", "SEQUENCE_ANSWERED"})
+_SETTLED_BY_RESEND = frozenset({"DEADLINE_EXCEEDED", "LEADERSHIP_LOST", "FORWARD_BROKEN"})
 _GRACE_MS = 1_000  # the node answers at the deadline itself; this is only for a node that no longer ticks
 
 _Result = TypeVar("_Result")
@@ -40,12 +41,20 @@ class OwnSession:
         self._sequence = 0
         self._unanswered: dict[int, None] = {}  # in order of their ids
 
-    async def run(self, operation: kv_pb2.Operation, database: int = DEFAULT_DATABASE) -> kv_pb2.OperationResult:
-        """Run one operation on the database of that number. Raises KvError."""
-        result = await self._attempt(operation, database)
+    async def run(
+        self, operation: kv_pb2.Operation, database: int = DEFAULT_DATABASE, *, settle: bool = False
+    ) -> kv_pb2.OperationResult:
+        """Run one operation on the database of that number. Raises KvError.
+
+        Args:
+            settle: a write that may have been applied is sent again under its request id until its outcome is
+                known, however long that takes; the operation's time then only bounds the wait for a leader. What is
+                still unknown after that is so for ever: its session has expired, or the node stops.
+        """
+        result = await self._attempt(operation, database, settle)
         if _session_lost(result):
             operation.resend = False
-            result = await self._attempt(operation, database)
+            result = await self._attempt(operation, database, settle)
         if result.HasField("error"):
             raise error_from_message(result.error)
         return result
@@ -66,7 +75,7 @@ class OwnSession:
         self._open_call(deliver, timeout_ms)
         return await _in_time(future, timeout_ms)
 
-    async def _attempt(self, operation: kv_pb2.Operation, database: int) -> kv_pb2.OperationResult:
+    async def _attempt(self, operation: kv_pb2.Operation, database: int, settle: bool) -> kv_pb2.OperationResult:
         is_write = operation.HasField("write")
         if is_write and not self._client_id:
             await self._ensure_open(operation.timeout_ms)
@@ -75,27 +84,33 @@ class OwnSession:
         operation.id = sequence
         if is_write:
             self._unanswered[sequence] = None
-        lowest = next(iter(self._unanswered), sequence)
+        client_id = self._client_id if is_write else b""
+        try:
+            result = await self._send(operation, client_id, database)
+            while settle and is_write and _unsettled(result):
+                operation.resend = True
+                result = await self._send(operation, client_id, database)
+        finally:
+            self._unanswered.pop(sequence, None)
+        if _session_lost(result) and self._client_id == client_id:
+            self._client_id = b""  # unless another write has opened a fresh one already
+        return result
+
+    async def _send(self, operation: kv_pb2.Operation, client_id: bytes, database: int) -> kv_pb2.OperationResult:
+        lowest = next(iter(self._unanswered), operation.id)
         future: asyncio.Future[kv_pb2.OperationResult] = asyncio.get_running_loop().create_future()
 
         def deliver(result: kv_pb2.OperationResult) -> None:
             if not future.done():
                 future.set_result(result)
 
-        client_id = self._client_id if is_write else b""
         self._submit(operation, Origin(client_id, lowest, database), deliver)
         try:
-            timeout_ms = (operation.timeout_ms or self._timeout_ms) + _GRACE_MS
-            result = await asyncio.wait_for(future, timeout_ms / 1000)
-            if _session_lost(result) and self._client_id == client_id:
-                self._client_id = b""  # unless another write has opened a fresh one already
-            return result
+            return await asyncio.wait_for(future, ((operation.timeout_ms or self._timeout_ms) + _GRACE_MS) / 1000)
         except TimeoutError:
-            if is_write:
+            if operation.HasField("write"):
                 raise OutcomeUnknown("no answer within the deadline", code="DEADLINE_EXCEEDED") from None
             raise KvError("DEADLINE_EXCEEDED", "no answer within the deadline; retry", phase="read") from None
-        finally:
-            self._unanswered.pop(sequence, None)
 
     async def _ensure_open(self, timeout_ms: int) -> None:
         if self._opening is None or self._opening.done():
@@ -112,6 +127,12 @@ async def _in_time(opening: asyncio.Future[_Result], timeout_ms: int) -> _Result
         return await asyncio.wait_for(opening, (timeout_ms + _GRACE_MS) / 1000)
     except TimeoutError:
         raise Unavailable("no session could be opened within the deadline; retry", code="DEADLINE_EXCEEDED") from None
+
+
+def _unsettled(result: kv_pb2.OperationResult) -> bool:
+    """Whether a resend under the same id can tell what became of it."""
+    error = result.error
+    return result.HasField("error") and not error.not_applied and error.code in _SETTLED_BY_RESEND
 
 
 def _session_lost(result: kv_pb2.OperationResult) -> bool:

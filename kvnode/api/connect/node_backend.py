@@ -28,11 +28,11 @@ class NodeBackend:
 
     async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
         """One read. Raises KvError."""
-        return await self._node.read(request, database=database)
+        return await self._node.read(request, limits.CONNECT_HOLD_TIMEOUT_MS, database=database)
 
     async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
         """One atomic write under the node's own session, by which it is settled. Raises KvError."""
-        return await self._node.write(request, database=database)
+        return await self._node.write(request, limits.CONNECT_HOLD_TIMEOUT_MS, database=database, settle=True)
 
     async def watch(self, request: kv_pb2.WatchRequest, *, database: int) -> AsyncGenerator[kv_pb2.WatchResponse, None]:
         """Frames of a watch; a strong one begins with a state that no acknowledged write is newer than."""

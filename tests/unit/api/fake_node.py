@@ -182,7 +182,7 @@ class FakeNode:
         return self._read(request)
 
     async def write(
-        self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int = 1
+        self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int = 1, settle: bool = False
     ) -> kv_pb2.AtomicWriteResponse:
         self.timeouts.append(timeout_ms)
         if not request.mutations:

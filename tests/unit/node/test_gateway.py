@@ -238,3 +238,13 @@ async def test_a_group_without_a_majority_answers_at_the_deadline(trio: Trio) ->
     assert 2.0 <= asyncio.get_running_loop().time() - started_s < 2.5
     assert error.code == opening.code == "DEADLINE_EXCEEDED"
     assert error.not_applied and error.phase == "leader"
+
+
+async def test_a_stopping_node_does_not_say_that_what_it_sent_on_was_not_applied() -> None:
+    bench = Bench(leader_id=2)
+    sent = bench.route()
+    bench.led_by(0)
+    held = bench.route()
+    bench.gateway.fail_all(RuntimeError("shutdown"))
+    assert sent.error.code == held.error.code == "NODE_STOPPING"
+    assert not sent.error.not_applied and held.error.not_applied

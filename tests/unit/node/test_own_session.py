@@ -29,8 +29,10 @@ class Bench:
     def _open(self, deliver: OpenDeliver, timeout_ms: int) -> None:
         self.opening.append(deliver)
 
-    def run(self, operation: kv_pb2.Operation | None = None) -> asyncio.Task[kv_pb2.OperationResult]:
-        return asyncio.ensure_future(self.session.run(operation or write(put(b"k"))))
+    def run(
+        self, operation: kv_pb2.Operation | None = None, *, settle: bool = False
+    ) -> asyncio.Task[kv_pb2.OperationResult]:
+        return asyncio.ensure_future(self.session.run(operation or write(put(b"k")), settle=settle))
 
     def answer(self, at: int, error: KvError | None = None) -> None:
         operation, _, deliver = self.submitted[at]
@@ -213,3 +215,49 @@ async def test_an_opening_that_nobody_answers_ends_by_the_deadline(monkeypatch: 
         with pytest.raises(KvError) as raised:
             await asyncio.wait_for(call, 1)
         assert raised.value.code == "DEADLINE_EXCEEDED" and raised.value.not_applied
+
+
+UNKNOWN = KvError("DEADLINE_EXCEEDED", "by the test", not_applied=False)
+
+
+async def test_a_write_that_may_have_been_applied_is_sent_under_its_id_until_it_is_settled() -> None:
+    bench = Bench()
+    task = bench.run(settle=True)
+    await settle()
+    bench.opening[0](b"client", None)
+    for at in range(5):
+        await settle()
+        assert len(bench.submitted) == at + 1
+        bench.answer(at, UNKNOWN)
+    await settle()
+    bench.answer(5)
+    assert (await task).write.status == SUCCESS
+    assert {operation.id for operation, _, _ in bench.submitted} == {1}
+    assert {origin.client_id for _, origin, _ in bench.submitted} == {b"client"}
+    assert bench.submitted[-1][0].resend
+
+
+async def test_a_write_known_not_to_be_applied_is_given_back_at_once() -> None:
+    bench = Bench()
+    task = bench.run(settle=True)
+    await settle()
+    bench.opening[0](b"client", None)
+    await settle()
+    bench.answer(0, KvError("DEADLINE_EXCEEDED", "no leader", phase="leader"))
+    with pytest.raises(KvError) as caught:
+        await task
+    assert caught.value.not_applied and len(bench.submitted) == 1
+
+
+async def test_what_its_lost_session_cannot_tell_is_unknown_for_ever() -> None:
+    bench = Bench()
+    task = bench.run(settle=True)
+    await settle()
+    bench.opening[0](b"client", None)
+    await settle()
+    bench.answer(0, UNKNOWN)
+    await settle()
+    bench.answer(1, KvError("SESSION_EXPIRED", "by the test", not_applied=False))
+    with pytest.raises(KvError) as caught:
+        await task
+    assert not caught.value.not_applied and len(bench.submitted) == 2

@@ -65,7 +65,7 @@ class ConnectServer:
         self._backend = backend
         self._access = access
         self._stats = stats
-        self._http = HttpServer(self._handle, address, tls)
+        self._http = HttpServer(self._handle, address, tls, http2=True)
 
     async def start(self) -> int:
         """Listen and serve; returns the port. Raises ConfigError when the address cannot be bound."""

@@ -1,0 +1,618 @@
+"""HTTP/1.1 on asyncio transports: httptools (llhttp) parses, this file frames, bounds and answers.
+
+Theory of operation. A connection parses whatever arrives into exchanges and answers them one after the other, in
+their order: pipelined requests wait, and nothing more is read while one waits. Each exchange runs its handler in one
+task. A body is kept as it arrives; above HTTP_READ_AHEAD_BYTES nothing more is read until the handler has asked for
+it, and so has judged its sender. An idle connection stays open, because a client that reuses one that is just being
+closed sees an error; only when there are too many is the one longest idle closed.
+
+A connection ends: after an answer that says so (the client or HTTP/1.0 wants it, the body was not read whole, the
+server stops); after a request that cannot be parsed or is too slow; when the client does not read its answer. Before
+it is closed under a body that is still coming in, what comes is thrown away for a while: a reset would destroy the
+answer on its way.
+
+Deadlines are looked for by one sweep of all connections each second. It also makes the Date header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import cast
+
+import httptools
+
+from kvnode.api.http.messages import (
+    INTERNAL_ERROR,
+    BodyBudget,
+    Handle,
+    HttpError,
+    Response,
+    Stream,
+    Unanswered,
+    parse_query,
+    too_large,
+    too_slow,
+)
+from kvnode.base import limits
+
+_log = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_HTTP2 = b"PRI * HTTP/2.0"  # how its connections begin
+_NEVER = float("inf")
+
+
+class Connections:
+    """What the connections of one server share.
+
+    Args:
+        handle: makes the responses.
+        scheme: http or https.
+        budget: of the bodies being read.
+        take_over: given a connection that speaks HTTP/2, and its first bytes; None = HTTP/2 is not spoken.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        scheme: str,
+        budget: BodyBudget,
+        take_over: Callable[[asyncio.Transport, bytes], None] | None,
+    ) -> None:
+        self.handle = handle
+        self.scheme = scheme
+        self.budget = budget
+        self.take_over = take_over
+        self.open: set[Connection] = set()
+        self.idle: dict[Connection, None] = {}  # the one longest idle first
+        self.handed_over_count = 0  # connections that speak HTTP/2
+        self.stopping = False
+        self._heads: dict[tuple[int, str], bytes] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look for what is late."""
+        self._tick()
+
+    async def stop(self, timeout_s: float) -> bool:
+        """Close what is idle and wait for what is not; False when it did not end in time and was cut."""
+        self.stopping = True
+        for connection in list(self.open):
+            connection.drain()
+        if self.open:
+            self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._drained,), timeout=timeout_s)
+        drained = not self.open
+        for connection in list(self.open):
+            connection.cut()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        return drained
+
+    def opened(self, connection: Connection) -> bool:
+        """Count one in. The one longest idle makes room for it; False = there is none, and no room."""
+        full = len(self.open) + self.handed_over_count >= limits.MAX_HTTP_CONNECTIONS_COUNT
+        if full:
+            if not self.idle:
+                return False
+            next(iter(self.idle)).close()
+        self.open.add(connection)
+        return True
+
+    def closed(self, connection: Connection) -> None:
+        """Count one out."""
+        self.open.discard(connection)
+        self.idle.pop(connection, None)
+        if not self.open and self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def head(self, response: Response | Stream) -> bytes:
+        """Status line and headers without those that tell lengths; kept until the next second."""
+        status = response.status if isinstance(response, Response) else 200
+        key = (status, response.content_type)
+        head = self._heads.get(key)
+        if head is None:
+            reason = _REASONS.get(status, "")
+            head = (
+                f"HTTP/1.1 {status} {reason}\r\ncontent-type: {response.content_type}\r\n"
+                f"cache-control: no-store\r\ndate: {formatdate(usegmt=True)}\r\n"
+            ).encode("latin-1")
+            self._heads[key] = head
+        return head
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._heads.clear()
+        now = loop.time()
+        for connection in list(self.open):
+            if connection.deadline < now:
+                connection.expired()
+        self._sweep = loop.call_later(SWEEP_S, self._tick)
+
+
+class Exchange:
+    """One request over HTTP/1.x, and what has come of its body (messages.Request)."""
+
+    __slots__ = (
+        "_chunks",
+        "_connection",
+        "_error",
+        "_headers",
+        "_limit",
+        "_received_bytes",
+        "_url",
+        "_waiter",
+        "complete",
+        "keep_alive",
+        "method",
+        "modern",
+    )
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._headers: dict[bytes, bytes] = {}
+        self._url = b""
+        self._chunks: list[bytes] = []
+        self._received_bytes = 0
+        self._limit = 0  # 0 = the handler has not asked yet
+        self._error: HttpError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.method = ""
+        self.complete = False
+        self.keep_alive = False
+        self.modern = True  # HTTP/1.1
+
+    @property
+    def path(self) -> str:
+        """See Request."""
+        return self._url.partition(b"?")[0].decode("latin-1")
+
+    @property
+    def query(self) -> dict[str, str]:
+        """See Request."""
+        return parse_query(self._url.partition(b"?")[2].decode("latin-1"))
+
+    @property
+    def origin(self) -> str:
+        """See Request."""
+        host = self.header("host")
+        return f"{self._connection.shared.scheme}://{host}" if host else ""
+
+    def header(self, name: str) -> str:
+        """See Request."""
+        value = self._headers.get(name.encode())
+        return "" if value is None else value.decode("latin-1")
+
+    async def body(self, max_bytes: int) -> bytes:
+        """See Request."""
+        declared = self._headers.get(b"content-length")
+        size = max_bytes if declared is None else int(declared)  # the parser has checked that it is a number
+        if size > max_bytes or self._received_bytes > max_bytes:
+            raise too_large(max_bytes)
+        if not self.complete:
+            await self._rest(size, max_bytes)
+        chunks = self._chunks
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _rest(self, size: int, max_bytes: int) -> None:
+        shared = self._connection.shared
+        shared.budget.reserve(size)
+        try:
+            if self._error is not None:
+                raise self._error
+            self._limit = max_bytes
+            self._waiter = asyncio.get_running_loop().create_future()
+            self._connection.wants_body(self._headers.get(b"expect", b"").lower() == b"100-continue")
+            await self._waiter
+        finally:
+            shared.budget.release(size)
+        if self._error is not None:
+            raise self._error
+
+    async def client_gone(self) -> None:
+        """See Request."""
+        await self._connection.gone()
+
+    # For the connection.
+
+    def add_header(self, name: bytes, value: bytes) -> None:
+        """A header; of several with one name the last counts."""
+        self._headers[name.lower()] = value
+
+    def add_url(self, url: bytes) -> None:
+        """A part of the URL."""
+        self._url += url
+
+    def add_body(self, chunk: bytes) -> bool:
+        """A part of the body; returns whether more of it may be read ahead."""
+        self._received_bytes += len(chunk)
+        if self._limit and self._received_bytes > self._limit:
+            self._chunks = []
+            self.fail(too_large(self._limit))
+            return True
+        self._chunks.append(chunk)
+        return bool(self._limit) or self._received_bytes < limits.HTTP_READ_AHEAD_BYTES
+
+    def end(self) -> None:
+        """The body is whole."""
+        self.complete = True
+        self._wake()
+
+    def fail(self, error: HttpError) -> None:
+        """The body will not be whole."""
+        self._error = error
+        self._wake()
+
+    def discard(self) -> None:
+        """Nobody wants the body any more."""
+        self._chunks = []
+        self._limit = 0
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """One connection. `deadline` is in the loop's time."""
+
+    def __init__(self, shared: Connections) -> None:
+        self.shared = shared
+        self.deadline = _NEVER
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._arriving: Exchange | None = None
+        self._serving: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._head_bytes = 0
+        self._writable: asyncio.Future[None] | None = None
+        self._gone: asyncio.Future[None] | None = None
+        self._is_gone = False
+        self._last = False  # close after the answer under way
+        self._lingering = False
+        self._sniffing = shared.take_over is not None
+        self._first = b""
+        self._unsent_bytes = 0
+
+    # What the transport says.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A connection."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from it
+        if self.shared.opened(self):
+            self._await_request()
+        else:
+            self._refuse(503, "This server has as many connections as it may; try again later.\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over; whoever waits for it learns so."""
+        del exc
+        self.shared.closed(self)
+        self._client_left()
+        if self._serving is not None:
+            self._serving.fail(HttpError(400, "The connection broke."))
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._transport = None
+
+    def eof_received(self) -> bool:
+        """The client will send no more; what it has asked for is still answered."""
+        self._client_left()
+        if self._serving is not None and self._serving is self._arriving:
+            self._serving.fail(HttpError(400, "The body ended before its length.\n"))
+        return self._serving is not None and self.shared.scheme == "http"  # TLS knows no half-closed connections
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests."""
+        if self._lingering:
+            return
+        if self._sniffing:
+            data = self._sniff(data)
+            if not data:
+                return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._last = True  # the upgrade is ignored, and so is what follows it
+        except httptools.HttpParserError as error:
+            self._malformed(str(error))
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is answered."""
+        assert self._transport is not None
+        self._writable = asyncio.get_running_loop().create_future()
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self._set_deadline(limits.HTTP_SEND_TIMEOUT_MS)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self.deadline = _NEVER
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # What the parser says.
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        self._arriving = Exchange(self)
+        self._head_bytes = 0
+        self.shared.idle.pop(self, None)
+        if self._serving is None:
+            self._set_deadline(limits.HTTP_HEADER_TIMEOUT_MS)
+
+    def on_url(self, url: bytes) -> None:
+        """A part of its target."""
+        assert self._arriving is not None
+        self._count_head(len(url))
+        self._arriving.add_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        assert self._arriving is not None
+        self._count_head(len(name) + len(value))
+        self._arriving.add_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        exchange = self._arriving
+        assert exchange is not None and self._transport is not None
+        parser = self._parser
+        exchange.method = parser.get_method().decode("latin-1")
+        exchange.keep_alive = parser.should_keep_alive()
+        exchange.modern = parser.get_http_version() != "1.0"
+        if self._serving is None:
+            self._serve(exchange)
+        else:
+            self._waiting.append(exchange)
+            self._transport.pause_reading()
+
+    def on_body(self, chunk: bytes) -> None:
+        """A part of its body."""
+        assert self._arriving is not None and self._transport is not None
+        if not self._arriving.add_body(chunk):
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        assert self._arriving is not None
+        if self._arriving is self._serving:
+            self.deadline = _NEVER
+        self._arriving.end()
+        self._arriving = None
+
+    # What an exchange says.
+
+    def wants_body(self, expects_continue: bool) -> None:
+        """The handler waits for the rest of the body."""
+        if self._transport is None or self._is_gone:
+            raise HttpError(400, "The connection broke.")
+        if expects_continue:
+            self._transport.write(_CONTINUE)
+        self._set_deadline(limits.HTTP_BODY_TIMEOUT_MS)
+        self._transport.resume_reading()
+
+    async def gone(self) -> None:
+        """Returns when the client has gone."""
+        if self._is_gone:
+            return
+        if self._gone is None:
+            self._gone = asyncio.get_running_loop().create_future()
+        if self._transport is not None:
+            self._transport.resume_reading()  # or its end would not be heard
+        await asyncio.shield(self._gone)
+
+    # What the server says.
+
+    def drain(self) -> None:
+        """The server stops: after the answer under way this ends."""
+        self._last = True
+        if self._serving is None:
+            self.close()
+        elif self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    def cut(self) -> None:
+        """End at once."""
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """End once everything written is sent."""
+        self.shared.idle.pop(self, None)
+        if self._transport is not None:
+            self._transport.close()
+
+    def expired(self) -> None:
+        """The deadline has passed."""
+        self.deadline = _NEVER
+        if self._writable is not None:
+            self._look_for_progress()
+        elif self._lingering:
+            self._lingering = False  # it may take its time to close, and this long again
+            self._set_deadline(limits.HTTP_LINGER_MS)
+            self.close()
+        elif self._serving is not None and self._arriving is self._serving:
+            self._serving.fail(too_slow())
+        elif self._serving is None:
+            self._refuse(408, f"The request did not arrive within {limits.HTTP_HEADER_TIMEOUT_MS} ms.\n")
+
+    # Within.
+
+    def _sniff(self, data: bytes) -> bytes:
+        """What is to be parsed: nothing while it may still become HTTP/2, or when it has."""
+        self._first += data
+        if _HTTP2.startswith(self._first[: len(_HTTP2)]):
+            if len(self._first) >= len(_HTTP2):
+                self._hand_over()
+            return b""
+        self._sniffing = False
+        first, self._first = self._first, b""
+        return first
+
+    def _hand_over(self) -> None:
+        transport, take_over = self._transport, self.shared.take_over
+        assert transport is not None and take_over is not None
+        self._transport = None
+        self.shared.closed(self)
+        take_over(transport, self._first)
+
+    def _look_for_progress(self) -> None:
+        """A client that reads slowly may; one that does not read at all is cut off."""
+        assert self._transport is not None
+        unsent_bytes = self._transport.get_write_buffer_size()
+        if unsent_bytes >= self._unsent_bytes:
+            self.cut()
+            return
+        self._unsent_bytes = unsent_bytes
+        self._set_deadline(limits.HTTP_SEND_TIMEOUT_MS)
+
+    def _set_deadline(self, after_ms: int) -> None:
+        self.deadline = asyncio.get_running_loop().time() + after_ms / 1_000
+
+    def _await_request(self) -> None:
+        """Idle, until the next one begins."""
+        self.shared.idle[self] = None
+        self.deadline = _NEVER
+
+    def _client_left(self) -> None:
+        self._is_gone = True
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
+
+    def _count_head(self, size_bytes: int) -> None:
+        self._head_bytes += size_bytes
+        if self._head_bytes > limits.MAX_HTTP_HEADER_BYTES:
+            raise HttpError(431, f"The headers are larger than {limits.MAX_HTTP_HEADER_BYTES} bytes.\n")
+
+    def _malformed(self, reason: str) -> None:
+        """The parser gave up: of what comes now nothing is known."""
+        if self._serving is not None:
+            self._last = True
+            if self._arriving is self._serving:
+                self._serving.fail(HttpError(400, f"The request is malformed: {reason}.\n"))
+            return
+        if self._head_bytes > limits.MAX_HTTP_HEADER_BYTES:
+            self._refuse(431, f"The headers are larger than {limits.MAX_HTTP_HEADER_BYTES} bytes.\n")
+        else:
+            self._refuse(400, f"The request is malformed: {reason}.\n")
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._last = True
+        self._write(Response(status, text.encode()), head_only=False)
+        self._linger()
+
+    def _serve(self, exchange: Exchange) -> None:
+        self._serving = exchange
+        if self._arriving is exchange:
+            self._set_deadline(limits.HTTP_BODY_TIMEOUT_MS)
+        self._task = asyncio.get_running_loop().create_task(self._run(exchange))
+
+    async def _run(self, exchange: Exchange) -> None:
+        try:
+            response = await self.shared.handle(exchange)
+        except HttpError as error:
+            response = Response(error.status, error.text.encode())
+        except Unanswered:
+            self.cut()
+            return
+        except Exception:
+            _log.exception("%s %s failed", exchange.method, exchange.path)
+            response = INTERNAL_ERROR
+        if not exchange.keep_alive or not exchange.complete:
+            self._last = True
+        if isinstance(response, Stream):
+            await self._stream(response, exchange)
+        else:
+            self._write(response, head_only=exchange.method == "HEAD")
+        while self._writable is not None:
+            await self._writable
+        self._answered(exchange)
+
+    def _write(self, response: Response, *, head_only: bool) -> None:
+        if self._transport is None:
+            return
+        closing = b"connection: close\r\n\r\n" if self._last or self.shared.stopping else b"\r\n"
+        length = b"content-length: %d\r\n" % len(response.body)
+        body = b"" if head_only else response.body
+        self._transport.write(b"".join((self.shared.head(response), length, closing, body)))
+
+    async def _stream(self, response: Stream, exchange: Exchange) -> None:
+        """Send chunks until they, the client or the server come to an end."""
+        chunked = exchange.modern
+        if not chunked:
+            self._last = True
+        framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+        closing = b"connection: close\r\n\r\n" if self._last else b"\r\n"
+        if self._transport is not None:
+            self._transport.write(self.shared.head(response) + framing + closing)
+        gone = asyncio.ensure_future(self.gone())
+        sending = asyncio.ensure_future(self._send_chunks(response, chunked=chunked))
+        try:
+            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, gone):
+                task.cancel()
+            outcome, _ = await asyncio.gather(sending, gone, return_exceptions=True)
+            if isinstance(outcome, Exception):
+                _log.warning("a stream broke off: %r", outcome)
+                self._last = True
+            await response.chunks.aclose()
+        if chunked and self._transport is not None and not isinstance(outcome, Exception):
+            self._transport.write(_LAST_CHUNK)
+
+    async def _send_chunks(self, response: Stream, *, chunked: bool) -> None:
+        async for chunk in response.chunks:
+            if self._transport is None:
+                return
+            if chunk:
+                self._transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk)
+            while self._writable is not None:
+                await self._writable
+
+    def _answered(self, exchange: Exchange) -> None:
+        """On to the next request, or to the end."""
+        self._serving = self._task = self._gone = None
+        if self._transport is None:
+            return
+        if not exchange.complete:
+            exchange.discard()
+            self._linger()
+        elif self._last or self.shared.stopping:
+            self.close()
+        elif self._waiting:
+            following = self._waiting.popleft()
+            self._serve(following)
+            if not self._waiting:
+                self._transport.resume_reading()
+        elif self._is_gone:
+            self.close()
+        elif self._arriving is not None:
+            self._set_deadline(limits.HTTP_HEADER_TIMEOUT_MS)
+        else:
+            self._await_request()
+
+    def _linger(self) -> None:
+        """Read on for a moment, and throw away, so that the client gets to read the answer."""
+        self._lingering = True
+        self._arriving = None
+        if self._transport is not None:
+            if self._is_gone:
+                self._transport.close()
+                return
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            self._set_deadline(limits.HTTP_LINGER_MS)
+            self._transport.resume_reading()

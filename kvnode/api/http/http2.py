@@ -1,0 +1,383 @@
+"""HTTP/2 by granian (Rust, hyper), embedded in the node's loop through RSGI, behind a socket of its own.
+
+http1.py takes in every connection and hands over those that begin with HTTP/2's preface; a pipe then carries their
+bytes to granian and back. What is particular about granian stays in this file:
+
+- It would listen by itself, with SO_REUSEPORT, and not say when a port is taken. Here it listens on a socket in a
+  folder that only this user can enter.
+- It does not say when it serves: its workers are looked for.
+- Its stop tells clients to go (GOAWAY) and waits for every response that is still being made: the wait is bounded
+  here, and long responses end before, by the `stopping` future.
+- It sets no bound on a body nor on the time a body takes; both are set here.
+- Without `_LEAVE_LOGGING_ALONE` it configures the process's logging anew and closes the handlers that are there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP2Settings
+from granian.server.embed import Server
+
+from kvnode.api.http.messages import (
+    INTERNAL_ERROR,
+    BodyBudget,
+    Handle,
+    HttpError,
+    Response,
+    Stream,
+    Unanswered,
+    parse_query,
+    too_large,
+    too_slow,
+)
+from kvnode.base import limits
+from kvnode.base.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+_START_POLL_S = 0.005
+_BODY_SWEEP_S = 1.0
+_LEAVE_LOGGING_ALONE = {"incremental": True, "formatters": {}, "handlers": {}, "loggers": {}}
+
+
+class _Scope(Protocol):
+    """The part of an RSGI scope that is used."""
+
+    method: str
+    path: str
+    query_string: str
+    authority: str | None
+    headers: Any
+
+
+class _Protocol(Protocol):
+    """The part of an RSGI HTTP protocol that is used."""
+
+    async def __call__(self) -> bytes:
+        """The whole body."""
+
+    def __aiter__(self) -> Any:
+        """The body's chunks."""
+
+    async def client_disconnect(self) -> None:
+        """Returns when the client has gone."""
+
+    def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Answer."""
+
+    def response_stream(self, status: int, headers: list[tuple[str, str]]) -> Any:
+        """Begin an answer."""
+
+
+class Http2Server:
+    """Serves HTTP/2 connections that others have accepted.
+
+    Args:
+        handle: makes the responses.
+        scheme: http or https, as the client sees it.
+        budget: of the bodies being read.
+    """
+
+    def __init__(self, handle: Handle, scheme: str, budget: BodyBudget) -> None:
+        self._handle = handle
+        self._scheme = scheme
+        self._bodies = _Bodies(budget)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._server: Server | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Future[None] | None = None
+
+    @property
+    def socket(self) -> str:
+        """Where it listens."""
+        assert self._folder is not None
+        return f"{self._folder.name}/http2"
+
+    async def start(self) -> None:
+        """Serve. Raises ConfigError."""
+        loop = asyncio.get_running_loop()
+        self._stopping = loop.create_future()
+        self._folder = tempfile.TemporaryDirectory(prefix="kvnode-", ignore_cleanup_errors=True)
+        server = Server(
+            self._answer,
+            uds=Path(self.socket),
+            interface=Interfaces.RSGI,
+            http=HTTPModes.http2,
+            websockets=False,
+            log_enabled=False,
+            log_dictconfig=_LEAVE_LOGGING_ALONE,
+            backlog=limits.HTTP_BACKLOG_COUNT,
+            backpressure=limits.MAX_HTTP_CONNECTIONS_COUNT,
+            http2_settings=HTTP2Settings(
+                initial_connection_window_size=limits.HTTP2_CONNECTION_WINDOW_BYTES,
+                initial_stream_window_size=limits.HTTP2_STREAM_WINDOW_BYTES,
+                max_concurrent_streams=limits.MAX_HTTP2_STREAMS_COUNT,
+                max_headers_size=limits.MAX_HTTP_HEADER_BYTES,
+                keep_alive_interval=limits.HTTP2_KEEPALIVE_MS,
+            ),
+        )
+        self._task = loop.create_task(server.serve(), name="http/2")
+        self._server = server
+        while not server.wrks or not os.path.exists(self.socket):  # noqa: ASYNC240 (a millisecond, once)
+            if self._task.done():
+                raise ConfigError(f"cannot serve HTTP/2: {self._task.exception()}")
+            await asyncio.sleep(_START_POLL_S)
+        self._bodies.start()
+
+    async def stop(self, timeout_s: float) -> bool:
+        """End streams and finish what is under way; False when it did not end in time and was cut."""
+        if self._server is None or self._task is None or self._folder is None:
+            return True
+        if self._stopping is not None and not self._stopping.done():
+            self._stopping.set_result(None)
+        self._server.stop()  # type: ignore[no-untyped-call]
+        _, unfinished = await asyncio.wait({self._task}, timeout=timeout_s)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._bodies.stop()
+        self._folder.cleanup()
+        return not unfinished
+
+    async def _answer(self, scope: _Scope, protocol: _Protocol) -> None:
+        try:
+            response = await self._handle(_Request(scope, protocol, self._bodies, self._scheme))
+        except HttpError as error:
+            response = Response(error.status, error.text.encode())
+        except Unanswered:
+            return
+        except Exception:
+            _log.exception("%s %s failed", scope.method, scope.path)
+            response = INTERNAL_ERROR
+        headers = [("content-type", response.content_type), ("cache-control", "no-store")]
+        if isinstance(response, Stream):
+            await self._stream(response, protocol, headers)
+            return
+        body = b"" if scope.method == "HEAD" else response.body
+        protocol.response_bytes(response.status, headers, body)
+
+    async def _stream(self, response: Stream, protocol: _Protocol, headers: list[tuple[str, str]]) -> None:
+        """Send chunks one by one until they, the client or the server come to an end."""
+        gone = asyncio.ensure_future(protocol.client_disconnect())
+        assert self._stopping is not None
+        sending = asyncio.ensure_future(_send(response.chunks, protocol.response_stream(200, headers)))
+        try:
+            await asyncio.wait((sending, gone, self._stopping), return_when=asyncio.FIRST_COMPLETED)
+            client_left = gone.done()
+        finally:
+            for task in (sending, gone):
+                task.cancel()
+            outcome, _ = await asyncio.gather(sending, gone, return_exceptions=True)
+            await response.chunks.aclose()
+        if isinstance(outcome, Exception) and not client_left:
+            _log.warning("a stream broke off: %r", outcome)
+
+
+async def _send(chunks: AsyncGenerator[bytes, None], transport: Any) -> None:
+    async for chunk in chunks:
+        await transport.send_bytes(chunk)
+
+
+class _Request:
+    """One request (messages.Request)."""
+
+    __slots__ = ("_bodies", "_protocol", "_scheme", "_scope", "method", "path")
+
+    def __init__(self, scope: _Scope, protocol: _Protocol, bodies: _Bodies, scheme: str) -> None:
+        self._scope = scope
+        self._protocol = protocol
+        self._bodies = bodies
+        self._scheme = scheme
+        self.method = scope.method
+        self.path = scope.path
+
+    @property
+    def query(self) -> dict[str, str]:
+        """See Request."""
+        return parse_query(self._scope.query_string)
+
+    @property
+    def origin(self) -> str:
+        """See Request."""
+        host = self._scope.authority or self._scope.headers.get("host")
+        return f"{self._scheme}://{host}" if host else ""
+
+    def header(self, name: str) -> str:
+        """See Request."""
+        value: str = self._scope.headers.get(name) or ""
+        return value
+
+    async def body(self, max_bytes: int) -> bytes:
+        """See Request."""
+        return await self._bodies.read(self._scope, self._protocol, max_bytes)
+
+    async def client_gone(self) -> None:
+        """See Request."""
+        await self._protocol.client_disconnect()
+
+
+class _Bodies:
+    """Reads bodies within bounds of size and time; slow senders are found by one sweep for all."""
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to look for slow senders."""
+        self._sweep = asyncio.get_running_loop().call_later(_BODY_SWEEP_S, self._find_slow)
+
+    def stop(self) -> None:
+        """Stop looking."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+    async def read(self, scope: _Scope, protocol: _Protocol, max_bytes: int) -> bytes:
+        """See Request.body."""
+        declared = scope.headers.get("content-length")
+        size = max_bytes if declared is None else _length(declared)
+        if size > max_bytes:
+            raise too_large(max_bytes)
+        self._budget.reserve(size)
+        task = asyncio.current_task()
+        assert task is not None
+        self._reading[task] = asyncio.get_running_loop().time() + limits.HTTP_BODY_TIMEOUT_MS / 1_000
+        try:
+            return await (protocol() if declared is not None else _bounded(protocol, max_bytes))
+        except asyncio.CancelledError:
+            if task not in self._late:
+                raise
+            self._late.discard(task)
+            task.uncancel()
+            raise too_slow() from None
+        finally:
+            del self._reading[task]
+            self._budget.release(size)
+
+    def _find_slow(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for task, deadline in self._reading.items():
+            if deadline < now and task not in self._late:
+                self._late.add(task)
+                task.cancel()
+        self._sweep = loop.call_later(_BODY_SWEEP_S, self._find_slow)
+
+
+def _length(declared: str) -> int:
+    if not declared.isascii() or not declared.isdigit():
+        raise HttpError(400, "The content-length is no number.\n")
+    return int(declared)
+
+
+async def _bounded(protocol: _Protocol, max_bytes: int) -> bytes:
+    """A body that did not say its size."""
+    chunks: list[bytes] = []
+    total = 0
+    async for chunk in protocol:
+        total += len(chunk)
+        if total > max_bytes:
+            raise too_large(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+class Pipe:
+    """Carries one connection's bytes to granian and back, no faster than each side reads.
+
+    Args:
+        client: the connection as accepted.
+        first: what was read of it.
+        socket: granian's.
+        ended: called once at the end.
+    """
+
+    def __init__(self, client: asyncio.Transport, first: bytes, socket: str, ended: Any) -> None:
+        self._client = _End(self)
+        self._server = _End(self)
+        self._ended = ended
+        self._client.other, self._server.other = self._server, self._client
+        self._client.transport = client
+        client.pause_reading()
+        client.set_protocol(self._client)
+        self._opening = asyncio.get_running_loop().create_task(self._open(first, socket))
+
+    def close(self) -> None:
+        """End both sides at once."""
+        self._opening.cancel()
+        for end in (self._client, self._server):
+            if end.transport is not None:
+                end.transport.abort()
+
+    def lost(self) -> None:
+        """One side is gone: what was read of it is still sent to the other, which then ends too."""
+        if self._ended is not None:
+            self._ended(self)
+            self._ended = None
+
+    async def _open(self, first: bytes, socket: str) -> None:
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: self._server, socket)
+        except OSError as error:
+            _log.warning("HTTP/2 is not served: %s", error)
+            if self._client.transport is not None:
+                self._client.transport.abort()
+            return
+        if self._server.transport is not None:
+            self._server.transport.write(first)
+        if self._client.transport is None:
+            self._server.close()
+        else:
+            self._client.transport.resume_reading()
+
+
+class _End(asyncio.Protocol):
+    """One side of a pipe."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self.transport: asyncio.Transport | None = None
+        self.other: _End
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Granian's side is there."""
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from it
+
+    def data_received(self, data: bytes) -> None:
+        """Pass it on."""
+        if self.other.transport is not None:
+            self.other.transport.write(data)
+
+    def pause_writing(self) -> None:
+        """This side does not read: read no more of the other."""
+        if self.other.transport is not None:
+            with contextlib.suppress(RuntimeError):
+                self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self.other.transport is not None:
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Over: the other side ends once what it is owed is sent."""
+        del exc
+        self.transport = None
+        self.other.close()
+        self._pipe.lost()
+
+    def close(self) -> None:
+        """End once everything written is sent."""
+        if self.transport is not None:
+            self.transport.close()

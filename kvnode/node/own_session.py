@@ -115,6 +115,7 @@ class OwnSession:
     async def _ensure_open(self, timeout_ms: int) -> None:
         if self._opening is None or self._opening.done():
             self._opening = asyncio.get_running_loop().create_task(self._open_own(timeout_ms))
+            self._opening.add_done_callback(_note_failure)
         await _in_time(asyncio.shield(self._opening), timeout_ms or self._timeout_ms)
 
     async def _open_own(self, timeout_ms: int) -> None:
@@ -133,6 +134,12 @@ def _unsettled(result: kv_pb2.OperationResult) -> bool:
     """Whether a resend under the same id can tell what became of it."""
     error = result.error
     return result.HasField("error") and not error.not_applied and error.code in _SETTLED_BY_RESEND
+
+
+def _note_failure(opening: asyncio.Task[None]) -> None:
+    """Whoever still waits is told; when nobody does any more, that is no fault of the program's."""
+    if not opening.cancelled():
+        opening.exception()
 
 
 def _session_lost(result: kv_pb2.OperationResult) -> bool:

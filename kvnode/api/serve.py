@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import signal
 import sys
+from collections.abc import Awaitable
 from pathlib import Path
 
 from kvnode.api.auth.authority import Authority
@@ -46,6 +48,7 @@ from kvnode.storage.system_disk import SystemDisk
 _log = logging.getLogger(__name__)
 
 
+DRAIN_S = 1.0  # for what is owed when the node stops
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -265,13 +268,30 @@ async def _until_stopped(node: Node, stopping: asyncio.Event) -> int:
 
 
 async def _shut_down(node: Node, server: GrpcServer, ops: OpsServer, connect: ConnectServer | None) -> None:
+    """Leadership first, then the ports, then the node itself, which closes log and state whatever came before it."""
     try:
         async with asyncio.timeout(limits.SHUTDOWN_TIMEOUT_MS / 1_000):
-            await node.hand_over()
+            await _attempt(node.hand_over())
             if connect is not None:
-                await connect.stop()
-            await server.stop(1.0)
-            await ops.stop()
+                await _attempt(connect.stop())
+            await _attempt(server.stop(DRAIN_S))
+            await _attempt(ops.stop())
             await node.stop()
     except TimeoutError:
-        _log.error("the shutdown took longer than %d ms and was cut short", limits.SHUTDOWN_TIMEOUT_MS)
+        # As safe as a kill: nothing was acknowledged that is not in the fsynced log. A state that is still open would
+        # keep the process from ending.
+        _log.error("the shutdown took longer than %d ms and is cut short", limits.SHUTDOWN_TIMEOUT_MS)
+        _end_process(EXIT_FAILED)
+
+
+async def _attempt(step: Awaitable[None]) -> None:
+    """A step of the shutdown whose failure must not keep those after it from being taken."""
+    try:
+        await step
+    except Exception:
+        _log.exception("a step of the shutdown failed; it goes on")
+
+
+def _end_process(status: int) -> None:
+    logging.shutdown()
+    os._exit(status)

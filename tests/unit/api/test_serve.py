@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from kvnode.api.serve import _fit_together, _unless_stopped
+from kvnode.api import serve
+from kvnode.api.serve import _fit_together, _shut_down, _unless_stopped
+from kvnode.base import limits
 from kvnode.base.errors import StateDamaged
 from kvnode.codec.entry import Entry, EntryKind, HardState
 from kvnode.codec.membership import Member, Membership, decode_membership, encode_membership
@@ -124,3 +129,56 @@ async def test_a_stop_ends_the_wait_to_be_joined() -> None:
     joined: asyncio.Future[Identity] = asyncio.get_running_loop().create_future()
     joined.set_result(IDENTITY)
     assert await _unless_stopped(joined, asyncio.Event()) is IDENTITY
+
+
+class Steps:
+    """What is shut down, in the order in which that was done; a step may fail or hang."""
+
+    def __init__(self, *, failing: str = "", hanging: str = "") -> None:
+        self.taken: list[str] = []
+        self._failing = failing
+        self._hanging = hanging
+
+    def part(self, *names: str) -> Any:
+        return SimpleNamespace(**{name.rpartition(".")[2]: partial(self._take, name) for name in names})
+
+    async def _take(self, name: str, *_: object) -> None:
+        self.taken.append(name)
+        if name == self._failing:
+            raise RuntimeError("by the test")
+        if name == self._hanging:
+            await asyncio.sleep(60)
+
+    async def run(self) -> None:
+        node, server = self.part("node.hand_over", "node.stop"), self.part("server.stop")
+        await _shut_down(node, server, self.part("ops.stop"), self.part("connect.stop"))
+
+
+ORDER = ["node.hand_over", "connect.stop", "server.stop", "ops.stop", "node.stop"]
+
+
+async def test_leadership_goes_first_and_the_storage_last() -> None:
+    steps = Steps()
+    await steps.run()
+    assert steps.taken == ORDER
+
+
+@pytest.mark.parametrize("failing", ORDER[:-1])
+async def test_a_step_that_fails_does_not_keep_the_storage_open(failing: str) -> None:
+    steps = Steps(failing=failing)
+    await steps.run()
+    assert steps.taken == ORDER
+
+
+async def test_an_error_of_the_storage_is_the_processs_own() -> None:
+    with pytest.raises(RuntimeError, match="by the test"):
+        await Steps(failing="node.stop").run()
+
+
+@pytest.mark.parametrize("hanging", ORDER)
+async def test_a_shutdown_that_hangs_ends_the_process_in_time(hanging: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(serve, "_end_process", ended.append)
+    monkeypatch.setattr(limits, "SHUTDOWN_TIMEOUT_MS", 50)
+    await asyncio.wait_for(Steps(hanging=hanging).run(), 2)
+    assert ended == [serve.EXIT_FAILED]

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from kvnode.api.auth import access_token as access_tokens
 from kvnode.api.auth import data_token as data_tokens
 from kvnode.api.auth.data_token import Claims
+from kvnode.api.auth.learning import Learning
 from kvnode.api.auth.rate import RateLimit
 from kvnode.api.connect.ports import Database, DatabaseMode, Grant
 from kvnode.base import limits
@@ -69,7 +70,7 @@ class Authority:
         self.view = view
         self._clock = clock
         self._static_token = static_token
-        self._learn = learn
+        self._learning = None if learn is None else Learning(learn)
         self._judged: dict[str, _Judged] = {}
         self._rates: dict[str, RateLimit] = {}
 
@@ -152,9 +153,12 @@ class Authority:
     # What gRPC asks besides.
 
     async def learn(self) -> None:
-        """For whoever is about to refuse: the token or the database may be newer than the view. Raises KvError."""
-        if self._learn is not None:
-            await self._learn()
+        """For whoever is about to refuse: the token or the database may be newer than the view. Raises KvError.
+
+        Strangers who come together share one round.
+        """
+        if self._learning is not None:
+            await self._learning.round()
 
     def identify(self, access_token: str) -> Holder:
         """Whose access token it is. Raises Unauthenticated."""

@@ -8,7 +8,7 @@ that the next operation of a long session is refused once its token is revoked.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 
 from kvnode.api.auth.authority import STATIC_TOKEN_ID, Authority, Holder, read_only_token
@@ -116,7 +116,6 @@ class Gate:
         self._authority = authority
         self._clock = clock
         self._required = required
-        self._learning: asyncio.Task[None] | None = None
 
     async def permit(self, metadata: Metadata | None) -> Permit:
         """What the caller may do with the database that it names.
@@ -131,8 +130,8 @@ class Gate:
         name, token = _named(metadata)
         try:
             return self._permit(name, token)
-        except (NotFound, Unauthenticated) as refusal:
-            await self._learn(refusal)
+        except (NotFound, Unauthenticated):
+            await self._learn()
             return self._permit(name, token)
 
     async def require_admin(self, metadata: Metadata | None) -> None:
@@ -145,8 +144,8 @@ class Gate:
         _, token = _named(metadata)
         try:
             self._require_admin(token)
-        except Unauthenticated as refusal:
-            await self._learn(refusal)
+        except Unauthenticated:
+            await self._learn()
             self._require_admin(token)
 
     def follow(self, changed: Callable[[], None]) -> Callable[[], None]:
@@ -185,19 +184,9 @@ class Gate:
                 code="TOKEN_NOT_ADMIN",
             )
 
-    async def _learn(self, refusal: KvError) -> None:
-        """Wait for the view to catch up, all who wait together; raises the refusal when it cannot."""
-        if self._learning is None or self._learning.done():
-            self._learning = asyncio.ensure_future(self._learn_quietly())
-        await asyncio.shield(self._learning)
-        if self._learning.cancelled():
-            raise refusal
-
-    async def _learn_quietly(self) -> None:
-        try:
+    async def _learn(self) -> None:
+        with contextlib.suppress(KvError):  # no leader: the view is what there is
             await self._authority.learn()
-        except KvError:
-            return  # no leader: the view is what there is
 
 
 def refused_by_mode(row: DatabaseRow) -> tuple[KvError | None, KvError | None]:

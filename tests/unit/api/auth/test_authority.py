@@ -331,7 +331,7 @@ async def test_nobody_is_refused_before_the_view_has_caught_up() -> None:
         if not ground.access.find("fresh"):
             ground.create("fresh")
 
-    ground.authority._learn = learn
+    ground.authority = Authority(ground.directory.view, ground.clock, learn=learn)
     gate = Gate(ground.authority, ground.clock, required=False)
     assert (await gate.permit(metadata(database="fresh"))).database == 3
     assert learned == [1]
@@ -339,5 +339,6 @@ async def test_nobody_is_refused_before_the_view_has_caught_up() -> None:
     async def cannot() -> None:
         raise Unavailable("no leader")
 
-    ground.authority._learn = cannot
+    blind = Authority(ground.directory.view, ground.clock, learn=cannot)
+    gate = Gate(blind, ground.clock, required=False)
     assert await refusal(gate.permit(metadata(database="nobody"))) == "DATABASE_NOT_FOUND"

@@ -51,6 +51,27 @@ def data(node: LocalNode, uuid: str, data_token: str) -> int:
     return post(node, f"/data/{uuid}/strong/snapshot_read", data_token, b"", "application/x-protobuf", **headers).status
 
 
+def watch_over_http(node: LocalNode, uuid: str, data_token: str, seen: list[bytes]) -> float:
+    """Watch the key b"k" over KV Connect to the stream's end; returns when that was."""
+    connection = http.client.HTTPConnection(node.connect_address, timeout=30)
+    try:
+        headers = {
+            "authorization": f"Bearer {data_token}",
+            "content-type": "application/x-protobuf",
+            "x-denokv-version": "3",
+            "x-denokv-database-id": uuid,
+        }
+        body = b"\x0a\x03\x0a\x01k"  # Watch { keys { key: "k" } }
+        connection.request("POST", f"/data/{uuid}/strong/watch", body, headers)
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        while chunk := response.read1(65_536):
+            seen.append(chunk)
+        return time.monotonic()
+    finally:
+        connection.close()
+
+
 def at(node: LocalNode, database: str = "", token: str = "") -> Kv:
     return open_kv([node.address], database=database, token=token, timeout_ms=10_000)
 
@@ -132,8 +153,14 @@ async def test_a_revocation_takes_effect_on_every_node_within_a_second(cluster: 
         assert [await asyncio.to_thread(data, node, uuid, token) for token in tokens] == [200] * 3
         assert (await asyncio.to_thread(exchange, node, "", made.secret)).status == 401
     watches = [asyncio.ensure_future(_watch(node, made.secret)) for node in nodes]
+    frames: list[list[bytes]] = [[], [], []]
+    streams = [
+        asyncio.ensure_future(asyncio.to_thread(watch_over_http, node, uuid, tokens[1], seen))
+        for node, seen in zip(nodes, frames, strict=True)
+    ]
     await asyncio.sleep(0.5)
-    assert not any(watch.done() for watch in watches)
+    assert not any(watch.done() for watch in (*watches, *streams))
+    assert all(frames), "no first frame"
     async with Admin([nodes[1].address]) as admin:
         began = time.monotonic()
         await admin.revoke_token(made.token.token_id)
@@ -146,6 +173,8 @@ async def test_a_revocation_takes_effect_on_every_node_within_a_second(cluster: 
     for watch in watches:
         assert isinstance(await error_of(asyncio.wait_for(watch, WITHIN_S)), Unauthenticated)
     assert time.monotonic() - began < 2 * WITHIN_S
+    for stream in streams:
+        assert await stream - began < WITHIN_S
     assert isinstance(await error_of(_read(nodes[2], made.secret)), Unauthenticated)
 
 

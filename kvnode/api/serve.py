@@ -26,6 +26,7 @@ from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.http import Tls
 from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
 from kvnode.api.ops import OpsServer
+from kvnode.api.serve_gateway import serve_gateway
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import NodeConfig
@@ -63,7 +64,7 @@ def run(config: NodeConfig) -> int:
         level=config.log_level.upper(), stream=sys.stderr, format=f"%(asctime)s {config.name} %(levelname)s %(message)s"
     )
     try:
-        return uvloop.run(_serve(config))
+        return uvloop.run(serve_gateway(config) if config.role == "gateway" else _serve(config))
     except ConfigError as error:
         print(f"kvnode: {error.message}", file=sys.stderr)
         return EXIT_CONFIG

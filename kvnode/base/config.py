@@ -29,6 +29,9 @@ class Key(NamedTuple):
 
 KEYS: dict[str, Key] = {
     "name": Key(str, "a", "the operator's name for the node, unique in the cluster"),
+    "role": Key(
+        str, "node", "node, or gateway: KV Connect without data, in front of the nodes that peers names, nearest first"
+    ),
     "region": Key(str, "us-east", "the region it stands in"),
     "dc": Key(str, "dc-a", "the data center it stands in; commits are counted by it"),
     "data_dir": Key(str, "kvnode-data", "where log, state and identity live; one node's own"),
@@ -40,7 +43,11 @@ KEYS: dict[str, Key] = {
     ),
     "tls_cert": Key(str, "", "PEM file with the certificate and its chain: KV Connect is then https; empty = http"),
     "tls_key": Key(str, "", "PEM file with the certificate's private key"),
-    "peers": Key(list, [], "addresses of the initial voters, this node included or not; read with bootstrap only"),
+    "peers": Key(
+        list,
+        [],
+        "addresses of the initial voters, this node included or not; read with bootstrap only, and by a gateway",
+    ),
     "bootstrap": Key(bool, False, "make a new cluster of this node and its peers; ignored once it belongs to one"),
     "min_commit_dcs": Key(int, 2, "data centers in which a write is durable before it is acknowledged; at bootstrap"),
     "allow_unsafe_topology": Key(bool, False, "start although the loss of one data center stops writes"),
@@ -71,6 +78,7 @@ class NodeConfig:
     """The values; KEYS says what they mean."""
 
     name: str
+    role: str
     region: str
     dc: str
     data_dir: str
@@ -196,6 +204,10 @@ def _check(config: NodeConfig) -> None:
             raise ConfigError(f"'{name}' names no file: {path}")
     for address in config.peers:
         split_address(address, "peers")
+    if config.role not in ("node", "gateway"):
+        raise ConfigError(f"'role' must be node or gateway, not {config.role!r}")
+    if config.role == "gateway" and not (config.peers and config.connect_listen):
+        raise ConfigError("a gateway needs 'peers', the host:port of nodes' gRPC servers, and 'connect_listen'")
     for name in ("name", "dc", "region", "data_dir"):
         if not getattr(config, name):
             raise ConfigError(f"'{name}' may not be empty")

@@ -17,6 +17,7 @@ MAX_CHECKS_COUNT = 100
 MAX_MUTATIONS_COUNT = 1_000
 MAX_TRANSACTION_BYTES = 819_200
 MAX_TRANSACTION_KEY_BYTES = 81_920
+MAX_RESOLVED_TRANSACTION_BYTES = 1_048_576  # in the log: with what sums make, and values whose expiry alone is set
 MAX_WATCHED_KEYS_COUNT = 10
 MAX_DELETE_RANGE_KEYS_COUNT = 10_000
 
@@ -165,3 +166,4 @@ HTTP_READ_AHEAD_BYTES = 65_536  # of a body that its handler has not asked for y
 HTTP_SEND_TIMEOUT_MS = 60_000  # without the client reading any of its answer
 HTTP_LINGER_MS = 2_000  # what still comes in after an early answer is thrown away for so long
 CONNECT_HOLD_TIMEOUT_MS = 30_000  # a request of KV Connect waits so long for a leader; then 503
+GATEWAY_LEARN_TIMEOUT_MS = 5_000  # a gateway waits so long for news of the directory before it refuses

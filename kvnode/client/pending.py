@@ -19,6 +19,9 @@ class PendingOperation:
 
     `sends_count` counts the copies sent under the present client id that may have had an effect: above 0 a
     write may have been applied.
+
+    Args:
+        settle: a write that may have been applied has no deadline: only a resend can tell what became of it.
     """
 
     __slots__ = (
@@ -32,11 +35,21 @@ class PendingOperation:
         "message",
         "retries_count",
         "sends_count",
+        "settle",
         "size_bytes",
         "timeout_ms",
     )
 
-    def __init__(self, message: kv_pb2.Operation, deliver: Deliver, timeout_ms: int, deadline_ms: float) -> None:
+    def __init__(
+        self,
+        message: kv_pb2.Operation,
+        deliver: Deliver,
+        timeout_ms: int,
+        deadline_ms: float,
+        *,
+        settle: bool = False,
+    ) -> None:
+        self.settle = settle
         self.id = message.id
         self.message = message
         self.deliver = deliver
@@ -112,8 +125,13 @@ class PendingTable:
         if bucket is not None:
             bucket.pop(operation.id, None)
 
+    def postpone(self, operation: PendingOperation, now_ms: float) -> None:
+        """Give an expired operation its time once more."""
+        operation.deadline_ms = now_ms + operation.timeout_ms
+        self._buckets.setdefault(int(operation.deadline_ms // _BUCKET_MS), {})[operation.id] = operation
+
     def expired(self, now_ms: float) -> list[PendingOperation]:
-        """The operations whose deadline has passed; the caller removes them."""
+        """The operations whose deadline has passed; the caller removes or postpones them."""
         limit = int(now_ms // _BUCKET_MS)
         found: list[PendingOperation] = []
         for number in sorted(number for number in self._buckets if number < limit):

@@ -146,6 +146,8 @@ class Session:
         request: Request,
         deliver: Deliver,
         timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS,
+        *,
+        settle: bool = False,
     ) -> int:
         """Send one operation with what else is sent in this pass of the loop.
 
@@ -154,6 +156,8 @@ class Session:
             deliver: called exactly once, on the loop, never from within submit, unless `forget` comes first.
                 A failure arrives as a result with `error` set, whether a node or the session itself found it.
             timeout_ms: after this the operation is delivered as an error at the latest.
+            settle: not so a write that may have been applied: it is sent again until its outcome is known, or the
+                cluster no longer knows the session.
 
         Returns:
             The operation's id.
@@ -178,7 +182,7 @@ class Session:
         else:
             message = kv_pb2.Operation(id=self._next_id, write=request)
         self._next_id += 1
-        operation = PendingOperation(message, deliver, timeout_ms, now_ms + timeout_ms)
+        operation = PendingOperation(message, deliver, timeout_ms, now_ms + timeout_ms, settle=settle)
         self._pending.add(operation)
         self._enqueue(operation)
         self._start()
@@ -217,11 +221,12 @@ class Session:
                     self._room_waiters.remove(waiter)
 
     async def call(
-        self, request: Request, timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS
+        self, request: Request, timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS, *, settle: bool = False
     ) -> kv_pb2.OperationResult:
         """Submit one operation, waiting for room first, and return its result. Raises the KvError it failed with.
 
-        `timeout_ms` is for both together. When the caller is cancelled, the operation is forgotten.
+        `timeout_ms` is for both together; `settle`: see submit. When the caller is cancelled, the operation is
+        forgotten.
         """
         if self._pending.is_full:
             timeout_ms = await self._room_within(timeout_ms)
@@ -231,7 +236,7 @@ class Session:
             if not future.done():
                 future.set_result(result)
 
-        operation_id = self.submit(request, deliver, timeout_ms)
+        operation_id = self.submit(request, deliver, timeout_ms, settle=settle)
         try:
             result = await future
         except asyncio.CancelledError:
@@ -360,6 +365,9 @@ class Session:
     def _sweep_once(self, now_ms: float) -> None:
         """Deliver what is past its deadline; leave an endpoint that hangs."""
         for operation in self._pending.expired(now_ms):
+            if operation.settle and operation.is_write and operation.sends_count:
+                self._pending.postpone(operation, now_ms)
+                continue
             self._fail(operation, outcome.expired(operation, self.endpoint, self._last_trouble))
         if self._waiting_since_ms is not None and not self._on_stream and self._opened.is_set():
             self._waiting_since_ms = None

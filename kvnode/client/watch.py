@@ -25,7 +25,8 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
     """The frames of one watch, from whichever endpoint serves it: (frame, whether it is the first of a stream).
 
     When a stream breaks, or not even a ping arrives for CLIENT_WATCH_SILENCE_MS, the next endpoint is asked; its
-    first frame is a full state again, so that nothing but intermediate states is missed. Pings are left out.
+    first frame is a full state again, so that nothing but intermediate states is missed. Pings are left out, unless
+    they are asked for.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
         metadata: CallMetadata = (),
         fail_fast: bool = False,
         random: Random | None = None,
+        with_pings: bool = False,
     ) -> None:
+        self._with_pings = with_pings
         self._request = request
         self._credentials = credentials
         self._metadata = metadata
@@ -87,6 +90,8 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
                 if not frame.ping:
                     yield frame, is_first
                     is_first = False
+                elif self._with_pings:
+                    yield frame, False
         except TimeoutError:
             raise Unavailable(
                 f"nothing, not even a ping, arrived for {limits.CLIENT_WATCH_SILENCE_MS} ms", phase="leader"

@@ -1,0 +1,108 @@
+"""A gateway's backend: the cluster's nodes, over the Python client.
+
+One Session for each database in use, so that what arrives at the same time travels together, whatever connections it
+came on. Operations keep their request ids through broken connections and changes of node and leader; a write that may
+have been applied is sent again until its outcome is known. Watches follow the nodes that live: each new stream begins
+with a full state, which the watcher sees as one more frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+import grpc
+
+from kvnode.base import limits
+from kvnode.base.errors import NotFound, Unavailable
+from kvnode.client.selection import CallMetadata, call_metadata
+from kvnode.client.session import Session
+from kvnode.client.watch import WatchStream
+from kvnode.machine.directory.view import DirectoryView
+from kvnode.proto.kv.v1 import kv_pb2
+
+
+class RemoteBackend:
+    """See kvnode.api.connect.ports.Backend.
+
+    Args:
+        name: of the gateway.
+        addresses: host:port of nodes' gRPC, the nearest first.
+        view: names the databases.
+        token: shown to the nodes, where they ask for one (grpc_auth).
+        credentials: for TLS; None = plain text.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        addresses: Sequence[str],
+        view: DirectoryView,
+        *,
+        token: str = "",
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        self._name = name
+        self._addresses = list(addresses)
+        self._view = view
+        self._token = token
+        self._credentials = credentials
+        self._sessions: dict[int, Session] = {}
+
+    @property
+    def name(self) -> str:
+        """The gateway's."""
+        return self._name
+
+    @property
+    def held_count(self) -> int:
+        """Operations that no node has answered yet."""
+        return sum(session.unanswered_count for session in self._sessions.values())
+
+    async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
+        """One read: a strong one by way of the leader, an eventual one from the node that the session is at."""
+        return (await self._call(request, database)).read
+
+    async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
+        """One atomic write, held and settled. Raises KvError."""
+        return (await self._call(request, database)).write
+
+    async def watch(self, request: kv_pb2.WatchRequest, *, database: int) -> AsyncGenerator[kv_pb2.WatchResponse, None]:
+        """Frames of a watch, from whichever node serves it. Raises KvError."""
+        stream = WatchStream(
+            self._addresses,
+            request,
+            credentials=self._credentials,
+            metadata=self._metadata(database),
+            with_pings=True,
+        )
+        try:
+            async for frame, _ in stream:
+                yield frame
+        finally:
+            await stream.aclose()
+
+    async def close(self) -> None:
+        """Leave the nodes; what is not answered ends as an error that says what is known of it."""
+        for session in self._sessions.values():
+            await session.close()
+
+    async def _call(
+        self, request: kv_pb2.ReadRequest | kv_pb2.AtomicWriteRequest, database: int
+    ) -> kv_pb2.OperationResult:
+        session = self._session(database)
+        if session.is_full:
+            raise Unavailable("too many requests wait for an answer already; retry later", code="TOO_MANY_HELD")
+        return await session.call(request, limits.CONNECT_HOLD_TIMEOUT_MS, settle=True)
+
+    def _session(self, number: int) -> Session:
+        session = self._sessions.get(number)
+        if session is None:
+            session = Session(self._addresses, credentials=self._credentials, metadata=self._metadata(number))
+            self._sessions[number] = session
+        return session
+
+    def _metadata(self, number: int) -> CallMetadata:
+        row = self._view.databases.get(number)
+        if row is None:
+            raise NotFound("The database was deleted.")
+        return call_metadata(row.uuid, self._token)

@@ -1,0 +1,111 @@
+"""`kvnode serve --role gateway`: KV Connect without data, beside an application, under an address that lives.
+
+It needs no data directory and is no member: it may be started, stopped and copied at will. Only the requests that
+it holds when it dies are lost with it (docs/howto/gateway.md says what that means for a write).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from kvnode.api.auth.authority import Authority
+from kvnode.api.connect.metrics import ConnectStats
+from kvnode.api.connect.server import ConnectServer
+from kvnode.api.http import HttpServer, Request, Response, Tls
+from kvnode.api.metrics import CONTENT_TYPE
+from kvnode.api.remote_backend import RemoteBackend
+from kvnode.api.remote_directory import RemoteDirectory
+from kvnode.base import limits
+from kvnode.base.clock import SystemClock
+from kvnode.base.config import NodeConfig
+
+_log = logging.getLogger(__name__)
+
+EXIT_OK = 0
+
+
+async def serve_gateway(config: NodeConfig) -> int:
+    """Serve until SIGTERM or SIGINT; returns the process's exit status. Raises ConfigError."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    directory = RemoteDirectory(config.peers, token=config.access_token)
+    backend = RemoteBackend(config.name, config.peers, directory.view, token=config.access_token)
+    authority = Authority(directory.view, SystemClock(), static_token=config.access_token, learn=directory.learn)
+    stats = ConnectStats()
+    tls = Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None
+    connect = ConnectServer(backend, authority, config.connect_listen, tls=tls, stats=stats)
+    ops = HttpServer(GatewayPages(directory, backend, stats).answer, config.ops_listen)
+    following = asyncio.ensure_future(directory.run())
+    try:
+        await ops.start()
+        await connect.start()
+        _log.info(
+            "a gateway to %s: KV Connect on %s, ops on %s",
+            ", ".join(config.peers),
+            config.connect_listen,
+            config.ops_listen,
+        )
+        await stopping.wait()
+        _log.info("stopping: draining")
+    finally:
+        following.cancel()
+        try:
+            async with asyncio.timeout(limits.SHUTDOWN_TIMEOUT_MS / 1_000):
+                await connect.stop()
+                await backend.close()
+                await ops.stop()
+        except TimeoutError:
+            _log.error("the shutdown took longer than %d ms and was cut short", limits.SHUTDOWN_TIMEOUT_MS)
+    return EXIT_OK
+
+
+class GatewayPages(Collector):
+    """The ops port of a gateway: /livez, /readyz, /metrics.
+
+    Args:
+        directory: whether the cluster was reached.
+        backend: what is held.
+        stats: of KV Connect.
+    """
+
+    def __init__(self, directory: RemoteDirectory, backend: RemoteBackend, stats: ConnectStats) -> None:
+        self._directory = directory
+        self._backend = backend
+        self._registry = CollectorRegistry()
+        for collector in (stats, self):
+            self._registry.register(collector)
+
+    async def answer(self, request: Request) -> Response:
+        """The response to one request."""
+        if request.method not in ("GET", "HEAD"):
+            return Response(405, b"only GET and HEAD are served here\n")
+        if request.path == "/livez":
+            return Response(200, b"ok\n")
+        if request.path == "/readyz":
+            trouble = self._directory.trouble
+            return Response(503, f"{trouble}\n".encode()) if trouble else Response(200, b"ok\n")
+        if request.path == "/metrics":
+            return Response(200, generate_latest(self._registry), CONTENT_TYPE)
+        return Response(404, f"{request.path} is not served here; /livez, /readyz, /metrics are\n".encode())
+
+    def collect(self) -> Iterator[Family]:
+        """What a gateway has besides KV Connect's own numbers."""
+        yield GaugeMetricFamily(
+            "kvnode_gateway_requests_held", "Requests that no node has answered yet", self._backend.held_count
+        )
+        yield GaugeMetricFamily(
+            "kvnode_gateway_directory_followed",
+            "1 while databases and tokens are followed at a node",
+            0 if self._directory.trouble else 1,
+        )

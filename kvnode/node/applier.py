@@ -70,6 +70,11 @@ class Applier:
             self.membership_applied(memberships[-1])
         return last.index
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a read waits for the state to move on."""
+        return self.reads.is_awaiting
+
     def installed(self) -> None:
         """A snapshot has replaced the state."""
         meta = self.state.meta

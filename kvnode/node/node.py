@@ -103,7 +103,7 @@ class Node:
         self._join_parts()
 
     def _join_parts(self) -> None:
-        self.reads = Reads(self.state, self.freshness, self.stats, self.clock.monotonic_ms, self._fail)
+        self.reads = Reads(self.state, self.freshness, self.stats, self.clock.monotonic_ms, self._fail, self.wake)
         self.barriers = Barriers(self.raft, self.stats, self.reads.strong, self._barriers_lost)
         self.proposals = Proposals(
             self.raft,

@@ -31,6 +31,7 @@ class Reads:
     Args:
         now_ms: a monotonic clock.
         fail: told of an error that means that the state cannot be trusted.
+        wake: told when a read begins to wait for the state, which may have more to apply.
     """
 
     def __init__(
@@ -40,12 +41,14 @@ class Reads:
         stats: Stats,
         now_ms: Callable[[], float],
         fail: Callable[[BaseException], None],
+        wake: Callable[[], None],
     ) -> None:
         self._state = state
         self._freshness = freshness
         self._stats = stats
         self._now_ms = now_ms
         self._fail = fail
+        self._wake = wake
         self._waiting: list[tuple[bytes, Call]] = []  # eventual reads with a min_versionstamp still ahead
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -55,9 +58,15 @@ class Reads:
         wanted = call.operation.read.min_versionstamp
         if wanted and split(wanted)[:2] > (self._state.meta.epoch, self._state.meta.applied_index):
             self._waiting.append((wanted, call))
+            self._wake()
             return
         self._stats.reads_eventual += 1
         self._serve(call, strong=False)
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether a read waits for the state to reach its versionstamp."""
+        return bool(self._waiting)
 
     def strong(self, items: list[Item]) -> None:
         """Answer what has passed its barrier."""

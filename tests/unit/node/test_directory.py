@@ -77,6 +77,7 @@ async def test_every_node_sees_a_change_made_through_any(trio: Trio) -> None:
             await trio.ask(server, write(put(b"k", bytes(101))), Origin(b"", 0, 2)).error()
         ).code == "VALUE_TOO_LARGE"
         await trio.ask(server, write(put(b"k", bytes(101))), Origin(b"", 0, 3)).write()
+    await trio.everywhere()
     assert keys_of(trio, other, 3) == 1
 
 

@@ -59,6 +59,7 @@ LOG_RETENTION_BYTES = 256 * 1_048_576
 DURABLE_APPLIED_INTERVAL_MS = 2_000
 MAX_READ_TRANSACTION_MS = 1_000
 MAX_LOOP_HOLD_MS = 5
+MAX_INLINE_READ_ENTRIES_COUNT = 128  # a read that may return more leaves the loop
 SNAPSHOT_CHUNK_BYTES = 262_144
 MAX_EXPIRED_KEYS_PER_TICK_COUNT = 1_000
 STATE_CACHE_BYTES = 16 * 1_048_576  # SQLite's page cache of the connection that applies and serves point reads

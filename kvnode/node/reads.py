@@ -1,14 +1,15 @@
 """Serving reads from the local state.
 
 Both kinds end here: a strong read after its barrier, an eventual read as it arrives. Small reads are answered on
-the loop in one pass over the applied state (a point read costs a few microseconds); counts of ranges leave the
-loop, each with one read transaction of its own.
+the loop in one pass over the applied state (a point read costs a few microseconds); counts of ranges, and reads of
+more than MAX_INLINE_READ_ENTRIES_COUNT entries, leave the loop, each with one read transaction of its own. Of those as
+many run at a time as the state has readers, so that a message full of them neither holds the loop nor fills the memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError
@@ -20,7 +21,7 @@ from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.proposals import deadline_error
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
-from kvnode.storage.state import State
+from kvnode.storage.state import State, StateMeta, StateTables
 
 _LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1  # a state holds whole entries
 
@@ -106,10 +107,14 @@ class Reads:
         operation = call.operation
         assert operation is not None
         request = operation.read
-        if any(item.count_only for item in request.ranges):
-            task = asyncio.get_running_loop().create_task(self._serve_count(call, strong=strong))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        entries_count = 0
+        for item in request.ranges:
+            if item.count_only:
+                self._leave_loop(self._serve_count(call, strong=strong))
+                return
+            entries_count += item.limit
+        if entries_count > limits.MAX_INLINE_READ_ENTRIES_COUNT:
+            self._leave_loop(self._serve_large(call, strong=strong))
             return
         try:
             meta = self._state.meta
@@ -118,6 +123,31 @@ class Reads:
             self._failed(call, error)
             return
         self._finish(call, response, meta.epoch, meta.applied_index, strong=strong)
+
+    def _leave_loop(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve_large(self, call: Call, *, strong: bool) -> None:
+        assert call.operation is not None
+        request = call.operation.read
+
+        def read(state: StateTables) -> tuple[kv_pb2.ReadResponse, StateMeta] | None:
+            if self._now_ms() >= call.deadline_ms:
+                return None  # it waited for its turn for too long: nobody needs the answer
+            # The state has moved on by now: the versionstamp is that of what is read.
+            return read_ranges(state, request, call.database, state.meta.log_time_ms), state.meta
+
+        try:
+            found = await self._state.read_off_loop(read)
+        except KvError as error:
+            self._failed(call, error)
+            return
+        if found is None:
+            call.fail(deadline_error(call))
+        else:
+            self._finish(call, found[0], found[1].epoch, found[1].applied_index, strong=strong)
 
     async def _serve_count(self, call: Call, *, strong: bool) -> None:
         assert call.operation is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from kvnode.base import limits
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import MessageKind
@@ -45,6 +46,36 @@ async def test_a_strong_read_waits_for_a_round_begun_after_it(trio: Trio) -> Non
     assert not late.done, "answered by a round that was on its way before it came"
     trio.wire.release()
     assert value_of(await late.read()) == b"v"
+
+
+@on_trio
+async def test_a_large_read_leaves_the_loop_and_sees_one_state(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.ask(leader, write(*(put(b"k%03d" % n) for n in range(300)))).write()
+    await trio.everywhere()
+    for server, consistency in ((leader, kv_pb2.CONSISTENCY_STRONG), (one, kv_pb2.CONSISTENCY_EVENTUAL)):
+        wanted = kv_pb2.ReadRange(start=b"k", end=b"l", limit=limits.MAX_INLINE_READ_ENTRIES_COUNT + 1)
+        request = kv_pb2.ReadRequest(ranges=[wanted], consistency=consistency)
+        asked = trio.ask(server, kv_pb2.Operation(id=1, read=request))
+        assert not asked.done, "it was answered on the loop"
+        answer = await asked.read()
+        assert [entry.key for entry in answer.ranges[0].entries] == [b"k%03d" % n for n in range(wanted.limit)]
+        assert answer.versionstamp >= answer.ranges[0].entries[0].versionstamp
+        assert answer.strongly_consistent == (server is leader)
+    small = kv_pb2.ReadRange(start=b"k", end=b"l", limit=limits.MAX_INLINE_READ_ENTRIES_COUNT)
+    request = kv_pb2.ReadRequest(ranges=[small], consistency=kv_pb2.CONSISTENCY_EVENTUAL)
+    assert trio.ask(one, kv_pb2.Operation(id=1, read=request)).done
+
+
+@on_trio
+async def test_a_large_read_whose_turn_comes_too_late_is_not_made(trio: Trio) -> None:
+    _, one, _ = await trio.leader_and_followers()
+    one.disk_factor = 2_000.0  # a second at least, and the time of a large read beside it
+    wanted = kv_pb2.ReadRange(start=b"k", end=b"l", limit=1_000)
+    request = kv_pb2.ReadRequest(ranges=[wanted], consistency=kv_pb2.CONSISTENCY_EVENTUAL)
+    asked = trio.ask(one, kv_pb2.Operation(id=1, read=request, timeout_ms=100))
+    error = await asked.error()
+    assert error.code == "DEADLINE_EXCEEDED" and error.not_applied
 
 
 @on_trio

@@ -7,7 +7,7 @@ from random import Random
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError
-from kvnode.client.status import is_final
+from kvnode.client.status import is_final, is_refusal
 
 
 class Endpoints:
@@ -58,9 +58,9 @@ class Endpoints:
     def hopeless(self) -> KvError | None:
         """The last error, if no address can be expected to answer; else None.
 
-        A node that refuses the caller speaks for its cluster.
+        A node that refuses the caller speaks for its cluster; what merely stands before one does not.
         """
-        refusal = next((error for error in self._last_errors.values() if error.phase == "auth"), None)
+        refusal = next((error for error in self._last_errors.values() if is_refusal(error)), None)
         if refusal is not None:
             return refusal
         if len(self._last_errors) < len(set(self._addresses)):

@@ -112,6 +112,11 @@ def is_final(error: KvError) -> bool:
     return error.phase == "auth" or error.code in {"TLS_FAILED", "NOT_A_KVNODE"}
 
 
+def is_refusal(error: KvError) -> bool:
+    """Whether a node itself refused the caller, and not something on the way, which has no codes of ours."""
+    return error.phase == "auth" and error.code != "UNAUTHENTICATED"
+
+
 def _class_of(error: kv_pb2.Error) -> type[KvError]:
     if error.code == "NOT_LEADER":
         return NotLeader

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnode.base import limits
-from kvnode.base.errors import KvError, Unavailable
+from kvnode.base.errors import KvError, Unauthenticated, Unavailable
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.pending import PendingOperation, PendingTable
 from kvnode.proto.kv.v1 import kv_pb2
@@ -40,6 +40,14 @@ def test_hopeless_is_when_every_address_says_so() -> None:
     endpoints.failed(Unavailable("down", phase="dial"))
     assert endpoints.hopeless() is None
     endpoints.failed(refused)
+    endpoints.failed(refused)
+    assert endpoints.hopeless() is refused
+
+
+def test_a_node_that_refuses_speaks_for_its_cluster() -> None:
+    refused = Unauthenticated("revoked")
+    endpoints = Endpoints(["a", "b"], Random(1))
+    endpoints.failed(Unavailable("down", phase="dial"))
     endpoints.failed(refused)
     assert endpoints.hopeless() is refused
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 MAX_WRITE_KEY_BYTES = 2_048
 MAX_READ_KEY_BYTES = 2_049
 MAX_STORED_KEY_BYTES = 2_070  # with the suffix of a versionstamped key
+MAX_BOUND_BYTES = MAX_STORED_KEY_BYTES + 1  # of a range: just after any stored key, so that each can end a page
 MAX_VALUE_BYTES = 65_536
 MAX_READ_RANGES_COUNT = 10
 MAX_READ_ENTRIES_COUNT = 1_000

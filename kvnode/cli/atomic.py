@@ -38,8 +38,9 @@ def atomic(
        "mutations": [{"type": "set", "key": ["a"], "value": 1, "expire_in": 60000},
                      {"type": "sum", "key": ["n"], "value": 1}]}
 
-    Mutations: set, delete, sum, min, max (a whole number is a KvU64), delete_prefix ("key" is the prefix) and
-    delete_range ("key" to "end"). The last part of a set's key may be {"$commit_versionstamp": true}.
+    Mutations: set, delete, sum, min, max (a whole number is a KvU64), set_expiry ("expire_in", null = never; the
+    value stays), delete_prefix ("key" is the prefix) and delete_range ("key" to "end"). The last part of a set's key
+    may be {"$commit_versionstamp": true}.
 
     Examples:
 
@@ -106,11 +107,23 @@ def _set(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> No
         key: Any = (*key_from_parts(parts[:-1]), COMMIT_VERSIONSTAMP)
     else:
         key = _key(mutation, where)
+    data, encoding = value_from_json(mutation["value"])
+    operation.set_raw(key, data, encoding, expire_in=_expire_in(mutation, where))
+
+
+def _set_expiry(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> None:
+    expire_in = _expire_in(mutation, where)
+    if expire_in is None:
+        operation.clear_expiry(_key(mutation, where))
+    else:
+        operation.set_expiry(_key(mutation, where), expire_in=expire_in)
+
+
+def _expire_in(mutation: dict[str, Any], where: str) -> int | None:
     expire_in = mutation.get("expire_in")
     if expire_in is not None and (not isinstance(expire_in, int) or isinstance(expire_in, bool)):
         raise InvalidRequest("BAD_TRANSACTION", f'{where}: "expire_in" is a whole number of milliseconds')
-    data, encoding = value_from_json(mutation["value"])
-    operation.set_raw(key, data, encoding, expire_in=expire_in)
+    return expire_in
 
 
 def _delete(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> None:
@@ -139,6 +152,7 @@ def _number(name: str) -> Callable[[AtomicOperation, dict[str, Any], str], None]
 
 _MUTATIONS: dict[str, Callable[[AtomicOperation, dict[str, Any], str], None]] = {
     "set": _set,
+    "set_expiry": _set_expiry,
     "delete": _delete,
     "sum": _number("sum"),
     "min": _number("min"),
@@ -148,6 +162,7 @@ _MUTATIONS: dict[str, Callable[[AtomicOperation, dict[str, Any], str], None]] = 
 }
 _FIELDS: dict[str, set[str]] = {
     "set": {"value", "expire_in"},
+    "set_expiry": {"expire_in"},
     "delete": set(),
     "sum": {"value"},
     "min": {"value"},

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "list": Command("kvnode.cli.data", "list_", DATA),
     "count": Command("kvnode.cli.data", "count", DATA),
     "watch": Command("kvnode.cli.data", "watch", DATA),
+    "ttl": Command("kvnode.cli.ttl", "ttl_app", DATA),
     "atomic": Command("kvnode.cli.atomic", "atomic", DATA),
     "status": Command("kvnode.cli.status", "status", CLUSTER),
     "member": Command("kvnode.cli.member", "member_app", CLUSTER),

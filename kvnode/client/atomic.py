@@ -73,6 +73,33 @@ class AtomicOperation:
         self.request.mutations.add(type=kind, key=encoded, value=value, expire_at_ms=_expire_at_ms(expire_in))
         return self
 
+    def set_expiry(
+        self, key: Sequence[KeyPart], *, expire_in: int | None = None, expire_at_ms: int | None = None
+    ) -> AtomicOperation:
+        """Set when an entry goes away, and leave its value; its versionstamp is new, as after every write.
+
+        Nothing happens if the key does not exist, or no longer does. Check an entry of it to be told.
+
+        Args:
+            key: of the entry.
+            expire_in: milliseconds from now.
+            expire_at_ms: or the time itself, milliseconds since 1970. One of the two; see clear_expiry for neither.
+        """
+        if (expire_in is None) == (expire_at_ms is None):
+            raise InvalidRequest("BAD_EXPIRE_IN", "set_expiry takes expire_in or expire_at_ms, one of the two.")
+        # 0 would mean never: a time before 1970 is over as 1 is.
+        at = _expire_at_ms(expire_in) if expire_at_ms is None else max(1, int(expire_at_ms))
+        return self._add_expiry(key, at)
+
+    def clear_expiry(self, key: Sequence[KeyPart]) -> AtomicOperation:
+        """Have an entry stay until it is deleted. Otherwise as set_expiry."""
+        return self._add_expiry(key, 0)
+
+    def _add_expiry(self, key: Sequence[KeyPart], expire_at_ms: int) -> AtomicOperation:
+        kind = kv_pb2.MUTATION_TYPE_SET_EXPIRY
+        self.request.mutations.add(type=kind, key=encode_key(key), expire_at_ms=expire_at_ms)
+        return self
+
     def delete(self, key: Sequence[KeyPart]) -> AtomicOperation:
         """Delete a key; nothing happens if it does not exist."""
         self.request.mutations.add(type=kv_pb2.MUTATION_TYPE_DELETE, key=encode_key(key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from types import TracebackType
 
@@ -124,6 +124,7 @@ class Kv:
         key: AnyKey,
         *,
         consistency: Consistency = "strong",
+        keys_only: bool = False,
         min_versionstamp: str | None = None,
         timeout_ms: int | None = None,
     ) -> Entry:
@@ -133,12 +134,17 @@ class Kv:
             key: a tuple of str, bytes, int, float, bool and BigInt.
             consistency: "strong" sees every write acknowledged before; "eventual" one real past state of the
                 answering node, without a hop to the leader.
+            keys_only: leave the value out, for a look at versionstamp and expiry alone.
             min_versionstamp: read a state that is at least this new, waiting for it if need be: an eventual read with
                 the versionstamp of your own commit sees that commit.
             timeout_ms: for this operation.
         """
         (entry,) = await self.get_many(
-            [key], consistency=consistency, min_versionstamp=min_versionstamp, timeout_ms=timeout_ms
+            [key],
+            consistency=consistency,
+            keys_only=keys_only,
+            min_versionstamp=min_versionstamp,
+            timeout_ms=timeout_ms,
         )
         return entry
 
@@ -147,12 +153,13 @@ class Kv:
         keys: Sequence[AnyKey],
         *,
         consistency: Consistency = "strong",
+        keys_only: bool = False,
         min_versionstamp: str | None = None,
         timeout_ms: int | None = None,
     ) -> list[Entry]:
         """The entries of up to 10 keys, all of one state. Arguments as for get."""
         encoded = [encode_key(key) for key in keys]
-        ranges = [_read_range(point_range(key)) for key in encoded]
+        ranges = [_read_range(point_range(key), keys_only) for key in encoded]
         response = await self._read(ranges, consistency, min_versionstamp, timeout_ms)
         return [
             Entry(result.entries[0] if result.entries else None, tuple(key), data)
@@ -269,10 +276,35 @@ class Kv:
         """Delete a key; nothing happens if it does not exist."""
         return await self.atomic().delete(key).commit(timeout_ms=timeout_ms)
 
-    async def delete_prefix(self, prefix: AnyKey, *, timeout_ms: int | None = None) -> int:
+    async def set_expiry(
+        self,
+        key: AnyKey,
+        *,
+        expire_in: int | None = None,
+        expire_at_ms: int | None = None,
+        timeout_ms: int | None = None,
+    ) -> CommitResult:
+        """Set when an entry goes away, and leave its value. Arguments as for AtomicOperation.set_expiry."""
+        operation = self.atomic().set_expiry(key, expire_in=expire_in, expire_at_ms=expire_at_ms)
+        return await operation.commit(timeout_ms=timeout_ms)
+
+    async def clear_expiry(self, key: AnyKey, *, timeout_ms: int | None = None) -> CommitResult:
+        """Have an entry stay until it is deleted. As AtomicOperation.clear_expiry."""
+        return await self.atomic().clear_expiry(key).commit(timeout_ms=timeout_ms)
+
+    async def delete_prefix(
+        self, prefix: AnyKey, *, progress: Callable[[int], None] | None = None, timeout_ms: int | None = None
+    ) -> int:
         """Delete every key below a prefix, itself excluded, however many, and return how many were seen.
 
-        Pages of 1,000 keys are one transaction each; the whole is not. `timeout_ms` is for each step.
+        It goes in steps of 1,000 keys from the first to the last. Each step is one transaction; the whole is not:
+        others may see it half done, and a key that is written behind the step at work stays. When a step fails, those
+        before it have happened, and the same call goes on with the rest.
+
+        Args:
+            prefix: what the keys begin with; () = every key of the database.
+            progress: called after each step with the keys deleted so far.
+            timeout_ms: for each read and each write of a step.
         """
         start, end = prefix_range(prefix)
         deleted_count = 0
@@ -287,6 +319,8 @@ class Kv:
             request.mutations.add(type=kv_pb2.MUTATION_TYPE_DELETE_RANGE, key=start, end_key=page_end)
             await self._commit(request, timeout_ms)
             deleted_count += len(found)
+            if progress is not None:
+                progress(deleted_count)
             if is_last:
                 return deleted_count
             start = page_end
@@ -336,5 +370,5 @@ class Kv:
         )
 
 
-def _read_range(bounds: KeyRange) -> kv_pb2.ReadRange:
-    return kv_pb2.ReadRange(start=bounds.start, end=bounds.end, limit=1)
+def _read_range(bounds: KeyRange, keys_only: bool) -> kv_pb2.ReadRange:
+    return kv_pb2.ReadRange(start=bounds.start, end=bounds.end, limit=1, keys_only=keys_only)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final, Literal, NamedTuple
 
 from kvnode.base.errors import InvalidRequest
@@ -64,6 +65,17 @@ class Entry:
             data, encoding = self.raw
             self._value = decode_value(data, encoding) if encoding else None
         return self._value
+
+    def expires_in(self, now_ms: int | None = None) -> int | None:
+        """How many milliseconds the entry has left; None = it stays, or does not exist.
+
+        Args:
+            now_ms: the time to count from, milliseconds since 1970; by default this machine's clock, which may be off
+                from the cluster's.
+        """
+        if self.expire_at_ms is None:
+            return None
+        return max(0, self.expire_at_ms - (time.time_ns() // 1_000_000 if now_ms is None else now_ms))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Entry):

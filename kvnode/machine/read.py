@@ -69,7 +69,7 @@ def _add(result: kv_pb2.ReadRangeResult, row: Row, keys_only: bool) -> None:
     entry.key = row.key[DATABASE_PREFIX_BYTES:]
     if not keys_only:
         entry.value = row.value
-    entry.encoding = row.encoding  # type: ignore[assignment]  # a plain int on the wire
+        entry.encoding = row.encoding  # type: ignore[assignment]  # a plain int on the wire
     entry.versionstamp = row.versionstamp
     if row.expire_at_ms:
         entry.expire_at_ms = row.expire_at_ms

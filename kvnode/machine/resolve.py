@@ -38,6 +38,7 @@ _SET = int(kv_pb2.MUTATION_TYPE_SET)
 _DELETE = int(kv_pb2.MUTATION_TYPE_DELETE)
 _SUMS = frozenset(map(int, (kv_pb2.MUTATION_TYPE_SUM, kv_pb2.MUTATION_TYPE_MIN, kv_pb2.MUTATION_TYPE_MAX)))
 _DELETE_RANGE = int(kv_pb2.MUTATION_TYPE_DELETE_RANGE)
+_SET_EXPIRY = int(kv_pb2.MUTATION_TYPE_SET_EXPIRY)
 _SET_SUFFIX = int(kv_pb2.MUTATION_TYPE_SET_SUFFIX_VERSIONSTAMPED_KEY)
 _FACT_DELETE = log_pb2.FACT_KIND_DELETE
 _COMMITTED = int(log_pb2.OUTCOME_KIND_COMMITTED)
@@ -178,6 +179,8 @@ class Batch:
         try:
             for mutation in write.mutations:
                 self._mutate(transaction, mutation, prefix, stamp)
+                if self.size_bytes - size_bytes > limits.MAX_RESOLVED_TRANSACTION_BYTES:
+                    raise _resolved_too_large()
         except KvError as error:
             self._overlay.rollback(mark)
             self.size_bytes = size_bytes
@@ -302,6 +305,8 @@ class Batch:
             self._set(transaction, Row(key, value.data, value.encoding, stamp, max(mutation.expire_at_ms, 0)))
         elif kind == _DELETE_RANGE:
             self._delete_range(transaction, key, prefix + mutation.end_key)
+        elif kind == _SET_EXPIRY:
+            self._set_expiry(transaction, key, stamp, max(mutation.expire_at_ms, 0))
         else:
             raise InvalidRequest(
                 "UNKNOWN_MUTATION",
@@ -317,6 +322,12 @@ class Batch:
             fact.expire_at_ms = row.expire_at_ms
         self._overlay.put(row.key, row)
         self.size_bytes += len(row.key) + len(row.value) + _FACT_OVERHEAD_BYTES
+
+    def _set_expiry(self, transaction: log_pb2.Transaction, key: bytes, stamp: bytes, expire_at_ms: int) -> None:
+        # The log carries the whole row: a fact never depends on the row before it. What has expired stays gone.
+        row = self._live(key)
+        if row is not None:
+            self._set(transaction, row._replace(versionstamp=stamp, expire_at_ms=expire_at_ms))
 
     def _delete(self, transaction: log_pb2.Transaction, key: bytes) -> None:
         fact = transaction.facts.add()
@@ -409,3 +420,11 @@ class Batch:
         self._closed_sessions.append(window)
         self.size_bytes += _FACT_OVERHEAD_BYTES
         return 1
+
+
+def _resolved_too_large() -> InvalidRequest:
+    return InvalidRequest(
+        "TRANSACTION_TOO_LARGE",
+        "The total size of the atomic write is too large. The values that its sums make and whose expiry it sets "
+        f"bring it above {limits.MAX_RESOLVED_TRANSACTION_BYTES} bytes: split it into several writes.",
+    )

@@ -1,8 +1,8 @@
 """sum, min and max: what a mutation's operand and the stored value make together.
 
 LE64 (Deno.KvU64) wraps modulo 2^64. V8 operands: two BigInts or two Numbers, for sum alone, with an optional range
-that either refuses or clamps. The result has no expiry (kv-connect: SQLite backend writes none). The texts are Deno's,
-followed by what to do.
+that either refuses or clamps, also where the key does not exist yet (Deno's own store lets the operand in unjudged).
+The result has no expiry, as in Deno's own store. The texts are Deno's, followed by what to do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def combine(mutation: kv_pb2.Mutation, stored: Row | None) -> tuple[bytes, int]:
 
     Raises:
         InvalidRequest: SUM_NON_U64_OPERAND, SUM_NON_U64_VALUE, SUM_TYPE_MISMATCH, SUM_LIMITS_WITH_U64,
-            SUM_LIMIT_TYPE_MISMATCH, SUM_OUT_OF_RANGE, SUM_BAD_V8, SUM_UNSUPPORTED_TYPE, VALUE_TOO_LARGE.
+            SUM_LIMIT_TYPE_MISMATCH, SUM_OUT_OF_RANGE, SUM_BAD_V8, SUM_STORED_BAD_V8, SUM_UNSUPPORTED_TYPE,
+            VALUE_TOO_LARGE.
     """
     name = _NAMES[mutation.type]
     operand = mutation.value
@@ -61,23 +62,19 @@ def _combine_u64(name: str, mutation: kv_pb2.Mutation, stored: Row | None) -> by
 
 
 def _sum_v8(mutation: kv_pb2.Mutation, stored: Row | None) -> tuple[bytes, int]:
-    operand = v8number.parse_or_refuse(mutation.value.data, "the operand")
+    operand = v8number.parse_parameter(mutation.value.data, "the operand")
     low, high = _limit(mutation.sum_min, operand), _limit(mutation.sum_max, operand)
     if stored is not None and stored.encoding == LE64:
-        if isinstance(operand, float):
-            raise _mismatch("KvU64", "Number")
-        if low is not None or high is not None or mutation.sum_clamp or not 0 <= operand <= _U64_MASK:
-            raise InvalidRequest(
-                "SUM_LIMITS_WITH_U64",
-                "Cannot use min/max parameters with KvU64 operands, nor a bigint outside 0 .. 2^64-1: "
-                "the stored value is a KvU64.",
-            )
+        # A bigint stands for a KvU64 where it can be one and nothing limits the result.
+        is_limited = low is not None or high is not None or mutation.sum_clamp
+        if isinstance(operand, float) or is_limited or not 0 <= operand <= _U64_MASK:
+            raise _mismatch("KvU64", v8number.type_name(operand))
         return (int.from_bytes(stored.value, "little") + operand & _U64_MASK).to_bytes(8, "little"), LE64
     if stored is None:
         return v8number.encode(_within(operand, low, high, mutation.sum_clamp)), V8
     if stored.encoding != V8:
         raise InvalidRequest("SUM_UNSUPPORTED_TYPE", "unsupported value type: the stored value is bytes, not a number.")
-    current = v8number.parse_or_refuse(stored.value, "the stored value")
+    current = v8number.parse_stored(stored.value)
     if isinstance(current, float) != isinstance(operand, float):
         raise _mismatch(v8number.type_name(current), v8number.type_name(operand))
     data = v8number.encode(_within(current + operand, low, high, mutation.sum_clamp))
@@ -93,7 +90,7 @@ def _sum_v8(mutation: kv_pb2.Mutation, stored: Row | None) -> tuple[bytes, int]:
 def _limit(data: bytes, operand: int | float) -> int | float | None:
     if not data:
         return None
-    limit = v8number.parse_or_refuse(data, "a limit")
+    limit = v8number.parse_parameter(data, "a limit")
     if isinstance(limit, float) != isinstance(operand, float):
         raise InvalidRequest(
             "SUM_LIMIT_TYPE_MISMATCH",
@@ -103,19 +100,18 @@ def _limit(data: bytes, operand: int | float) -> int | float | None:
 
 
 def _within(result: int | float, low: int | float | None, high: int | float | None, clamp: bool) -> int | float:
-    if low is not None and result < low:
-        limit = low
-    elif high is not None and result > high:
-        limit = high
-    else:
-        return result
-    if not clamp:
+    clamped = result
+    if low is not None and clamped < low:
+        clamped = low
+    if high is not None and clamped > high:
+        clamped = high
+    if clamped is not result and not clamp:
         raise InvalidRequest(
             "SUM_OUT_OF_RANGE",
             "The result of a Sum operation would exceed its range limit. Nothing was changed; "
             "pass clamp to stop at the limit instead.",
         )
-    return limit
+    return clamped
 
 
 def _mismatch(stored: str, operand: str) -> InvalidRequest:

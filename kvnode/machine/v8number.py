@@ -88,17 +88,35 @@ def type_name(value: int | float) -> str:
     return "Number" if isinstance(value, float) else "BigInt"
 
 
-def parse_or_refuse(data: bytes, what: str) -> int | float:
-    """parse, with Deno's errors for a request."""
+def parse_parameter(data: bytes, what: str) -> int | float:
+    """parse, for what a request brings. Raises InvalidRequest: SUM_BAD_V8."""
+    try:
+        return parse(data)
+    except UnsupportedType:
+        raise _bad_parameter(f"{what} is neither Number nor BigInt") from None
+    except ValueError as error:
+        raise _bad_parameter(f"{what}: {error}") from error
+
+
+def _bad_parameter(reason: str) -> InvalidRequest:
+    return InvalidRequest(
+        "SUM_BAD_V8",
+        f"Some of the parameters are not valid V8 values: {reason}. Send numbers or bigints in V8 serialization, or a "
+        "KvU64.",
+    )
+
+
+def parse_stored(data: bytes) -> int | float:
+    """parse, for what the database holds. Raises InvalidRequest: SUM_UNSUPPORTED_TYPE, SUM_STORED_BAD_V8."""
     try:
         return parse(data)
     except UnsupportedType:
         raise InvalidRequest(
             "SUM_UNSUPPORTED_TYPE",
-            f"unsupported value type: {what} is neither Number nor BigInt nor KvU64; set the key to a number first.",
+            "unsupported value type: the stored value is neither Number nor BigInt nor KvU64; set the key to a number "
+            "first.",
         ) from None
     except ValueError as error:
         raise InvalidRequest(
-            "SUM_BAD_V8",
-            f"Some of the parameters are not valid V8 values: {what}: {error}. Send numbers in V8 serialization.",
+            "SUM_STORED_BAD_V8", f"invalid v8 value: the stored one: {error}. Set the key to a number first."
         ) from error

@@ -14,6 +14,7 @@ from kvnode.proto.kv.v1 import kv_pb2
 _SET = int(kv_pb2.MUTATION_TYPE_SET)
 _DELETE = int(kv_pb2.MUTATION_TYPE_DELETE)
 _DELETE_RANGE = int(kv_pb2.MUTATION_TYPE_DELETE_RANGE)
+_SET_EXPIRY = int(kv_pb2.MUTATION_TYPE_SET_EXPIRY)
 _VALUED = frozenset(
     map(
         int,
@@ -105,12 +106,14 @@ def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = li
     for position, mutation in enumerate(mutations):
         kind = mutation.type
         if kind == _DELETE_RANGE:
-            _check_bounds(mutation.key, mutation.end_key, f"mutation {position}", limits.MAX_STORED_KEY_BYTES)
+            _check_bounds(mutation.key, mutation.end_key, f"mutation {position}")
             key_bytes += len(mutation.key) + len(mutation.end_key)
             continue
         key_bytes += _check_write_key(mutation.key, "mutation", position)
         if kind in _VALUED:
             value_bytes += _check_value(mutation, position, max_value_bytes)
+        elif kind == _SET_EXPIRY:
+            _check_expiry(mutation, position)
         elif kind != _DELETE:
             raise InvalidRequest(
                 "UNKNOWN_MUTATION",
@@ -155,13 +158,17 @@ def _check_value(mutation: kv_pb2.Mutation, position: int, max_value_bytes: int)
             f"{max_value_bytes}: split it over several keys, or let the database take larger ones "
             "(`kvnode database set --max-value-bytes`).",
         )
+    _check_expiry(mutation, position)
+    return len(data)
+
+
+def _check_expiry(mutation: kv_pb2.Mutation, position: int) -> None:
     if mutation.expire_at_ms < _NEVER_EXPIRES:
         raise InvalidRequest(
             "BAD_EXPIRE_AT",
             f"Invalid mutation expire at. That of mutation {position} is {mutation.expire_at_ms}: give milliseconds "
             "since the epoch, or 0 for never.",
         )
-    return len(data)
 
 
 def _check_total(key_bytes: int, value_bytes: int) -> None:
@@ -179,12 +186,12 @@ def _check_total(key_bytes: int, value_bytes: int) -> None:
         )
 
 
-def _check_bounds(start: bytes, end: bytes, what: str, max_bytes: int = limits.MAX_READ_KEY_BYTES) -> None:
-    if len(start) > max_bytes or len(end) > max_bytes:
+def _check_bounds(start: bytes, end: bytes, what: str) -> None:
+    if len(start) > limits.MAX_BOUND_BYTES or len(end) > limits.MAX_BOUND_BYTES:
         raise InvalidRequest(
             "KEY_TOO_LARGE",
             f"A key exceeds the key size limit. A bound of {what} has {max(len(start), len(end))} bytes; the limit is "
-            f"{max_bytes}.",
+            f"{limits.MAX_BOUND_BYTES}.",
         )
     if start > end:
         raise InvalidRequest(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from google.protobuf.message import DecodeError
 
+from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest
 from kvnode.proto.deno import datapath_pb2 as wire
 from kvnode.proto.kv.v1 import kv_pb2
@@ -35,6 +36,13 @@ def read_request(body: bytes, *, strong: bool) -> kv_pb2.ReadRequest:
     for requested in request.ranges:
         if requested.keys_only or requested.count_only:
             raise InvalidRequest("UNKNOWN_FIELD", "Request protobuf is invalid: a ReadRange has fields 1 to 4.")
+        if max(len(requested.start), len(requested.end)) > limits.MAX_READ_KEY_BYTES:
+            # The native API takes longer ones, so that it can page past every key that is stored.
+            raise InvalidRequest(
+                "KEY_TOO_LARGE",
+                "A key exceeds the key size limit. A bound of a read range has at most "
+                f"{limits.MAX_READ_KEY_BYTES} bytes.",
+            )
     return request
 
 

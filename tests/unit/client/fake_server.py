@@ -59,6 +59,11 @@ class Store:
             for key in [key for key in self.rows if mutation.key <= key < mutation.end_key]:
                 del self.rows[key]
             return
+        if kind == kv_pb2.MUTATION_TYPE_SET_EXPIRY:
+            if mutation.key in self.rows:
+                self.rows[mutation.key].versionstamp = stamp
+                self.rows[mutation.key].expire_at_ms = mutation.expire_at_ms
+            return
         key, data = mutation.key, mutation.value.data
         if kind == kv_pb2.MUTATION_TYPE_SET_SUFFIX_VERSIONSTAMPED_KEY:
             key += b"\x02" + stamp.hex().encode() + b"\x00"
@@ -93,6 +98,10 @@ class Store:
             result = response.ranges.add(count=len(keys))
             if not wanted.count_only:
                 result.entries.extend(self.rows[key] for key in keys[: wanted.limit])
+            if wanted.keys_only:
+                for entry in result.entries:
+                    entry.ClearField("value")
+                    entry.ClearField("encoding")
         return response
 
 

@@ -57,6 +57,35 @@ async def test_delete(kv: Kv) -> None:
     assert not (await kv.get(("a",))).exists
 
 
+async def test_an_expiry_is_set_and_removed_without_the_value(kv: Kv) -> None:
+    await kv.set(("a",), {"large": "value"})
+    result = await kv.set_expiry(("a",), expire_in=60_000)
+    entry = await kv.get(("a",))
+    assert (entry.value, entry.versionstamp) == ({"large": "value"}, result.versionstamp)
+    assert 59_000 < (entry.expires_in() or 0) <= 60_000
+    assert entry.expires_in(now_ms=(entry.expire_at_ms or 0) - 7) == 7
+    assert entry.expires_in(now_ms=(entry.expire_at_ms or 0) + 7) == 0
+    await kv.set_expiry(("a",), expire_at_ms=4_000_000_000_000)
+    assert (await kv.get(("a",))).expire_at_ms == 4_000_000_000_000
+    await kv.clear_expiry(("a",))
+    assert (await kv.get(("a",))).expires_in() is None
+    assert await kv.atomic().check(("b",)).set_expiry(("b",), expire_in=1).commit()
+    assert not (await kv.get(("b",))).exists
+    with pytest.raises(InvalidRequest, match="one of the two"):
+        kv.atomic().set_expiry(("a",))
+    with pytest.raises(InvalidRequest, match="one of the two"):
+        kv.atomic().set_expiry(("a",), expire_in=1, expire_at_ms=1)
+
+
+async def test_a_look_at_keys_alone(kv: Kv) -> None:
+    await kv.set(("a",), "value", expire_in=60_000)
+    await kv.set(("b",), KvU64(1))
+    first, second = await kv.get_many([("a",), ("b",)], keys_only=True)
+    assert (first.exists, first.value, first.raw) == (True, None, (b"", 0))
+    assert first.expires_in() and second.value is None
+    assert [entry.value async for entry in kv.list((), keys_only=True)] == [None, None]
+
+
 async def test_a_check_decides(kv: Kv) -> None:
     missing = await kv.get(("a",))
     assert (await kv.atomic().check(missing).set(("a",), 1).commit()).ok

@@ -5,7 +5,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.machine.apply import apply_entries
 from kvnode.proto.kv.v1 import kv_pb2
 
-SET, DELETE, SUM, MAX, MIN, DELETE_RANGE, SUFFIX = 1, 2, 3, 4, 5, 6, 9
+SET, DELETE, SUM, MAX, MIN, DELETE_RANGE, SET_EXPIRY, SUFFIX = 1, 2, 3, 4, 5, 6, 7, 9
 V8, LE64, BYTES = 1, 2, 3
 
 
@@ -53,7 +53,7 @@ def u64(number):
 
 def mutation(kind, key, data=b"", encoding=BYTES, **more):
     made = kv_pb2.Mutation(type=kind, key=key, **more)
-    if kind not in (DELETE, DELETE_RANGE):
+    if kind not in (DELETE, DELETE_RANGE, SET_EXPIRY):
         made.value.data = data
         made.value.encoding = encoding
     return made

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kvnode.base import limits
 from kvnode.machine.sessions import SESSION_LIFE_MS
-from tests.unit.machine.fakes import DELETE, DELETE_RANGE, LE64, MAX, MIN, SET, SUFFIX, SUM
+from tests.unit.machine.fakes import DELETE, DELETE_RANGE, LE64, MAX, MIN, SET, SET_EXPIRY, SUFFIX, SUM
 
 
 class Value(NamedTuple):
@@ -105,6 +105,10 @@ class Model:
             self.rows[key] = Value(mutation.value.data, mutation.value.encoding, stamp, max(0, mutation.expire_at_ms))
         elif kind == DELETE:
             self.rows.pop(key, None)
+        elif kind == SET_EXPIRY:
+            live = self.live(key, now)
+            if live is not None:
+                self.rows[key] = live._replace(stamp=stamp, expire_at_ms=max(0, mutation.expire_at_ms))
         elif kind == DELETE_RANGE:
             inside = [at for at in self.rows if key <= at < prefix + mutation.end_key]
             if len(inside) > limits.MAX_DELETE_RANGE_KEYS_COUNT:

@@ -23,6 +23,7 @@ from tests.unit.machine.fakes import (
     MAX,
     MIN,
     SET,
+    SET_EXPIRY,
     SUFFIX,
     SUM,
     MemoryState,
@@ -67,7 +68,7 @@ class Harness:
         made = []
         for _ in range(chance.choice([0, 1, 1, 1, 2, 4])):
             key = chance.choice(KEYS)
-            kind = chance.choice([SET, SET, SET, DELETE, SUM, MIN, MAX, SUFFIX, DELETE_RANGE])
+            kind = chance.choice([SET, SET, SET, SET_EXPIRY, DELETE, SUM, MIN, MAX, SUFFIX, DELETE_RANGE])
             expiry = chance.choice([0, 0, -1, self.now + 3, self.now + 50, self.now - 1])
             if kind == DELETE_RANGE:
                 low, high = sorted([key, chance.choice([*KEYS, b"\xff"])])
@@ -77,6 +78,8 @@ class Harness:
                 made.append(mutation(kind, key, u64(chance.choice([0, 1, 7, 2**64 - 1])), encoding))
             elif kind == DELETE:
                 made.append(mutation(kind, key))
+            elif kind == SET_EXPIRY:
+                made.append(mutation(kind, key, expire_at_ms=expiry))
             else:
                 encoding = chance.choice([BYTES, LE64, LE64])
                 made.append(mutation(kind, key, u64(chance.randrange(9)), encoding, expire_at_ms=expiry))

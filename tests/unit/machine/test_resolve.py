@@ -9,6 +9,7 @@ from kvnode.machine.apply import apply_entries
 from kvnode.machine.keyspace import database_prefix, outcome_key, session_key
 from kvnode.machine.resolve import RequestId, Resolver
 from kvnode.machine.sessions import SESSION_LIFE_MS, SessionRow, decode_session
+from kvnode.machine.validate import validate_write
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled
 from kvnode.proto.kv.internal.v1 import log_pb2
 from tests.unit.machine.fakes import (
@@ -16,6 +17,7 @@ from tests.unit.machine.fakes import (
     DELETE_RANGE,
     LE64,
     SET,
+    SET_EXPIRY,
     SUFFIX,
     SUM,
     MemoryState,
@@ -354,3 +356,52 @@ def test_a_discard_after_an_application_does_not_bring_back_what_was_freed(state
     assert len(resolver.overlay) == 0
     batch = resolver.begin(3, NOW)
     assert isinstance(batch.add(write(checks=[(b"a", versionstamp(1, 2, 0))]), 1, None), Accepted)
+
+
+def test_an_expiry_is_set_and_removed_and_the_value_stays(state, resolver):
+    commit(state, resolver, 2, write(mutation(SET, b"a", u64(7), LE64)))
+    (verdict,) = commit(state, resolver, 3, write(mutation(SET_EXPIRY, b"a", expire_at_ms=NOW + 5)))
+    assert state.rows[P + b"a"] == (P + b"a", u64(7), LE64, verdict.versionstamp, NOW + 5)
+    (verdict,) = commit(state, resolver, 4, write(mutation(SET_EXPIRY, b"a", expire_at_ms=-1)))
+    assert state.rows[P + b"a"] == (P + b"a", u64(7), LE64, verdict.versionstamp, 0)
+
+
+def test_an_expiry_of_nothing_is_no_fact_and_revives_nothing(state, resolver):
+    commit(state, resolver, 2, write(mutation(SET, b"gone", b"v", expire_at_ms=NOW + 1)))
+    before = dict(state.rows)
+    batch = resolver.begin(3, NOW + 1)
+    made = write(mutation(SET_EXPIRY, b"gone", expire_at_ms=NOW + 99), mutation(SET_EXPIRY, b"never"))
+    assert isinstance(batch.add(made, 1, None), Accepted)
+    state.apply([entry(3, batch.payload())])
+    assert state.rows == before
+
+
+def test_an_expiry_sees_what_is_in_flight(state, resolver):
+    batch = resolver.begin(2, NOW)
+    batch.add(write(mutation(SET, b"a", b"v")), 1, None)
+    batch.add(write(mutation(SET_EXPIRY, b"a", expire_at_ms=NOW + 9)), 1, None)
+    late = batch.add(write(mutation(SUM, b"a", u64(1), LE64)), 1, None)
+    assert isinstance(late, Rejected)
+    state.apply([entry(2, batch.payload())])
+    assert state.rows[P + b"a"].value == b"v"
+    assert state.rows[P + b"a"].expire_at_ms == NOW + 9
+
+
+def test_values_that_come_along_have_a_bound(state, resolver):
+    value = bytes(limits.MAX_VALUE_BYTES)
+    keys = [b"k%03d" % number for number in range(17)]
+    for index, key in enumerate(keys, 2):
+        commit(state, resolver, index, write(mutation(SET, key, value)))
+    fits = write(*[mutation(SET_EXPIRY, key, expire_at_ms=NOW + 9) for key in keys[:15]])
+    beyond = write(*[mutation(SET_EXPIRY, key, expire_at_ms=NOW + 8) for key in keys])
+    accepted, rejected = commit(state, resolver, 30, fits, beyond)
+    assert isinstance(accepted, Accepted)
+    assert isinstance(rejected, Rejected) and rejected.error.code == "TRANSACTION_TOO_LARGE"
+    assert {row.expire_at_ms for row in state.rows.values()} == {0, NOW + 9}
+
+
+def test_the_largest_transaction_that_is_valid_resolves(state, resolver):
+    made = write(*[mutation(SUFFIX, b"%081d" % number, bytes(738)) for number in range(1000)])
+    validate_write(made)
+    (verdict,) = commit(state, resolver, 2, made)
+    assert isinstance(verdict, Accepted)

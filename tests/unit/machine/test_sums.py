@@ -138,12 +138,19 @@ ERRORS = [
         None,
     ),
     (
-        "SUM_LIMITS_WITH_U64",
-        "Cannot use min/max parameters with KvU64 operands",
+        "SUM_TYPE_MISMATCH",
+        "Cannot sum KvU64 with BigInt",
         mutation(SUM, KEY, bigint(1), V8, sum_max=bigint(9)),
         stored(u64(1), LE64),
     ),
-    ("SUM_LIMITS_WITH_U64", "Cannot use", mutation(SUM, KEY, bigint(-1), V8), stored(u64(1), LE64)),
+    (
+        "SUM_TYPE_MISMATCH",
+        "Cannot sum KvU64 with BigInt",
+        mutation(SUM, KEY, bigint(1), V8, sum_clamp=True),
+        stored(u64(1), LE64),
+    ),
+    ("SUM_TYPE_MISMATCH", "Cannot sum KvU64 with BigInt", mutation(SUM, KEY, bigint(-1), V8), stored(u64(1), LE64)),
+    ("SUM_TYPE_MISMATCH", "Cannot sum KvU64 with BigInt", mutation(SUM, KEY, bigint(2**64), V8), stored(u64(1), LE64)),
     (
         "SUM_LIMIT_TYPE_MISMATCH",
         "Min/max parameters have different types than the operand",
@@ -163,7 +170,9 @@ ERRORS = [
         mutation(SUM, KEY, bigint(2), V8, sum_max=bigint(44)),
         stored(bigint(43), V8),
     ),
-    ("SUM_UNSUPPORTED_TYPE", "unsupported value type", mutation(SUM, KEY, TEXT, V8), None),
+    ("SUM_BAD_V8", "Some of the parameters are not valid V8 values", mutation(SUM, KEY, TEXT, V8), None),
+    ("SUM_BAD_V8", "Some of the parameters are not valid V8 values", mutation(SUM, KEY, b"", V8), None),
+    ("SUM_STORED_BAD_V8", "invalid v8 value", mutation(SUM, KEY, number(1), V8), stored(b"zz", V8)),
     ("SUM_UNSUPPORTED_TYPE", "unsupported value type", mutation(SUM, KEY, number(1), V8), stored(TEXT, V8)),
     ("SUM_UNSUPPORTED_TYPE", "unsupported value type", mutation(SUM, KEY, number(1), V8), stored(b"x", BYTES)),
     (
@@ -181,6 +190,19 @@ def test_errors(code, text, made, row):
         combine(made, row)
     assert caught.value.code == code
     assert caught.value.message.startswith(text)
+
+
+@pytest.mark.parametrize("kind", [number, bigint])
+def test_limits_that_exclude_each_other_end_at_the_upper(kind):
+    made = mutation(SUM, KEY, kind(0), V8, sum_min=kind(50), sum_max=kind(45), sum_clamp=True)
+    assert combine(made, stored(kind(40), V8)) == (kind(45), V8)
+
+
+@pytest.mark.parametrize("kind", [number, bigint])
+def test_limits_hold_for_a_key_that_does_not_exist_yet(kind):
+    assert combine(mutation(SUM, KEY, kind(9), V8, sum_max=kind(5), sum_clamp=True), None) == (kind(5), V8)
+    with pytest.raises(InvalidRequest, match="range limit"):
+        combine(mutation(SUM, KEY, kind(9), V8, sum_max=kind(5)), None)
 
 
 def test_nan_is_one_value():

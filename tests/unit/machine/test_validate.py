@@ -5,7 +5,7 @@ import pytest
 from kvnode.base.errors import InvalidRequest
 from kvnode.machine.validate import validate_read, validate_write
 from kvnode.proto.kv.v1 import kv_pb2
-from tests.unit.machine.fakes import DELETE, DELETE_RANGE, LE64, SET, SUFFIX, SUM, mutation, write
+from tests.unit.machine.fakes import DELETE, DELETE_RANGE, LE64, SET, SET_EXPIRY, SUFFIX, SUM, mutation, write
 
 KEY = b"\x02a\0"
 
@@ -27,6 +27,9 @@ GOOD_WRITES = [
     write(*[mutation(DELETE, b"k" * 2048)] * 40),
     write(mutation(DELETE_RANGE, b"", end_key=b"\xff")),
     write(mutation(SUFFIX, KEY, b"v")),
+    write(
+        mutation(SET_EXPIRY, KEY, expire_at_ms=1), mutation(SET_EXPIRY, KEY), mutation(SET_EXPIRY, KEY, expire_at_ms=-1)
+    ),
 ]
 
 BAD_WRITES = [
@@ -37,7 +40,7 @@ BAD_WRITES = [
     ("EMPTY_KEY", write(checks=[(b"", b"")])),
     ("KEY_TOO_LARGE", write(mutation(SET, b"k" * 2049, b"v"))),
     ("KEY_TOO_LARGE", write(checks=[(b"k" * 2049, b"")])),
-    ("KEY_TOO_LARGE", write(mutation(DELETE_RANGE, b"", end_key=b"k" * 2071))),
+    ("KEY_TOO_LARGE", write(mutation(DELETE_RANGE, b"", end_key=b"k" * 2072))),
     ("BAD_VERSIONSTAMP", write(checks=[(KEY, bytes(9))])),
     ("BAD_VERSIONSTAMP", write(checks=[(KEY, bytes(20))])),
     ("UNKNOWN_MUTATION", write(mutation(0, KEY))),
@@ -50,6 +53,9 @@ BAD_WRITES = [
     ("VALUE_TOO_LARGE", write(mutation(SET, KEY, bytes(65_537)))),
     ("VALUE_TOO_LARGE", write(mutation(SUM, KEY, b"v", 1, sum_max=bytes(65_537)))),
     ("BAD_EXPIRE_AT", write(mutation(SET, KEY, b"v", expire_at_ms=-2))),
+    ("BAD_EXPIRE_AT", write(mutation(SET_EXPIRY, KEY, expire_at_ms=-2))),
+    ("EMPTY_KEY", write(mutation(SET_EXPIRY, b""))),
+    ("KEY_TOO_LARGE", write(mutation(SET_EXPIRY, b"k" * 2049))),
     ("START_BEYOND_END", write(mutation(DELETE_RANGE, b"b", end_key=b"a"))),
     ("TRANSACTION_TOO_LARGE", write(*[mutation(SET, b"k", bytes(63_016))] * 13)),
     ("TRANSACTION_KEYS_TOO_LARGE", write(*[mutation(DELETE, b"k" * 2048)] * 41)),
@@ -62,7 +68,7 @@ GOOD_READS = [
     ranges({"start": b"", "end": b"\xff", "limit": 1000}),
     ranges({"start": b"a", "end": b"a", "limit": 1}),
     ranges({"start": b"", "end": b"\xff", "count_only": True}),
-    ranges({"start": b"k" * 2049, "end": b"l" * 2049, "limit": 1}, min_versionstamp=bytes(10)),
+    ranges({"start": b"k" * 2071, "end": b"l" * 2071, "limit": 1}, min_versionstamp=bytes(10)),
 ]
 
 BAD_READS = [
@@ -73,8 +79,8 @@ BAD_READS = [
     ("TOO_MANY_ENTRIES", ranges(*[{"start": b"", "end": b"\xff", "limit": 501}] * 2)),
     ("LIMIT_NOT_POSITIVE", ranges({"start": b"", "end": b"\xff"})),
     ("LIMIT_NOT_POSITIVE", ranges({"start": b"", "end": b"\xff", "limit": -1})),
-    ("KEY_TOO_LARGE", ranges({"start": b"k" * 2050, "end": b"l", "limit": 1})),
-    ("KEY_TOO_LARGE", ranges({"start": b"k", "end": b"l" * 2050, "limit": 1})),
+    ("KEY_TOO_LARGE", ranges({"start": b"k" * 2072, "end": b"l", "limit": 1})),
+    ("KEY_TOO_LARGE", ranges({"start": b"k", "end": b"l" * 2072, "limit": 1})),
     ("START_BEYOND_END", ranges({"start": b"b", "end": b"a", "limit": 1})),
     ("BAD_VERSIONSTAMP", ranges(GOOD_RANGE, min_versionstamp=b"123")),
 ]

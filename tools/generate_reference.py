@@ -66,6 +66,12 @@ and an error that names the key, where it stands, and the key that was probably 
 """
 
 CONFIG_NOTES = """
+## The denokv server's names
+
+`DENO_KV_ACCESS_TOKEN` (`--access-token`) and `DENO_KV_ADDR` (`--addr`) are understood as `access_token` and
+`connect_listen`; the `KVNODE_*` variables are stronger. What has no counterpart, such as `DENO_KV_SQLITE_PATH`, stops
+the node with a sentence that says what to do instead; `DENO_KV_NUM_WORKERS` is mentioned and left aside.
+
 ## Topology
 
 `kvnode config check` refuses a topology in which the loss of any one data center leaves no majority of the voters, or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import uuid
 from typing import TypeAlias
@@ -16,7 +17,7 @@ from kvnode.api.grpc_handlers import Handlers, timeout_ms
 from kvnode.api.ports import ServedNode
 from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.codec.row import Row
 from kvnode.machine.directory import changes
 from kvnode.machine.directory.changes import Build
@@ -28,7 +29,6 @@ from kvnode.proto.kv.v1 import directory_pb2 as pb
 from kvnode.proto.kv.v1 import kv_pb2
 
 Context: TypeAlias = "aio.ServicerContext"
-_PING_S = limits.WATCH_PING_INTERVAL_MS / 1000
 
 
 class DirectoryService:
@@ -175,45 +175,41 @@ class DirectoryService:
         return pb.TokenRevokeResponse(token=self._token(revoked[0]))
 
     async def _watch_directory(self, _request: pb.WatchDirectoryRequest, context: Context) -> None:
-        """All rows, then changes as they are applied here. What is not sent yet is sent in one message."""
-        directory = self._node.directory
-        pending: dict[bytes, Row | None] = {}
-        news = asyncio.Event()
-        is_full = True
+        """All rows, then changes as they are applied here. What has not been sent yet is sent in one message.
 
-        def changed(applied: Changes | None) -> None:
-            nonlocal is_full
-            if applied is None:
-                is_full = True
-            else:
-                pending.update(applied)
-            news.set()
-
-        end = directory.follow(changed)
-        stopping = asyncio.ensure_future(_wait(self._stopping, news))
+        A follower that moves here from another node must not see older rows than before: the first message waits for
+        what is acknowledged, and a node that has lost its leader sends its followers on to others.
+        """
+        with contextlib.suppress(KvError):
+            await learn_directory(self._node, limits.PEER_CALL_TIMEOUT_MS)
+        news = News()
+        end = self._node.directory.follow(news.changed)
         try:
             while not self._stopping.done():
                 await self._gate.require_admin(context.invocation_metadata())
-                news.clear()
-                response = pb.WatchDirectoryResponse(full=is_full)
-                if is_full:
-                    response.cluster_id = self._node.cluster_id
-                    rows: dict[bytes, Row | None] = {row.key: row for row in directory.rows()}
-                else:
-                    rows = dict(pending)
-                is_full = False
-                pending.clear()
-                response.rows.extend(_row_to_wire(key, row) for key, row in rows.items())
-                response.ping = not response.full and not response.rows
-                await context.write(response.SerializeToString())
-                try:
-                    await asyncio.wait_for(news.wait(), _PING_S)
-                except TimeoutError:
-                    continue
+                await context.write(self._what_changed(news).SerializeToString())
+                await self._wait_for(news)
         finally:
-            stopping.cancel()
             end()
         raise Unavailable("the node is stopping; follow the directory at another one", code="NODE_STOPPING")
+
+    def _what_changed(self, news: News) -> pb.WatchDirectoryResponse:
+        is_full, rows = news.take()
+        if is_full:
+            rows = {row.key: row for row in self._node.directory.rows()}
+            response = pb.WatchDirectoryResponse(full=True, cluster_id=self._node.cluster_id)
+        else:
+            response = pb.WatchDirectoryResponse(ping=not rows)
+        response.rows.extend(_row_to_wire(key, row) for key, row in rows.items())
+        return response
+
+    async def _wait_for(self, news: News) -> None:
+        """Until there are news, a ping is due, or the node stops. Raises Unavailable: it has no leader any more."""
+        for _ in range(limits.WATCH_PING_INTERVAL_MS // limits.DIRECTORY_CHECK_INTERVAL_MS):
+            if await news.wait(limits.DIRECTORY_CHECK_INTERVAL_MS / 1000) or self._stopping.done():
+                return
+            if not self._node.leader_id:
+                raise Unavailable("this node knows of no leader, so what it knows of the directory may be old")
 
     async def _change(self, build: Build, context: Context) -> None:
         await change_directory(self._node, build, timeout_ms(context))
@@ -269,6 +265,33 @@ def _right(text: str) -> Right:
         raise InvalidRequest("TOKEN_INVALID", f"'{text}' is no right of a token: {rights}") from None
 
 
-async def _wait(stopping: asyncio.Future[None], news: asyncio.Event) -> None:
-    await asyncio.shield(stopping)
-    news.set()
+class News:
+    """What has changed in the directory since it was last taken; at first, everything."""
+
+    def __init__(self) -> None:
+        self._is_full = True
+        self._rows: dict[bytes, Row | None] = {}
+        self._arrived = asyncio.Event()
+
+    def changed(self, applied: Changes | None) -> None:
+        """Some rows have changed, or with None all may have."""
+        if applied is None:
+            self._is_full = True
+        else:
+            self._rows.update(applied)
+        self._arrived.set()
+
+    def take(self) -> tuple[bool, dict[bytes, Row | None]]:
+        """(whether everything may have changed, the rows that have), and from here on anew."""
+        taken = self._is_full, self._rows
+        self._is_full, self._rows = False, {}
+        self._arrived.clear()
+        return taken
+
+    async def wait(self, within_s: float) -> bool:
+        """Whether something changes within that time."""
+        try:
+            await asyncio.wait_for(self._arrived.wait(), within_s)
+        except TimeoutError:
+            return False
+        return True

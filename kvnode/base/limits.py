@@ -148,6 +148,7 @@ EXPIRED_TOKEN_RETENTION_MS = 30 * 86_400_000  # shown as expired for so long, th
 MAX_VERIFIED_TOKENS_COUNT = 16_384  # data tokens whose signature a node remembers
 MAX_DIRECTORY_ATTEMPTS_COUNT = 20  # of a change that another one overtakes
 DIRECTORY_DUTY_INTERVAL_MS = 500
+DIRECTORY_CHECK_INTERVAL_MS = 500  # whether the node that a gateway follows still has a leader
 PURGE_CHUNK_KEYS_COUNT = 500  # removed by one entry: about 5 ms of apply
 PURGE_PROGRESS_CHUNKS_COUNT = 10  # chunks between two reports of progress
 PURGE_PAUSE_MS = 20  # between two chunks, so that a purge never takes more than a part of the log

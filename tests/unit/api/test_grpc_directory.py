@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from grpc.aio import AioRpcError
 
 from kvnode.api.auth.authority import Authority
 from kvnode.api.grpc_server import GrpcServer
@@ -280,7 +282,11 @@ async def test_a_gateway_follows_the_directory() -> None:
             assert view.version == ground.node.directory.view.version
             ground.node.directory.replaced()
             assert (await take()).full
-            call.cancel()
+            ground.node.leader_id = 0
+            began = time.monotonic()
+            with pytest.raises(AioRpcError, match="no leader"):
+                await call.read()
+            assert time.monotonic() - began < 2, "a node without a leader keeps its followers"
         async with ground.admin("wrong-token") as stranger:
             with pytest.raises(Unauthenticated):
                 await stranger.tokens()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace as with_fields
 
+import pytest
+
+from kvnode.base.errors import InvalidRequest
 from kvnode.codec.membership import Member, MemberRole
-from kvnode.node.member_wire import member_to_wire
+from kvnode.node.member_wire import member_from_wire, member_to_wire
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from tests.simulation.cluster import Server
 from tests.unit.node.cluster import Trio, on_trio, until
@@ -284,3 +287,13 @@ async def test_a_change_that_cannot_commit_says_so_in_time(trio: Trio) -> None:
     assert asyncio.get_running_loop().time() - started_s < 31
     busy = await trio.refused(leader, members.remove(one.member.node_id, force=True))
     assert busy.code in ("MEMBERSHIP_CHANGE_IN_PROGRESS", "MEMBER_UNKNOWN")
+
+
+def test_an_unknown_role_is_named_with_those_that_exist() -> None:
+    wire = member_to_wire(Member(1, "n", "r", "d", "x:1"))
+    assert member_from_wire(wire) == Member(1, "n", "r", "d", "x:1")
+    wire.role = ""
+    assert member_from_wire(wire).role is MemberRole.LEARNER
+    wire.role = "king"
+    with pytest.raises(InvalidRequest, match="'king' is unknown: it is 'voter' or 'learner'"):
+        member_from_wire(wire)

@@ -247,3 +247,29 @@ async def _show(admin: Admin) -> KvError | None:
     except KvError as error:
         return error
     return None
+
+
+async def test_where_grpc_asks_for_tokens(make_cluster: MakeCluster) -> None:
+    static = "a-token-for-all-nodes"
+    cluster = make_cluster(arguments=("--grpc-auth", "--access-token", static))
+    nodes = list(cluster.nodes.values())
+    assert isinstance(await error_of(put(nodes[0], "", "x")), Unauthenticated)
+    async with Admin([nodes[0].address]) as admin:
+        assert isinstance(await error_of(admin.cluster_status()), Unauthenticated)
+    async with Admin([nodes[1].address], token=static) as admin:
+        async with asyncio.timeout(10):
+            while not (status := await admin.cluster_status()).healthy:
+                await asyncio.sleep(0.2)
+        assert not any(node.error for node in status.nodes), "the nodes refuse each other"
+        reader = (await admin.create_token(right="read")).secret
+        writer = (await admin.create_token(expires_in_ms=4_000)).secret
+    for node in nodes:
+        async with at(node, "", writer) as kv:
+            assert (await kv.set(("k",), node.name)).ok
+    for node in nodes:
+        async with at(node, "", reader) as kv:
+            assert (await kv.get(("k",))).value == "c"
+            assert (await error_of(kv.set(("k",), 1))).code == "TOKEN_READ_ONLY"
+    await asyncio.sleep(4)
+    async with at(nodes[2], "", writer) as kv:
+        assert (await error_of(kv.set(("k",), 1))).code == "ACCESS_TOKEN_EXPIRED"

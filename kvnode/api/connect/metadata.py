@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from kvnode.api.connect.ports import Access, Database
 from kvnode.api.http import HttpError, Response
 
-VERSIONS = (3, 2, 1)  # the newest first
+VERSIONS = (1, 2, 3)
 _ABSOLUTE_URLS = 1  # the version that has no relative ones
 _NO_VERSION = (
     "The server could not negotiate a protocol version. The server speaks the versions 1, 2 and 3 of KV Connect."
@@ -55,9 +55,9 @@ def choose_version(body: bytes) -> int:
     offered = request.get("supportedVersions") if isinstance(request, dict) else None
     if not isinstance(offered, list) or len(request) != 1:
         raise HttpError(400, _MALFORMED)
-    for version in VERSIONS:
-        if version in offered and version is not True:
-            return version
+    known = [version for version in offered if type(version) is int and version in VERSIONS]
+    if known:
+        return max(known)
     raise HttpError(400, _NO_VERSION)
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from types import TracebackType
+from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
@@ -26,28 +23,30 @@ class ConnectStats(Collector):
     """Counts requests by method and status; asked by the ops port at each scrape."""
 
     def __init__(self) -> None:
+        self.under_way = 0
         self.watches = 0
-        self._under_way = 0
+        self.connections_count: Callable[[], int] = lambda: 0
         self._unknown = 0
         self._requests: dict[tuple[str, int], int] = {}
         self._duration_ms = {method: Histogram(_BOUNDS_MS) for method in METHODS}
-
-    def request(self, method: str) -> Seen:
-        """Counts one request, from here to the end of the block."""
-        return Seen(self, method)
+        self._received_bytes = dict.fromkeys(METHODS, 0)
+        self._sent_bytes = dict.fromkeys(METHODS, 0)
 
     def unknown(self, error: KvError) -> None:
         """A write will never be answered."""
         self._unknown += 1
         _log.error("the outcome of a write over KV Connect cannot be known, so it stays unanswered: %s", error)
 
-    def began(self) -> None:
-        """For Seen."""
-        self._under_way += 1
+    def received(self, method: str, size_bytes: int) -> None:
+        """A body has come in."""
+        self._received_bytes[method] += size_bytes
 
-    def ended(self, method: str, status: int, duration_ms: float) -> None:
-        """For Seen."""
-        self._under_way -= 1
+    def sent(self, method: str, size_bytes: int) -> None:
+        """A body, or a frame of one, goes out."""
+        self._sent_bytes[method] += size_bytes
+
+    def answered(self, method: str, status: int, duration_ms: float) -> None:
+        """A request was answered; status 0 = its client left before."""
         key = (method, status)
         self._requests[key] = self._requests.get(key, 0) + 1
         self._duration_ms[method].observe(duration_ms)
@@ -70,30 +69,20 @@ class ConnectStats(Collector):
         for method, histogram in self._duration_ms.items():
             durations.add_metric((method,), _cumulative(histogram), histogram.sum / 1_000)
         yield durations
-        yield GaugeMetricFamily("kvnode_connect_requests_under_way", "Requests not answered yet", self._under_way)
+        for name, what, counts in (
+            ("received", "Bodies of requests over KV Connect", self._received_bytes),
+            ("sent", "Bodies of answers over KV Connect, frames of watches included", self._sent_bytes),
+        ):
+            family = CounterMetricFamily(f"kvnode_connect_{name}_bytes", what, labels=("method",))
+            for method, size_bytes in counts.items():
+                family.add_metric((method,), size_bytes)
+            yield family
+        yield GaugeMetricFamily("kvnode_connect_requests_under_way", "Requests not answered yet", self.under_way)
+        yield GaugeMetricFamily("kvnode_connect_connections", "Open connections", self.connections_count())
         yield GaugeMetricFamily("kvnode_connect_watches", "Open watches over KV Connect", self.watches)
         yield CounterMetricFamily(
             "kvnode_connect_unknown_outcomes", "Writes whose outcome could not be known, left unanswered", self._unknown
         )
-
-
-class Seen(AbstractContextManager["Seen"]):
-    """One request under way. `status` is set before the block ends; 0 stands for a client that left."""
-
-    __slots__ = ("_began", "_method", "_stats", "status")
-
-    def __init__(self, stats: ConnectStats, method: str) -> None:
-        self._stats = stats
-        self._method = method
-        self.status = 0
-        self._began = time.perf_counter()
-        stats.began()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        status = 500 if isinstance(error, Exception) else self.status
-        self._stats.ended(self._method, status, (time.perf_counter() - self._began) * 1_000)
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:

@@ -22,6 +22,7 @@ import logging
 import struct
 import time
 from collections.abc import AsyncGenerator
+from typing import NoReturn
 
 from kvnode.api.connect import convert
 from kvnode.api.connect.answers import bad_request, refusal
@@ -30,9 +31,9 @@ from kvnode.api.connect.metadata import Base, choose_version, exchange, parse_pa
 from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
 from kvnode.api.connect.whole_frames import WholeFrames
-from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Tls
+from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Tls, Unanswered
 from kvnode.base import limits
-from kvnode.base.errors import KvError, NotFound, Unauthenticated, Unavailable
+from kvnode.base.errors import KvError, NotFound, OutcomeUnknown, Unauthenticated, Unavailable
 from kvnode.proto.kv.v1 import kv_pb2
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class ConnectServer:
         self._access = access
         self._stats = stats
         self._http = HttpServer(self._handle, address, tls, http2=True)
+        stats.connections_count = lambda: self._http.connections_count
 
     async def start(self) -> int:
         """Listen and serve; returns the port. Raises ConfigError when the address cannot be bound."""
@@ -81,7 +83,11 @@ class ConnectServer:
         kind = parts[4] if is_data else "metadata"
         if request.method != "POST":
             return Response(405, b"KV Connect is spoken here, and all of it is POST; give this URL to Deno.openKv.\n")
-        with self._stats.request(kind) as seen:
+        stats = self._stats
+        began = time.perf_counter()
+        status = 0
+        stats.under_way += 1
+        try:
             try:
                 response = await (self._data(request, parts) if is_data else self._metadata(request))
             except HttpError as error:
@@ -90,12 +96,20 @@ class ConnectServer:
                 if not error.not_applied and kind == "atomic_write":
                     await self._leave_open(request, error)
                 response = refusal(error)
-            seen.status = 200 if isinstance(response, Stream) else response.status
+            if isinstance(response, Stream):
+                status = 200
+            else:
+                status = response.status
+                stats.sent(kind, len(response.body))
             return response
+        finally:
+            stats.under_way -= 1
+            stats.answered(kind, status, (time.perf_counter() - began) * 1_000)
 
-    async def _leave_open(self, request: Request, error: KvError) -> None:
+    async def _leave_open(self, request: Request, error: KvError) -> NoReturn:
         self._stats.unknown(error)
         await request.client_gone()
+        raise Unanswered
 
     async def _metadata(self, request: Request) -> Response:
         base = parse_path(request.path)
@@ -128,14 +142,14 @@ class ConnectServer:
     async def _data(self, request: Request, parts: list[str]) -> Response | Stream:
         _, _, uuid, consistency, method = parts
         write = method == "atomic_write"
-        size = request.header("content-length")
-        grant = self._access.authorize(
-            uuid, _token(request), write=write, size_bytes=int(size) if size else limits.MAX_CONNECT_BODY_BYTES
-        )
+        declared = request.header("content-length")
+        size_bytes = int(declared) if declared.isdecimal() else limits.MAX_CONNECT_BODY_BYTES
+        grant = self._access.authorize(uuid, _token(request), write=write, size_bytes=size_bytes)
         refused = _wrong_version(request, uuid)
         if refused is not None:
             return refused
         body = await request.body(limits.MAX_CONNECT_BODY_BYTES)
+        self._stats.received(method, len(body))
         if write:
             return await self._write(grant, body)
         if method == "snapshot_read":
@@ -153,7 +167,13 @@ class ConnectServer:
         if grant.database.mode is not DatabaseMode.ENABLED:
             return Response(200, convert.write_disabled(), PROTOBUF)
         write = convert.write_request(body)
-        response = await self._backend.write(write, database=grant.database.number)
+        try:
+            response = await self._backend.write(write, database=grant.database.number)
+        except Exception as error:
+            if isinstance(error, KvError):
+                raise
+            _log.exception("a write failed in a way that nobody foresaw")
+            raise OutcomeUnknown(f"internal error: {error!r}", code="INTERNAL") from error
         return Response(200, convert.write_output(response), PROTOBUF)
 
     async def _watch(self, grant: Grant, token: str, body: bytes, *, strong: bool) -> Stream:

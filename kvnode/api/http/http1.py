@@ -195,18 +195,19 @@ class Exchange:
     async def body(self, max_bytes: int) -> bytes:
         """See Request."""
         declared = self._headers.get(b"content-length")
-        size = max_bytes if declared is None else int(declared)  # the parser has checked that it is a number
+        size = 0 if declared is None else int(declared)  # the parser has checked that it is a number
         if size > max_bytes or self._received_bytes > max_bytes:
             raise too_large(max_bytes)
         if not self.complete:
-            await self._rest(size, max_bytes)
+            await self._rest(max_bytes)
         chunks = self._chunks
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    async def _rest(self, size: int, max_bytes: int) -> None:
-        shared = self._connection.shared
-        shared.budget.reserve(size)
+    async def _rest(self, max_bytes: int) -> None:
+        """Wait for what is missing. What has come by then takes of the budget, chunk by chunk."""
+        budget = self._connection.shared.budget
         try:
+            budget.reserve(self._received_bytes)
             if self._error is not None:
                 raise self._error
             self._limit = max_bytes
@@ -214,7 +215,8 @@ class Exchange:
             self._connection.wants_body(self._headers.get(b"expect", b"").lower() == b"100-continue")
             await self._waiter
         finally:
-            shared.budget.release(size)
+            budget.release(self._received_bytes)
+            self._limit = 0
         if self._error is not None:
             raise self._error
 
@@ -234,13 +236,19 @@ class Exchange:
 
     def add_body(self, chunk: bytes) -> bool:
         """A part of the body; returns whether more of it may be read ahead."""
+        if self._error is not None:
+            return True  # thrown away
         self._received_bytes += len(chunk)
-        if self._limit and self._received_bytes > self._limit:
-            self._chunks = []
-            self.fail(too_large(self._limit))
-            return True
         self._chunks.append(chunk)
-        return bool(self._limit) or self._received_bytes < limits.HTTP_READ_AHEAD_BYTES
+        if not self._limit:
+            return self._received_bytes < limits.HTTP_READ_AHEAD_BYTES
+        try:
+            self._connection.shared.budget.reserve(len(chunk))
+            if self._received_bytes > self._limit:
+                raise too_large(self._limit)
+        except HttpError as error:
+            self.fail(error)
+        return True
 
     def end(self) -> None:
         """The body is whole."""
@@ -250,12 +258,8 @@ class Exchange:
     def fail(self, error: HttpError) -> None:
         """The body will not be whole."""
         self._error = error
-        self._wake()
-
-    def discard(self) -> None:
-        """Nobody wants the body any more."""
         self._chunks = []
-        self._limit = 0
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -588,7 +592,6 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             return
         if not exchange.complete:
-            exchange.discard()
             self._linger()
         elif self._last or self.shared.stopping:
             self.close()

@@ -140,6 +140,7 @@ class Http2Server:
         if self._stopping is not None and not self._stopping.done():
             self._stopping.set_result(None)
         self._server.stop()  # type: ignore[no-untyped-call]
+        self._server = None
         _, unfinished = await asyncio.wait({self._task}, timeout=timeout_s)
         for task in unfinished:
             task.cancel()
@@ -246,15 +247,16 @@ class _Bodies:
     async def read(self, scope: _Scope, protocol: _Protocol, max_bytes: int) -> bytes:
         """See Request.body."""
         declared = scope.headers.get("content-length")
-        size = max_bytes if declared is None else _length(declared)
-        if size > max_bytes:
+        size = None if declared is None else _length(declared)
+        if size is not None and size > max_bytes:
             raise too_large(max_bytes)
-        self._budget.reserve(size)
         task = asyncio.current_task()
         assert task is not None
         self._reading[task] = asyncio.get_running_loop().time() + limits.HTTP_BODY_TIMEOUT_MS / 1_000
         try:
-            return await (protocol() if declared is not None else _bounded(protocol, max_bytes))
+            if size is not None and size <= limits.HTTP_READ_AHEAD_BYTES:
+                return await self._at_once(protocol, size)
+            return await self._by_chunks(protocol, max_bytes)
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
@@ -263,7 +265,28 @@ class _Bodies:
             raise too_slow() from None
         finally:
             del self._reading[task]
+
+    async def _at_once(self, protocol: _Protocol, size: int) -> bytes:
+        try:
+            self._budget.reserve(size)
+            return await protocol()
+        finally:
             self._budget.release(size)
+
+    async def _by_chunks(self, protocol: _Protocol, max_bytes: int) -> bytes:
+        """A body that is large, or did not say its size: it takes of the budget what has come of it."""
+        chunks: list[bytes] = []
+        total = 0
+        try:
+            async for chunk in protocol:
+                total += len(chunk)
+                self._budget.reserve(len(chunk))
+                if total > max_bytes:
+                    raise too_large(max_bytes)
+                chunks.append(chunk)
+            return b"".join(chunks)
+        finally:
+            self._budget.release(total)
 
     def _find_slow(self) -> None:
         loop = asyncio.get_running_loop()
@@ -279,18 +302,6 @@ def _length(declared: str) -> int:
     if not declared.isascii() or not declared.isdigit():
         raise HttpError(400, "The content-length is no number.\n")
     return int(declared)
-
-
-async def _bounded(protocol: _Protocol, max_bytes: int) -> bytes:
-    """A body that did not say its size."""
-    chunks: list[bytes] = []
-    total = 0
-    async for chunk in protocol:
-        total += len(chunk)
-        if total > max_bytes:
-            raise too_large(max_bytes)
-        chunks.append(chunk)
-    return b"".join(chunks)
 
 
 class Pipe:

@@ -89,13 +89,13 @@ class BodyBudget:
         self._reserved_bytes = 0
 
     def reserve(self, size_bytes: int) -> None:
-        """Take a part of it. Raises HttpError(503)."""
-        if self._reserved_bytes + size_bytes > limits.MAX_HTTP_BODIES_BYTES:
-            raise HttpError(503, "The server is temporarily unavailable, try again later: it reads too many bodies.")
+        """Take a part of it, to be given back in any case. Raises HttpError(503)."""
         self._reserved_bytes += size_bytes
+        if self._reserved_bytes > limits.MAX_HTTP_BODIES_BYTES:
+            raise HttpError(503, "The server is temporarily unavailable, try again later: it reads too many bodies.\n")
 
     def release(self, size_bytes: int) -> None:
-        """Give it back."""
+        """Give a part back."""
         self._reserved_bytes -= size_bytes
 
 

@@ -29,11 +29,11 @@ from tests.simulation.loop import Process, SimulatedLoop
 from tests.simulation.network import Host, Network, SimulatedTransport
 from tests.simulation.observer import DurableLog, Observer
 from tests.simulation.state import SimulatedState
+from tests.simulation.tuning import STANDARD, Tuning
 
 CLUSTER_ID = "simulated"
 SEGMENT_BYTES = 8_192
 RETENTION_BYTES = 8_192
-TICK_MS = 100
 ELECTION_TICKS = 10
 LOG_DIRECTORY = "data/log"
 _ALL_BYTES = 1 << 40
@@ -50,7 +50,7 @@ class ObservedLog(Log):
         """Begin to tell; what the log shows now is durable."""
         self.observer, self.node_id, self.unsynced = observer, node_id, []
         before = observer.durable.get(node_id)
-        now = DurableLog(self.first_index() - 1)
+        now = DurableLog(self.first_index() - 1, self.term(self.first_index() - 1) or 0)
         for index in range(self.first_index(), self.last_index() + 1):
             now.terms[index] = self.term(index) or 0
         if before is not None and self.damage is None:
@@ -71,7 +71,7 @@ class ObservedLog(Log):
 
     async def reset(self, index: int, term: int) -> None:
         await super().reset(index, term)
-        self.observer.log_reset(self.node_id, index)
+        self.observer.log_reset(self.node_id, index, term)
 
 
 @dataclass
@@ -110,6 +110,7 @@ class Cluster:
     Args:
         dcs: the data center of each initial voter, for example "abc" or "aaabc".
         directory: for snapshot files.
+        tuning: the nodes' bounds.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Cluster:
         dcs: str,
         directory: Path,
         make_node: Callable[..., Node] = Node,
+        tuning: Tuning = STANDARD,
     ) -> None:
         self.loop = loop
         self.network = network
@@ -128,6 +130,7 @@ class Cluster:
         self.random = random_source
         self.directory = directory
         self.servers: dict[int, Server] = {}
+        self.tuning = tuning
         self._make_node = make_node
         members = tuple(_member(number + 1, dc) for number, dc in enumerate(dcs))
         self.initial = Membership(members, min(2, len(set(dcs))))
@@ -230,7 +233,7 @@ class Cluster:
             dc=member.dc,
             address=member.address,
             cluster_id=CLUSTER_ID,
-            tick_ms=TICK_MS,
+            tick_ms=self.tuning.tick_ms,
             election_ticks=ELECTION_TICKS,
             heartbeat_ticks=1,
             log_retention_bytes=RETENTION_BYTES,
@@ -243,6 +246,7 @@ class Cluster:
         node = self._make_node(settings, log, state, server.clock, rng, make_transport, Stats())
         if self.one_entry_appends:
             node.raft.config = replace(node.raft.config, max_append_bytes=1, max_inflight_count=1)
+        node.raft.config = self.tuning.config(node.raft.config)
         server.node, server.log = node, log
         server.host.handler = node
         server.host.sink = node.snapshot_sink

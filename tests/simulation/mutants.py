@@ -1,7 +1,8 @@
 """Planted bugs: proof that the checkers see. `python -m tests.simulation.mutants` runs each until a seed catches it.
 
 A mutant changes one well-defined place of the product while a seed runs. One that no seed catches within the
-bound means that the simulation is blind there: the command fails.
+bound means that the simulation is blind there: the command fails. Some bugs are for a named test to catch
+(mutants_named.py); that test is run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,26 +22,18 @@ from kvnode.node.barriers import Barriers, Item
 from kvnode.node.clock_guard import ClockGuard, LogTime
 from kvnode.node.driver import Driver
 from kvnode.node.proposals import Proposals
-from kvnode.raft import election, raft, replication
+from kvnode.raft import election, replication
 from kvnode.raft.log import RaftLog
 from kvnode.raft.quorum import Quorum, majority_value
 from kvnode.raft.raft import Raft
 from kvnode.storage.log import Log
+from tests.simulation.mutants_more import SEEN_BY_SEEDS
+from tests.simulation.mutants_named import NAMED, failed_test
+from tests.simulation.planting import Patch, replaced, replaced_handler
 from tests.simulation.quiet import quiet
-from tests.simulation.seed import Result, run_seed
+from tests.simulation.seed import run_seed
 
 MAX_SEEDS = 150
-Patch = AbstractContextManager[None]
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
-    original = getattr(owner, name) if not isinstance(owner, type) else owner.__dict__[name]
-    setattr(owner, name, replacement)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 def acknowledge_before_fsync() -> Patch:
@@ -56,7 +49,7 @@ def acknowledge_before_fsync() -> Patch:
         self._outstanding = early
         return early
 
-    return _replaced(Raft, "ready", ready)
+    return replaced(Raft, "ready", ready)
 
 
 def never_fsync() -> Patch:
@@ -65,7 +58,7 @@ def never_fsync() -> Patch:
     async def sync(self: Log) -> None:
         return None
 
-    return _replaced(Log, "_sync", sync)
+    return replaced(Log, "_sync", sync)
 
 
 def forget_the_vote() -> Patch:
@@ -75,7 +68,7 @@ def forget_the_vote() -> Patch:
     def init(self: Raft, config: Any, log: Any, hard_state: Any, *rest: Any, **named: Any) -> None:
         original(self, config, log, hard_state._replace(vote=0), *rest, **named)
 
-    return _replaced(Raft, "__init__", init)
+    return replaced(Raft, "__init__", init)
 
 
 def vote_twice() -> Patch:
@@ -86,12 +79,12 @@ def vote_twice() -> Patch:
         core.vote = 0
         original(core, message)
 
-    return _patched_handler(original, on_vote)
+    return replaced_handler(original, on_vote)
 
 
 def vote_for_short_logs() -> Patch:
     """A candidate's log is not compared with ours."""
-    return _replaced(RaftLog, "is_up_to_date", lambda self, last_index, last_term: True)
+    return replaced(RaftLog, "is_up_to_date", lambda self, last_index, last_term: True)
 
 
 def commit_old_terms_by_counting() -> Patch:
@@ -105,12 +98,12 @@ def commit_old_terms_by_counting() -> Patch:
         finally:
             lead.first_index = first
 
-    return _replaced(replication, "update_commit", update_commit)
+    return replaced(replication, "update_commit", update_commit)
 
 
 def one_data_center_is_enough() -> Patch:
     """A majority commits wherever it stands."""
-    return _replaced(Quorum, "commit_index", lambda self, matches: majority_value(matches))
+    return replaced(Quorum, "commit_index", lambda self, matches: majority_value(matches))
 
 
 def minority_commits() -> Patch:
@@ -119,7 +112,7 @@ def minority_commits() -> Patch:
     def commit_index(self: Quorum, matches: Sequence[int]) -> int:
         return sorted(matches)[len(matches) // 2 + (len(matches) > 1)] if matches else 0
 
-    return _replaced(Quorum, "commit_index", commit_index)
+    return replaced(Quorum, "commit_index", commit_index)
 
 
 def truncate_on_late_duplicate() -> Patch:
@@ -133,7 +126,7 @@ def truncate_on_late_duplicate() -> Patch:
         self._tail.extend(entries)
         return previous_index + 1
 
-    return _replaced(RaftLog, "try_append", try_append)
+    return replaced(RaftLog, "try_append", try_append)
 
 
 def apply_before_fsync() -> Patch:
@@ -154,8 +147,8 @@ def apply_before_fsync() -> Patch:
     @contextmanager
     def both() -> Iterator[None]:
         with (
-            _replaced(RaftLog, "deliver", early(deliver)),
-            _replaced(RaftLog, "has_undelivered", early(has_undelivered)),
+            replaced(RaftLog, "deliver", early(deliver)),
+            replaced(RaftLog, "has_undelivered", early(has_undelivered)),
         ):
             yield
 
@@ -171,12 +164,12 @@ def resolve_before_the_no_op() -> Patch:
             self._proposals.begin_leadership()
         return await original(self)
 
-    return _replaced(Driver, "_cycle", cycle)
+    return replaced(Driver, "_cycle", cycle)
 
 
 def skip_the_overlay() -> Patch:
     """Checks and sums are judged on the applied state alone."""
-    return _replaced(Overlay, "get", lambda self, key: self._state.get(key))
+    return replaced(Overlay, "get", lambda self, key: self._state.get(key))
 
 
 def answer_failed_checks_at_once() -> Patch:
@@ -189,7 +182,7 @@ def answer_failed_checks_at_once() -> Patch:
         else:
             original(self, call, min_index, negative)
 
-    return _replaced(Barriers, "add", add)
+    return replaced(Barriers, "add", add)
 
 
 def strong_reads_without_read_index() -> Patch:
@@ -202,7 +195,7 @@ def strong_reads_without_read_index() -> Patch:
         else:
             original(self, call, min_index, negative)
 
-    return _replaced(Barriers, "add", add)
+    return replaced(Barriers, "add", add)
 
 
 def ignore_request_ids() -> Patch:
@@ -215,7 +208,7 @@ def ignore_request_ids() -> Patch:
             return self._resolver.window(request.client_id)
         return found
 
-    return _replaced(Batch, "_admit", admit)
+    return replaced(Batch, "_admit", admit)
 
 
 def forget_the_log_at_install() -> Patch:
@@ -224,7 +217,7 @@ def forget_the_log_at_install() -> Patch:
     async def reset(self: Log, index: int, term: int) -> None:
         return None
 
-    return _replaced(Log, "reset", reset)
+    return replaced(Log, "reset", reset)
 
 
 def expire_by_the_local_clock() -> Patch:
@@ -234,7 +227,7 @@ def expire_by_the_local_clock() -> Patch:
     def read_ranges(state: Any, request: Any, database: int, log_time_ms: int) -> Any:
         return original(state, request, database, state._clock.now_ms())
 
-    return _replaced(reads, "read_ranges", read_ranges)
+    return replaced(reads, "read_ranges", read_ranges)
 
 
 def trust_every_clock() -> Patch:
@@ -243,8 +236,8 @@ def trust_every_clock() -> Patch:
     @contextmanager
     def both() -> Iterator[None]:
         with (
-            _replaced(ClockGuard, "trusted", lambda self, others: True),
-            _replaced(LogTime, "next_ms", lambda self, previous_ms: max(previous_ms, self._clock.now_ms())),
+            replaced(ClockGuard, "trusted", lambda self, others: True),
+            replaced(LogTime, "next_ms", lambda self, previous_ms: max(previous_ms, self._clock.now_ms())),
         ):
             yield
 
@@ -263,34 +256,10 @@ def settle_by_index_alone() -> Patch:
 
     @contextmanager
     def both() -> Iterator[None]:
-        with _replaced(Proposals, "applied", applied), _replaced(Proposals, "_supersede", lambda self, index: None):
+        with replaced(Proposals, "applied", applied), replaced(Proposals, "_supersede", lambda self, index: None):
             yield
 
     return both()
-
-
-def _patched_handler(original: Any, replacement: Any) -> Patch:
-    """Replace a handler in the core's tables."""
-
-    @contextmanager
-    def patched() -> Iterator[None]:
-        hits = [
-            (table, at)
-            for table in vars(raft).values()
-            if isinstance(table, list | dict)
-            for at, found in list(table.items() if isinstance(table, dict) else enumerate(table))
-            if found is original
-        ]
-        assert hits, f"{original.__name__} stands in no table"
-        for table, at in hits:
-            table[at] = replacement
-        try:
-            yield
-        finally:
-            for table, at in hits:
-                table[at] = original
-
-    return patched()
 
 
 MUTANTS: dict[str, Callable[[], Patch]] = {
@@ -315,26 +284,32 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
         expire_by_the_local_clock,
         trust_every_clock,
         settle_by_index_alone,
+        *SEEN_BY_SEEDS,
     )
 }
+TESTED = {plant.__name__: (plant, tests) for plant, tests in NAMED.items()}
 
 
 class Catch(NamedTuple):
-    """The first seed that caught a mutant; None when none did."""
+    """What caught a mutant: the first seed that failed, or a test; nothing when `checker` is empty."""
 
     mutant: str
-    result: Result | None
-    seeds_count: int
+    checker: str
+    where: str
+    message: str
 
 
 def hunt(name: str, max_seeds: int = MAX_SEEDS, start: int = 0) -> Catch:
-    """Run seeds with the mutant in force until one fails."""
+    """Run seeds with the mutant in force until one fails, or the tests that are named for it."""
+    if name in TESTED:
+        test = failed_test(*TESTED[name])
+        return Catch(name, "test" if test else "", "", test)
     for seed in range(start, start + max_seeds):
         with quiet():
             result = run_seed(seed, MUTANTS[name])
         if not result.ok:
-            return Catch(name, result, seed - start + 1)
-    return Catch(name, None, max_seeds)
+            return Catch(name, result.checker, str(seed), result.message)
+    return Catch(name, "", "", f"in {max_seeds} seeds")
 
 
 def main() -> int:
@@ -344,17 +319,16 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("names", nargs="*", help="only these")
     arguments = parser.parse_args()
-    names = arguments.names or list(MUTANTS)
-    print(f"{'mutant':34} {'seed':>5}  {'checker':18} what it saw")
+    names = arguments.names or [*MUTANTS, *TESTED]
+    print(f"{'mutant':36} {'seed':>4}  {'checker':19} what it saw")
     missed = 0
     with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
         for catch in pool.imap(partial(hunt, max_seeds=arguments.max_seeds), names):
-            if catch.result is None:
-                missed += 1
-                print(f"{catch.mutant:34} {'-':>5}  {'NOT CAUGHT':18} in {catch.seeds_count} seeds", flush=True)
-            else:
-                result = catch.result
-                print(f"{catch.mutant:34} {result.seed:5}  {result.checker:18} {result.message[:90]}", flush=True)
+            missed += not catch.checker
+            print(
+                f"{catch.mutant:36} {catch.where:>4}  {catch.checker or 'NOT CAUGHT':19} {catch.message[:90]}",
+                flush=True,
+            )
     print(f"{len(names) - missed} of {len(names)} mutants caught")
     return 1 if missed else 0
 

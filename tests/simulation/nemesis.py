@@ -14,6 +14,7 @@ from kvnode.base.errors import KvError
 from kvnode.codec.membership import Member, MemberRole
 from kvnode.node.node import Node
 from tests.simulation.cluster import Cluster, Server
+from tests.simulation.hunter import Hunter
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.network import Weather
 
@@ -56,7 +57,11 @@ class Nemesis:
             doubling=random_source.choice((0.0, 0.02, 0.2)),
             straggling=random_source.choice((0.0, 0.02, 0.2)),
             straggle_ms=random_source.choice((30.0, 800.0, 4_000.0)),
+            latency_ms=cluster.tuning.latency_ms,
         )
+        own = random.Random(random_source.getrandbits(64))
+        self._far = own.choice(list(cluster.servers))
+        self._hunter = Hunter(loop, cluster, own, self._tasks, self.done) if cluster.tuning.hunts_leaders else None
 
     @property
     def kinds(self) -> list[str]:
@@ -74,6 +79,9 @@ class Nemesis:
             self._tasks.append(self._loop.create_task(self._play_figure_8(self._figure_8), name="figure 8"))
         cluster = self._cluster
         cluster.network.weather = self.weather
+        cluster.network.far[self._far] = cluster.tuning.far_factor
+        if self._hunter is not None:
+            cluster.observer.on_leader = self._hunter.on_leader
         end_s = self._loop.time() + duration_s
         while self._loop.time() < end_s:
             await asyncio.sleep(self._random.uniform(0.2, 2.0))
@@ -92,12 +100,15 @@ class Nemesis:
 
     async def _heal(self) -> None:
         cluster = self._cluster
+        if self._hunter is not None:
+            self._hunter.active = False
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         cluster.network.weather = Weather()
         cluster.network.cuts.clear()
         cluster.network.slow.clear()
+        cluster.network.far.clear()
         cluster.network.mute.clear()
         for server in cluster.servers.values():
             server.disk_factor = 1.0

@@ -71,6 +71,7 @@ class Network:
     sent_count: int = 0
     lost_count: int = 0
     slow: dict[int, float] = field(default_factory=dict)  # node: latency is multiplied by this
+    far: dict[int, float] = field(default_factory=dict)  # the same, for as long as the seed lasts
     on_send: Callable[[int, Message], None] = lambda sender, message: None
 
     def connected(self, source: int, target: int) -> bool:
@@ -89,7 +90,8 @@ class Network:
     def latency_s(self, source: int, target: int) -> float:
         """The time of one packet."""
         low, high = self.weather.latency_ms
-        factor = max(self.slow.get(source, 1.0), self.slow.get(target, 1.0))
+        slow, far = self.slow, self.far
+        factor = max(slow.get(source, 1.0), slow.get(target, 1.0), far.get(source, 1.0), far.get(target, 1.0))
         return self.random.uniform(low, high) * factor / 1000
 
     def packet(self, source: int, target: int, arrive: Callable[[Host], None]) -> None:

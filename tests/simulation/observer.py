@@ -7,6 +7,8 @@ state applies. From these it keeps a ledger, the one committed history, and find
 - *log-matching*: two entries of one index and term differ, or their predecessors do (Log Matching);
 - *state-machine*: two nodes apply different entries at one index (State Machine Safety), or come to different digests;
 - *commit-durable*: an entry is applied that is not durable on a majority of the voters in enough data centers;
+- *commit-safe*: an entry is applied and voters without it could still elect a leader without it (section 5.4.2);
+- *leader-completeness*: a new leader's log lacks a committed entry (section 5.4.3);
 - *apply-order*: a state applies what its own log does not hold durably;
 - *vote*: a node votes twice in a term;
 - *exactly-once*: one request id has two outcomes in the log.
@@ -15,7 +17,7 @@ state applies. From these it keeps a ledger, the one committed history, and find
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -48,11 +50,18 @@ class DurableLog:
     """What a node's disk would still hold after a crash, by index."""
 
     base: int = 0  # everything up to here is in a durable snapshot or was compacted
+    base_term: int = 0
     terms: dict[int, int] = field(default_factory=dict)
 
     def holds(self, index: int, term: int) -> bool:
         """Whether that entry survives a crash of the node."""
         return index <= self.base or self.terms.get(index) == term
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """(term, index) of the last entry: what a vote compares (Raft, section 5.4.1)."""
+        last = max(self.terms, default=self.base)
+        return self.terms.get(last, self.base_term), last
 
 
 @dataclass
@@ -71,6 +80,7 @@ class Observer:
     durable: dict[int, DurableLog] = field(default_factory=dict)
     memberships: list[Membership] = field(default_factory=list)  # in force since they were appended, not committed
     installs_count: int = 0
+    on_leader: Callable[[int, int], None] = lambda term, node_id: None
     trace: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     def fail(self, checker: str, message: str) -> None:
@@ -93,13 +103,24 @@ class Observer:
         """A message leaves a node."""
         kind = message.kind
         if kind in (MessageKind.APPEND, MessageKind.HEARTBEAT):
-            leader = self.leaders.setdefault(message.term, sender)
-            if leader != sender:
+            leader = self.leaders.get(message.term)
+            if leader is None:
+                self._elected(message.term, sender)
+            elif leader != sender:
                 self.fail("leader", f"nodes {leader} and {sender} both lead in term {message.term}")
         elif kind is MessageKind.VOTE_RESPONSE and not message.reject:
             self._voted(sender, message.term, message.to)
         elif kind is MessageKind.VOTE:
             self._voted(sender, message.term, sender)
+
+    def _elected(self, term: int, node_id: int) -> None:
+        """A leader speaks for the first time in its term: it must hold all that was committed before it."""
+        self.leaders[term] = node_id
+        log = self.durable.get(node_id, DurableLog())
+        for index, entry in self.committed.items():
+            if entry.term < term and not log.holds(index, entry.term):
+                self.fail("leader-completeness", f"node {node_id} leads term {term} without entry {index}/{entry.term}")
+        self.on_leader(term, node_id)
 
     def _voted(self, voter: int, term: int, candidate: int) -> None:
         chosen = self.votes.setdefault((voter, term), candidate)
@@ -134,10 +155,10 @@ class Observer:
         for entry in entries:
             durable.terms[entry.index] = entry.term
 
-    def log_reset(self, node_id: int, index: int) -> None:
+    def log_reset(self, node_id: int, index: int, term: int) -> None:
         """The log begins anew behind `index`."""
         durable = self.durable.setdefault(node_id, DurableLog())
-        durable.base = index
+        durable.base, durable.base_term = index, term
         durable.terms = {at: term for at, term in durable.terms.items() if at > index}
 
     # States.
@@ -168,6 +189,9 @@ class Observer:
         if not any(self._is_durable(entry, membership) for membership in self.memberships[-3:]):
             holders = [node for node, log in sorted(self.durable.items()) if log.holds(entry.index, entry.term)]
             self.fail("commit-durable", f"entry {entry.index}/{entry.term} was applied, durable only on {holders}")
+        elif all(self._usurper(entry, membership) for membership in self.memberships[-3:]):
+            usurper = self._usurper(entry, self.memberships[-1])
+            self.fail("commit-safe", f"entry {entry.index}/{entry.term} was applied; node {usurper} could win without")
         if entry.kind is EntryKind.DATA:
             self._account(entry)
 
@@ -180,6 +204,17 @@ class Observer:
         ]
         needed_dcs = min(membership.min_commit_dcs, len({member.dc for member in voters}))
         return 2 * len(holders) > len(voters) and len({member.dc for member in holders}) >= needed_dcs
+
+    def _usurper(self, entry: Entry, membership: Membership) -> int:
+        """A voter that lacks the entry on its disk and could be elected by logs as they stand on theirs; 0 = none."""
+        logs = {voter.node_id: self.durable.get(voter.node_id, DurableLog()) for voter in membership.voters}
+        ends = {node_id: log.end for node_id, log in logs.items()}
+        for node_id, log in logs.items():
+            if not log.holds(entry.index, entry.term):
+                grants = sum(end <= ends[node_id] for end in ends.values())
+                if 2 * grants > len(logs):
+                    return node_id
+        return 0
 
     def _account(self, entry: Entry) -> None:
         payload = log_pb2.EntryPayload.FromString(entry.data)

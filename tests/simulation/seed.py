@@ -22,6 +22,7 @@ from tests.simulation.loop import Hang, Livelock, SimulatedLoop
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
 from tests.simulation.observer import Observer, Violation
+from tests.simulation.tuning import draw_tuning
 from tests.simulation.workload import EVERYTHING, Client, Journal
 
 LAYOUTS = ("abc", "abc", "abc", "aaabc", "abcab")
@@ -70,7 +71,8 @@ def run_seed(seed: int, mutant: Callable[[], AbstractContextManager[object]] = n
         with tempfile.TemporaryDirectory(prefix="kvnode-simulation-", dir=base) as directory, mutant():
             scene = Scene(seed, Path(directory), result)
             try:
-                simulated_loop.run(scene.play)
+                with scene.tuning.in_force():
+                    simulated_loop.run(scene.play)
             except Violation as violation:
                 result.checker, result.message = violation.checker, violation.message
             except Hang as error:
@@ -89,6 +91,7 @@ class Scene:
 
     def __init__(self, seed: int, directory: Path, result: Result) -> None:
         self.random = random.Random(seed)
+        self.tuning = draw_tuning(seed)
         self.directory = directory
         self.result = result
         self.observer = Observer()
@@ -102,7 +105,13 @@ class Scene:
         self.network = Network(loop, random.Random(draw.getrandbits(64)))
         layout = draw.choice(LAYOUTS)
         self.cluster = Cluster(
-            loop, self.network, self.observer, random.Random(draw.getrandbits(64)), layout, self.directory
+            loop,
+            self.network,
+            self.observer,
+            random.Random(draw.getrandbits(64)),
+            layout,
+            self.directory,
+            tuning=self.tuning,
         )
         self.nemesis = Nemesis(loop, self.cluster, random.Random(draw.getrandbits(64)))
         self._draw_figure_8()

@@ -45,4 +45,4 @@ def test_a_seed_always_runs_the_same(seed: int) -> None:
     ["acknowledge_before_fsync", "resolve_before_the_no_op", "skip_the_overlay", "strong_reads_without_read_index"],
 )
 def test_a_planted_bug_is_found(mutant: str) -> None:
-    assert hunt(mutant, max_seeds=30).result is not None
+    assert hunt(mutant, max_seeds=30).checker

@@ -1,0 +1,197 @@
+"""More planted bugs, one for each sentence of the design that says why something would be unsafe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from kvnode.codec.entry import HardState
+from kvnode.codec.membership import MemberRole, Membership
+from kvnode.machine.resolve import Batch
+from kvnode.machine.sessions import SessionWindow
+from kvnode.node.freshness import FreshnessTracker
+from kvnode.raft import leader, replication
+from kvnode.raft.configuration import MembershipHistory
+from kvnode.raft.log import RaftLog
+from kvnode.raft.messages import Message, MessageKind
+from kvnode.raft.quorum import Quorum
+from kvnode.raft.raft import Raft
+from kvnode.raft.reads import ReadRounds
+from kvnode.storage.log import Log
+from tests.simulation.planting import Patch, replaced
+from tests.simulation.state import SimulatedState
+
+
+def learners_count() -> Patch:
+    """Learners vote, commit and make up data centers like voters."""
+    original = Quorum.__init__
+
+    def init(self: Quorum, membership: Membership) -> None:
+        members = tuple(replace(member, role=MemberRole.VOTER) for member in membership.members)
+        original(self, Membership(members, membership.min_commit_dcs))
+
+    return replaced(Quorum, "__init__", init)
+
+
+def count_the_leader_before_its_fsync() -> Patch:
+    """A leader counts itself for entries that are still on their way to its disk."""
+    original = replication.update_commit
+
+    def update_commit(core: Any, lead: Any) -> bool:
+        stable, core.log.stable = core.log.stable, core.log.last_index
+        try:
+            return original(core, lead)
+        finally:
+            core.log.stable = stable
+
+    return replaced(replication, "update_commit", update_commit)
+
+
+def tell_the_commit_index_uncut() -> Patch:
+    """A heartbeat raises the commit index of a peer whose log may still differ."""
+
+    def send_heartbeat(core: Any, peer: Any, number: int) -> None:
+        commit = core.log.commit
+        peer.sent_commit = max(peer.sent_commit, commit)
+        core.messages.append(
+            Message(MessageKind.HEARTBEAT, peer.node_id, core.node_id, core.term, commit=commit, round=number)
+        )
+
+    return replaced(replication, "_send_heartbeat", send_heartbeat)
+
+
+def read_before_an_own_commit() -> Patch:
+    """A new leader answers strong reads by a commit index that may lack what its predecessor acknowledged."""
+    return replaced(replication, "own_term_committed", lambda core: core.lead is not None)
+
+
+def join_the_round_under_way() -> Patch:
+    """A strong read joins a ReadIndex round that has been sent."""
+    original = ReadRounds.join
+
+    def join(self: ReadRounds, context: int) -> None:
+        if self._open:
+            self._open[-1][2].append(context)
+            self.pending_count += 1
+        else:
+            original(self, context)
+
+    return replaced(ReadRounds, "join", join)
+
+
+def believe_the_frozen() -> Patch:
+    """A process that was frozen goes on as if nothing had been."""
+    return replaced(Raft, "clock_gap", lambda self: None)
+
+
+def keep_a_truncated_membership() -> Patch:
+    """A membership stays in force when its entry is truncated."""
+    return replaced(MembershipHistory, "truncate", lambda self, index: False)
+
+
+def keep_the_tail_under_a_snapshot() -> Patch:
+    """A snapshot replaces the log, and a tail from before it stays."""
+    original = RaftLog.restore
+
+    def restore(self: RaftLog, snapshot: Any) -> None:
+        tail = [entry for entry in self._tail if entry.index > snapshot.index]
+        original(self, snapshot)
+        if tail and tail[0].index == snapshot.index + 1:
+            self._tail.extend(tail)
+
+    return replaced(RaftLog, "restore", restore)
+
+
+def forget_the_term_at_install() -> Patch:
+    """Beginning the log anew behind a snapshot takes the hard state along."""
+    original = Log.reset
+
+    async def reset(self: Log, index: int, term: int) -> None:
+        self.hard_state = HardState()
+        await original(self, index, term)
+
+    return replaced(Log, "reset", reset)
+
+
+def compact_what_is_applied() -> Patch:
+    """The log drops what the state has applied, and not yet made durable."""
+    return replaced(SimulatedState, "durable_applied", property(lambda self: self.meta.applied_index))
+
+
+def execute_for_an_expired_session() -> Patch:
+    """A request of an unknown or expired session is executed: its first copy may have been."""
+    original = Batch._admit
+
+    def admit(self: Batch, request: Any) -> Any:
+        found = original(self, request)
+        window = self._resolver.window(request.client_id)
+        if type(found).__name__ == "Refused" and (window is None or window.expire_at_ms <= self.log_time_ms):
+            return window or SessionWindow(request.client_id, 1 << 62, request.sequence, 0)
+        return found
+
+    return replaced(Batch, "_admit", admit)
+
+
+def execute_below_the_lowest_unanswered() -> Patch:
+    """A request below the lowest unanswered one is executed: its outcome has been dropped."""
+    original = Batch._admit
+
+    def admit(self: Batch, request: Any) -> Any:
+        window = self._resolver.window(request.client_id)
+        if window is not None and request.sequence < window.lowest_unanswered:
+            return window
+        return original(self, request)
+
+    return replaced(Batch, "_admit", admit)
+
+
+def fresh_since_the_acknowledgement() -> Patch:
+    """The age of an eventual read is counted from the answers to a round, not from its sending."""
+    original = FreshnessTracker.round_acknowledged
+
+    def round_acknowledged(self: FreshnessTracker, round_number: int, applied_index: int) -> None:
+        now_ms, wall_ms = self._clock.monotonic_ms(), self._clock.now_ms()
+        kept = [(number, found._replace(sent_at_ms=wall_ms), now_ms) for number, found, _ in self._rounds]
+        self._rounds.clear()
+        self._rounds.extend(kept)
+        original(self, round_number, applied_index)
+
+    return replaced(FreshnessTracker, "round_acknowledged", round_acknowledged)
+
+
+def fresh_before_it_is_applied() -> Patch:
+    """The age of an eventual read is that of the last confirmed round, whether its commits are applied or not."""
+    original = FreshnessTracker.age_ms
+
+    def age_ms(self: FreshnessTracker) -> int:
+        self._reached_sent_at = self._latest_sent_at
+        return original(self)
+
+    return replaced(FreshnessTracker, "age_ms", age_ms)
+
+
+def change_before_an_own_commit() -> Patch:
+    """A new leader changes the membership before an entry of its own term is committed."""
+    original = leader.propose_membership
+
+    def propose_membership(core: Any, new: Membership) -> int:
+        with replaced(replication, "own_term_committed", lambda core: core.lead is not None):
+            return original(core, new)
+
+    return replaced(leader, "propose_membership", propose_membership)
+
+
+SEEN_BY_SEEDS = (
+    learners_count,
+    count_the_leader_before_its_fsync,
+    tell_the_commit_index_uncut,
+    read_before_an_own_commit,
+    keep_a_truncated_membership,
+    keep_the_tail_under_a_snapshot,
+    forget_the_term_at_install,
+    compact_what_is_applied,
+    execute_for_an_expired_session,
+    execute_below_the_lowest_unanswered,
+    fresh_since_the_acknowledgement,
+    fresh_before_it_is_applied,
+)

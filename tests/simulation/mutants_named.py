@@ -1,0 +1,143 @@
+"""Planted bugs that a test of the core names, and that no whole cluster shows for certain.
+
+Some do harm only together with a choice that is off by default (a lease), or only to availability, or in a moment too
+rare for a few hundred seeds. Each is given to the tests that describe the rule; at least one must fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvnode.base.errors import InvalidRequest
+from kvnode.codec.membership import Membership
+from kvnode.node.node import Node
+from kvnode.raft import configuration, election, leader
+from kvnode.raft.configuration import MembershipHistory
+from kvnode.raft.core import Core
+from kvnode.storage.log import Log
+from tests.simulation.mutants_more import believe_the_frozen, change_before_an_own_commit, join_the_round_under_way
+from tests.simulation.planting import Patch, replaced, replaced_handler
+
+ROOT = Path(__file__).parents[2]
+
+
+def campaign_without_pre_vote() -> Patch:
+    """Who comes back from being cut off raises everybody's term."""
+    return replaced(election, "campaign", election.campaign_for_real)
+
+
+def leave_a_living_leader() -> Patch:
+    """Votes are not sticky: whoever asks is heard, however lively the leader."""
+    return replaced(election, "is_sticky", lambda core: False)
+
+
+def lead_without_a_quorum() -> Patch:
+    """A leader that nobody answers goes on believing itself."""
+    return replaced(leader, "_has_quorum_contact", lambda core, lead: True)
+
+
+def two_changes_at_once() -> Patch:
+    """A membership is changed while the change before it is not committed."""
+    original = leader.propose_membership
+
+    def propose_membership(core: Any, new: Membership) -> int:
+        commit, core.log.commit = core.log.commit, max(core.log.commit, core.history.latest_index)
+        try:
+            return original(core, new)
+        finally:
+            core.log.commit = commit
+
+    return replaced(leader, "propose_membership", propose_membership)
+
+
+def change_many_voters() -> Patch:
+    """One change may alter any number of voters."""
+    original = configuration.check_change
+
+    def check_change(old: Membership, new: Membership) -> int:
+        try:
+            return original(old, new)
+        except InvalidRequest as error:
+            if error.code != "ONE_VOTER_AT_A_TIME":
+                raise
+            return 0
+
+    return replaced(configuration, "check_change", check_change)
+
+
+def membership_at_commit() -> Patch:
+    """A leader goes by the new membership only when its entry is committed."""
+    return replaced(MembershipHistory, "append", lambda self, entry: None)
+
+
+def vote_with_a_damaged_log() -> Patch:
+    """A node whose fsynced tail is damaged takes part in elections."""
+    original = Node.start
+
+    async def start(self: Node) -> None:
+        self.log.damage = None
+        await original(self)
+
+    return replaced(Node, "start", start)
+
+
+def take_damage_for_a_torn_tail() -> Patch:
+    """A record that had been fsynced and is damaged is cut off like one that never was."""
+    original = Log.open.__func__  # type: ignore[attr-defined]
+
+    async def open_log(cls: Any, *arguments: Any, **named: Any) -> Any:
+        log = await original(cls, *arguments, **named)
+        log.damage = None
+        return log
+
+    return replaced(Log, "open", classmethod(open_log))
+
+
+def vote_from_an_old_pre_vote() -> Patch:
+    """A pre-vote that was granted for an earlier term counts."""
+    original = election.on_pre_vote_response
+
+    def on_pre_vote_response(core: Core, message: Any) -> None:
+        election.on_vote_response(core, message)
+
+    return replaced_handler(original, on_pre_vote_response)
+
+
+PAPER = "tests/raft/test_paper.py"
+NAMED: dict[Callable[[], Patch], str] = {
+    campaign_without_pre_vote: f"{PAPER}::test_t96_pre_vote_keeps_the_term_of_who_is_cut_off",
+    leave_a_living_leader: f"{PAPER}::test_t423_votes_are_sticky",
+    lead_without_a_quorum: f"{PAPER}::test_t62_check_quorum",
+    two_changes_at_once: f"{PAPER}::test_t41_one_change_at_a_time_and_none_before_an_own_commit",
+    change_before_an_own_commit: f"{PAPER}::test_t41_one_change_at_a_time_and_none_before_an_own_commit",
+    change_many_voters: "tests/unit/raft/test_configuration.py::test_refused",
+    membership_at_commit: f"{PAPER}::test_t41_a_membership_is_in_force_when_appended_and_goes_when_truncated",
+    join_the_round_under_way: f"{PAPER}::test_t64_read_index_waits_for_a_round_that_began_after_it",
+    believe_the_frozen: f"{PAPER}::test_t64_a_clock_gap_voids_what_was_sent_before",
+    vote_from_an_old_pre_vote: f"{PAPER}::test_t96_a_late_pre_vote_is_worth_nothing_in_the_next_term",
+    vote_with_a_damaged_log: "tests/unit/node/test_node.py"
+    "::test_a_node_whose_log_is_damaged_stays_up_says_so_and_takes_no_part",
+    take_damage_for_a_torn_tail: "tests/unit/storage/test_log_damage.py",
+}
+
+
+def failed_test(plant: Callable[[], Patch], tests: str) -> str:
+    """Run tests with the bug in force; the name of the first that fails, or nothing."""
+    failed: list[str] = []
+
+    class Listener:
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            if report.failed:
+                failed.append(report.nodeid)
+
+    said = io.StringIO()
+    with plant(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"{ROOT}/{tests}"], plugins=[Listener()])
+    assert code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), said.getvalue()
+    return failed[0] if failed else ""

@@ -1,0 +1,46 @@
+"""How a bug is planted: one place of the product is replaced, for as long as the context lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from kvnode.raft import raft
+
+Patch = AbstractContextManager[None]
+
+
+@contextmanager
+def replaced(owner: Any, name: str, replacement: Any) -> Iterator[None]:
+    """Replace an attribute of a module or class."""
+    original = getattr(owner, name) if not isinstance(owner, type) else owner.__dict__[name]
+    setattr(owner, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def replaced_handler(original: Any, replacement: Any) -> Patch:
+    """Replace a handler in the core's tables."""
+
+    @contextmanager
+    def patched() -> Iterator[None]:
+        hits = [
+            (table, at)
+            for table in vars(raft).values()
+            if isinstance(table, list | dict)
+            for at, found in list(table.items() if isinstance(table, dict) else enumerate(table))
+            if found is original
+        ]
+        assert hits, f"{original.__name__} stands in no table"
+        for table, at in hits:
+            table[at] = replacement
+        try:
+            yield
+        finally:
+            for table, at in hits:
+                table[at] = original
+
+    return patched()

@@ -9,7 +9,7 @@ START ?= 0
 ROUNDS ?= 10
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo test lint sim mutants chaos compat compat-lock bench bench-setup proto lock clean check-python
+.PHONY: help demo test lint sim mutants chaos compat compat-lock bench bench-connect bench-setup proto lock clean check-python
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ compat: $(PROTO_STAMP)  ## Deno, @deno/kv and denokv against three nodes; writes
 
 bench: $(PROTO_STAMP)  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for a short look
 	@$(BIN)/python -m bench.run $(ARGS)
+
+bench-connect: $(PROTO_STAMP)  ## Measure KV Connect: wrk, h2load and Deno, beside etcd and Deno's embedded KV
+	@$(BIN)/python -m bench.connect.run $(ARGS)
 
 bench-setup: $(PROTO_STAMP)  ## Install what the benchmark needs (apt-get, as root)
 	@$(BIN)/python -m bench.tools

@@ -62,12 +62,12 @@ class ConnectStats(Collector):
             requests.add_metric((method, str(status)), count)
         yield requests
         durations = HistogramMetricFamily(
-            "kvnode_connect_request_duration_seconds",
+            "kvnode_connect_request_duration_ms",
             "From a request's headers to its answer; of a watch, to its first frame",
             labels=("method",),
         )
         for method, histogram in self._duration_ms.items():
-            durations.add_metric((method,), _cumulative(histogram), histogram.sum / 1_000)
+            durations.add_metric((method,), _cumulative(histogram), histogram.sum)
         yield durations
         for name, what, counts in (
             ("received", "Bodies of requests over KV Connect", self._received_bytes),
@@ -77,19 +77,19 @@ class ConnectStats(Collector):
             for method, size_bytes in counts.items():
                 family.add_metric((method,), size_bytes)
             yield family
-        yield GaugeMetricFamily("kvnode_connect_requests_under_way", "Requests not answered yet", self.under_way)
-        yield GaugeMetricFamily("kvnode_connect_connections", "Open connections", self.connections_count())
-        yield GaugeMetricFamily("kvnode_connect_watches", "Open watches over KV Connect", self.watches)
+        yield GaugeMetricFamily("kvnode_connect_under_way_count", "Requests not answered yet", self.under_way)
+        yield GaugeMetricFamily("kvnode_connect_connections_count", "Open connections", self.connections_count())
+        yield GaugeMetricFamily("kvnode_connect_watches_count", "Open watches over KV Connect", self.watches)
         yield CounterMetricFamily(
             "kvnode_connect_unknown_outcomes", "Writes whose outcome could not be known, left unanswered", self._unknown
         )
 
 
 def _cumulative(histogram: Histogram) -> list[tuple[str, float]]:
-    """Buckets in seconds, each with all that are smaller."""
+    """Buckets, each with all that are smaller."""
     total = 0
     buckets: list[tuple[str, float]] = []
     for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
         total += count
-        buckets.append((floatToGoString(bound / 1_000), total))  # type: ignore[no-untyped-call]
+        buckets.append((floatToGoString(bound), total))  # type: ignore[no-untyped-call]
     return buckets

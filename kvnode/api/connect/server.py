@@ -179,7 +179,7 @@ class ConnectServer:
     async def _watch(self, grant: Grant, token: str, body: bytes, *, strong: bool) -> Stream:
         """The first frame is made before the answer begins, so that a refusal is one."""
         if grant.database.mode is DatabaseMode.DISABLED:
-            return Stream(_one_frame(convert.watch_disabled()), _FRAMES)
+            return Stream(self._disabled(), _FRAMES)
         watch = convert.watch_request(body, strong=strong)
         responses = self._backend.watch(watch, database=grant.database.number)
         try:
@@ -188,6 +188,9 @@ class ConnectServer:
             await responses.aclose()
             raise
         return Stream(self._frames(first, responses, grant.database.uuid, token), _FRAMES)
+
+    async def _disabled(self) -> AsyncGenerator[bytes, None]:
+        yield self._framed(convert.watch_disabled())
 
     async def _frames(
         self,
@@ -202,14 +205,14 @@ class ConnectServer:
         changed = asyncio.Event()
         end = self._access.follow(changed.set)
         try:
-            yield _framed(convert.watch_output(whole.fill(first)))
+            yield self._framed(convert.watch_output(whole.fill(first)))
             async with contextlib.aclosing(with_interruptions(responses, changed)) as interrupted:
                 async for response in interrupted:
                     if self._access.still_grants(uuid, token).database.mode is DatabaseMode.DISABLED:
-                        yield _framed(convert.watch_disabled())
+                        yield self._framed(convert.watch_disabled())
                         return
                     if response is not None:
-                        yield _PING if response.ping else _framed(convert.watch_output(whole.fill(response)))
+                        yield _PING if response.ping else self._framed(convert.watch_output(whole.fill(response)))
         except KvError as error:
             _log.info("a watch over KV Connect ends, its client will come again: %s", error)
         finally:
@@ -217,13 +220,9 @@ class ConnectServer:
             self._stats.watches -= 1
             await responses.aclose()
 
-
-async def _one_frame(output: bytes) -> AsyncGenerator[bytes, None]:
-    yield _framed(output)
-
-
-def _framed(output: bytes) -> bytes:
-    return _LENGTH.pack(len(output)) + output
+    def _framed(self, output: bytes) -> bytes:
+        self._stats.sent("watch", _LENGTH.size + len(output))
+        return _LENGTH.pack(len(output)) + output
 
 
 def _token(request: Request) -> str:

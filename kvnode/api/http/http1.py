@@ -278,6 +278,7 @@ class Connection(asyncio.Protocol):
         self._serving: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._in_head = False
         self._head_bytes = 0
         self._writable: asyncio.Future[None] | None = None
         self._gone: asyncio.Future[None] | None = None
@@ -325,7 +326,11 @@ class Connection(asyncio.Protocol):
             if not data:
                 return
         try:
+            if self._in_head:  # the parser keeps a header until it is whole
+                self._count_head(len(data))
             self._parser.feed_data(data)
+        except HttpError as error:
+            self._refuse(error.status, error.text)
         except httptools.HttpParserUpgrade:
             self._last = True  # the upgrade is ignored, and so is what follows it
         except httptools.HttpParserError as error:
@@ -350,6 +355,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         self._arriving = Exchange(self)
+        self._in_head = True
         self._head_bytes = 0
         self.shared.idle.pop(self, None)
         if self._serving is None:
@@ -358,17 +364,16 @@ class Connection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """A part of its target."""
         assert self._arriving is not None
-        self._count_head(len(url))
         self._arriving.add_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
         assert self._arriving is not None
-        self._count_head(len(name) + len(value))
         self._arriving.add_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
+        self._in_head = False
         exchange = self._arriving
         assert exchange is not None and self._transport is not None
         parser = self._parser
@@ -503,18 +508,15 @@ class Connection(asyncio.Protocol):
 
     def _malformed(self, reason: str) -> None:
         """The parser gave up: of what comes now nothing is known."""
-        if self._serving is not None:
-            self._last = True
-            if self._arriving is self._serving:
-                self._serving.fail(HttpError(400, f"The request is malformed: {reason}.\n"))
-            return
-        if self._head_bytes > limits.MAX_HTTP_HEADER_BYTES:
-            self._refuse(431, f"The headers are larger than {limits.MAX_HTTP_HEADER_BYTES} bytes.\n")
-        else:
-            self._refuse(400, f"The request is malformed: {reason}.\n")
+        if self._serving is not None and self._arriving is self._serving:
+            self._serving.fail(HttpError(400, f"The request is malformed: {reason}.\n"))
+        self._refuse(400, f"The request is malformed: {reason}.\n")
 
     def _refuse(self, status: int, text: str) -> None:
+        """Answer what is no request, and end; an answer under way goes first, and is then the last."""
         self._last = True
+        if self._serving is not None:
+            return
         self._write(Response(status, text.encode()), head_only=False)
         self._linger()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.http import HttpServer, Request, Response
 from kvnode.api.metrics import Metrics
 from kvnode.api.ops import OpsServer
@@ -153,5 +154,6 @@ def test_names_are_unique_and_carry_their_unit() -> None:
 
 def test_the_reference_names_every_metric_and_no_other() -> None:
     shown = {metric.name + ("_total" if metric.kind is MetricKind.COUNTER else "") for metric in CATALOGUE}
+    shown |= {family.name + ("_total" if family.type == "counter" else "") for family in ConnectStats().collect()}
     named = set(re.findall(r"`(kvnode_[a-z_]+)`", DOCUMENT.read_text(encoding="utf-8")))
     assert named == shown

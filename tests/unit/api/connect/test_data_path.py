@@ -225,5 +225,5 @@ async def test_requests_and_durations_are_counted() -> None:
         assert counted == {("snapshot_read", "200"): 1, ("snapshot_read", "401"): 1}
         bodies = {s.labels.get("method"): s.value for s in samples if s.name == "kvnode_connect_received_bytes_total"}
         assert bodies["snapshot_read"] == len(get_bytes())
-        connections = [s.value for s in samples if s.name == "kvnode_connect_connections"]
+        connections = [s.value for s in samples if s.name == "kvnode_connect_connections_count"]
         assert connections == [1]

@@ -105,7 +105,10 @@ class Http2:
 
     async def pump(self) -> bool:
         """Take in what has come; False at the end."""
-        data = await self.reader.read(65_536)
+        try:
+            data = await self.reader.read(65_536)
+        except ConnectionResetError:
+            return False
         self._unread += data
         while len(self._unread) >= 9 and len(self._unread) >= (size := 9 + int.from_bytes(self._unread[:3], "big")):
             one, self._unread = self._unread[:size], self._unread[size:]

@@ -96,8 +96,7 @@ def keep_the_tail_under_a_snapshot() -> Patch:
     def restore(self: RaftLog, snapshot: Any) -> None:
         tail = [entry for entry in self._tail if entry.index > snapshot.index]
         original(self, snapshot)
-        if tail and tail[0].index == snapshot.index + 1:
-            self._tail.extend(tail)
+        self._tail.extend(tail)
 
     return replaced(RaftLog, "restore", restore)
 
@@ -186,8 +185,6 @@ SEEN_BY_SEEDS = (
     count_the_leader_before_its_fsync,
     tell_the_commit_index_uncut,
     read_before_an_own_commit,
-    keep_a_truncated_membership,
-    keep_the_tail_under_a_snapshot,
     forget_the_term_at_install,
     compact_what_is_applied,
     execute_for_an_expired_session,

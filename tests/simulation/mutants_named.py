@@ -21,7 +21,13 @@ from kvnode.raft import configuration, election, leader
 from kvnode.raft.configuration import MembershipHistory
 from kvnode.raft.core import Core
 from kvnode.storage.log import Log
-from tests.simulation.mutants_more import believe_the_frozen, change_before_an_own_commit, join_the_round_under_way
+from tests.simulation.mutants_more import (
+    believe_the_frozen,
+    change_before_an_own_commit,
+    join_the_round_under_way,
+    keep_a_truncated_membership,
+    keep_the_tail_under_a_snapshot,
+)
 from tests.simulation.planting import Patch, replaced, replaced_handler
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +124,8 @@ NAMED: dict[Callable[[], Patch], str] = {
     change_before_an_own_commit: f"{PAPER}::test_t41_one_change_at_a_time_and_none_before_an_own_commit",
     change_many_voters: "tests/unit/raft/test_configuration.py::test_refused",
     membership_at_commit: f"{PAPER}::test_t41_a_membership_is_in_force_when_appended_and_goes_when_truncated",
+    keep_a_truncated_membership: f"{PAPER}::test_t41_a_membership_is_in_force_when_appended_and_goes_when_truncated",
+    keep_the_tail_under_a_snapshot: "tests/unit/raft/test_log.py::test_a_snapshot_takes_along_the_tail_beyond_it",
     join_the_round_under_way: f"{PAPER}::test_t64_read_index_waits_for_a_round_that_began_after_it",
     believe_the_frozen: f"{PAPER}::test_t64_a_clock_gap_voids_what_was_sent_before",
     vote_from_an_old_pre_vote: f"{PAPER}::test_t96_a_late_pre_vote_is_worth_nothing_in_the_next_term",

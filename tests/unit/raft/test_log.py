@@ -135,6 +135,17 @@ def test_snapshot_replaces_everything() -> None:
     assert (log.stable, log.applied, log.snapshot) == (10, 9, None)
 
 
+def test_a_snapshot_takes_along_the_tail_beyond_it() -> None:
+    """Entries above the snapshot that another leader wrote do not follow it, on the disk or not yet."""
+    log, _ = made("1.1", "1.2", "2.3", "2.4")
+    assert log.try_append(4, 2, entries("2.5", "2.6")) == 5
+    log.restore(SnapshotMeta(3, 4, Membership()))
+    assert (log.last_index, log.last_term, log.stable) == (3, 4, 3)
+    assert log.term(4) is None and log.term(5) is None
+    assert log.unstable() == []
+    assert log.try_append(4, 2, entries("2.5")) is None
+
+
 def test_a_second_snapshot_while_the_first_is_installed() -> None:
     log, disk = made("1.1")
     first, second = SnapshotMeta(9, 4, Membership()), SnapshotMeta(20, 5, Membership())

@@ -73,7 +73,7 @@ class Ground:
         return Admin([self.address], token=token)
 
     def kv(self, database: str = "", token: str = ""):
-        return open_kv([self.address], database=database, token=token, fail_fast=True, timeout_ms=5_000)
+        return open_kv([self.address], database=database, token=token, timeout_ms=30_000)
 
 
 @asynccontextmanager
@@ -229,7 +229,7 @@ async def test_watches_end_when_their_token_is_revoked_or_their_database_deleted
                     pass
 
         first, second = asyncio.ensure_future(watch("orders")), asyncio.ensure_future(watch(""))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(ground.node.watches) < 2:
                 await asyncio.sleep(0.01)
             await admin.delete_database("orders")

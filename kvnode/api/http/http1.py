@@ -604,10 +604,12 @@ class Connection(asyncio.Protocol):
                 self._transport.resume_reading()
         elif self._is_gone:
             self.close()
-        elif self._arriving is not None:
-            self._set_deadline(limits.HTTP_HEADER_TIMEOUT_MS)
         else:
-            self._await_request()
+            self._transport.resume_reading()  # a large body that came whole has stopped it
+            if self._arriving is not None:
+                self._set_deadline(limits.HTTP_HEADER_TIMEOUT_MS)
+            else:
+                self._await_request()
 
     def _linger(self) -> None:
         """Read on for a moment, and throw away, so that the client gets to read the answer."""

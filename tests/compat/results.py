@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.compat.clients import Client, environment, node_kv
 
-_RUN_TIMEOUT_S = 900
+_RUN_TIMEOUT_S = 300
 WORKS, REFUSED, ABSENT, FAILS = "works", "refused", "absent", "fails"
 
 

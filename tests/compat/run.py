@@ -21,9 +21,9 @@ from tests.compat.nodes import Nodes, three_nodes
 from tests.compat.results import FAILS, WORKS, Result, Route, failures, run
 from tests.compat.table import PAGE, page, summary
 
-ROUTES = ("leader", "follower", "https", "embedded")
+ROUTES = ("leader", "follower", "gateway", "https", "embedded")
 FAILOVER_TITLE = "2,000 sums and 400 checked records while the leader is killed three times, {}"
-_AT_A_TIME_COUNT = 2
+_AT_A_TIME_COUNT = 4
 
 
 def run_clients(
@@ -61,12 +61,14 @@ def everything(options: argparse.Namespace, folder: Path) -> list[Result]:
         print(f"{route.name}: {', '.join(client.name for client in of)} ...", flush=True)
         results.extend(run_clients(of, route, quick=options.quick, only=options.only))
 
-    if {"leader", "follower"} & set(options.route) or options.failover:
+    if {"leader", "follower", "gateway"} & set(options.route) or options.failover:
         with three_nodes(folder / "http") as nodes:
             if "leader" in options.route:
                 by(nodes.by_leader())
             if "follower" in options.route:
                 by(nodes.by_follower())
+            if "gateway" in options.route:
+                by(nodes.by_gateway())
             if options.failover:
                 for through_gateway in (False, True):
                     results += failover_results(nodes, through_gateway=through_gateway, load=failover.Load())

@@ -13,7 +13,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "compatibili
 INTRODUCTION = """# Compatibility with Deno KV's clients
 
 `make compat` installs the clients named below, runs this project's own programs in them against three nodes, by the
-leader's URL, by a follower's and over https, and writes this page. A cell says the same for every route.
+leader's URL, by a follower's, through a gateway and over https, and writes this page. A cell holds for every route.
 
 - **works**: the program proved it.
 - **refused**: an error, as it should be; the second table has its text, as the user sees it.

@@ -10,16 +10,17 @@ const PROMPT_MS = 600;
 async function gone(t, isGone, ttlMs = 500) {
   const before = Date.now();
   await t.kv.set(t.key("a"), "short", { expireIn: ttlMs });
-  t.ok(!(await isGone()) || Date.now() >= before + ttlMs, "gone at once");
-  let early = 0;
+  let [seenAt, goneAt] = [before, before];
   await t.until(async () => {
+    const begun = Date.now();
     const hidden = await isGone();
-    if (hidden && Date.now() < before + ttlMs) early += 1;
+    if (!hidden) seenAt = begun;
+    goneAt = Date.now();
     return hidden;
   }, ttlMs + 3_000, `still there ${ttlMs + 3_000} ms after it was set with a TTL of ${ttlMs} ms`);
-  const lateMs = Date.now() - before - ttlMs;
-  t.equal(early, 0, "gone before its time");
-  t.ok(lateMs < PROMPT_MS, `gone ${lateMs} ms late`);
+  t.ok(goneAt >= before + ttlMs, `gone ${before + ttlMs - goneAt} ms early`);
+  const lateMs = seenAt - before - ttlMs; // how long a read takes on a busy machine is not held against it
+  t.ok(lateMs < PROMPT_MS, `still seen ${lateMs} ms late`);
 }
 
 feature("expireIn: hidden from get on time, never early", async (t) => {

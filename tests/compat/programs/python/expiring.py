@@ -31,12 +31,15 @@ async def gone(t: Test, is_gone: Callable[[], Awaitable[bool]]) -> None:
     """Set with half a second to live, and see when it is gone: never early, and soon after."""
     end = time.time() + 0.5
     await set_short(t, 500)
+    seen = begun = time.time()
     while not await is_gone():
-        assert time.time() < end + 3, "still there"
+        seen = begun
+        assert seen < end + 3, "still there"
         await asyncio.sleep(0.005)
-    late_s = time.time() - end
-    assert late_s > -0.01, f"gone {-late_s:.3f} s early"
-    assert late_s < PROMPT_S, f"gone {late_s:.3f} s late"
+        begun = time.time()
+    assert time.time() > end - 0.01, f"gone {end - time.time():.3f} s early"
+    # How long a read takes on a busy machine is not held against it.
+    assert seen - end < PROMPT_S, f"still seen {seen - end:.3f} s late"
 
 
 @feature("expireIn: hidden from get on time, never early")

@@ -76,7 +76,7 @@ class Wire:
         """The frames of a watch; None for a ping."""
         message = pb.Watch(keys=[pb.WatchKey(key=key) for key in keys])
         async with self.session.post(
-            f"{self.urls['eventual']}/watch", data=message.SerializeToString(), headers=self.headers()
+            f"{self.urls['strong']}/watch", data=message.SerializeToString(), headers=self.headers()
         ) as response:
             if response.status != 200:
                 raise Answered(response.status, await response.text())

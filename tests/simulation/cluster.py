@@ -71,6 +71,7 @@ class ObservedLog(Log):
 
     async def reset(self, index: int, term: int) -> None:
         await super().reset(index, term)
+        self.unsynced = []
         self.observer.log_reset(self.node_id, index, term)
 
 

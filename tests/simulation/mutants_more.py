@@ -189,6 +189,4 @@ SEEN_BY_SEEDS = (
     compact_what_is_applied,
     execute_for_an_expired_session,
     execute_below_the_lowest_unanswered,
-    fresh_since_the_acknowledgement,
-    fresh_before_it_is_applied,
 )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kvnode.base.errors import InvalidRequest
+from kvnode.base.errors import InvalidRequest, StorageFailed
 from kvnode.codec.membership import Membership
+from kvnode.machine.resolve import Batch
 from kvnode.node.node import Node
 from kvnode.raft import configuration, election, leader
 from kvnode.raft.configuration import MembershipHistory
@@ -24,6 +26,8 @@ from kvnode.storage.log import Log
 from tests.simulation.mutants_more import (
     believe_the_frozen,
     change_before_an_own_commit,
+    fresh_before_it_is_applied,
+    fresh_since_the_acknowledgement,
     join_the_round_under_way,
     keep_a_truncated_membership,
     keep_the_tail_under_a_snapshot,
@@ -105,6 +109,43 @@ def take_damage_for_a_torn_tail() -> Patch:
     return replaced(Log, "open", classmethod(open_log))
 
 
+def forget_the_negative_outcome_of_a_resend() -> Patch:
+    """A resend that is refused leaves no trace in the log: its first copy may still be executed."""
+    original = Batch._check_failed
+
+    def check_failed(self: Batch, failed: Any, request: Any, window: Any) -> Any:
+        return original(self, failed, request and request._replace(resend=False), window)
+
+    return replaced(Batch, "_check_failed", check_failed)
+
+
+def expire_sessions_by_the_local_clock() -> Patch:
+    """Whether a session lives is judged by the clock of whoever resolves."""
+    original = Batch._admit
+
+    def admit(self: Batch, request: Any) -> Any:
+        log_time_ms, self.log_time_ms = self.log_time_ms, int(time.time() * 1000)
+        try:
+            return original(self, request)
+        finally:
+            self.log_time_ms = log_time_ms
+
+    return replaced(Batch, "_admit", admit)
+
+
+def go_on_after_a_failed_fsync() -> Patch:
+    """What follows a failed fsync is acknowledged; the kernel has forgotten what it could not write."""
+    original = Log.append
+
+    async def append(self: Log, *arguments: Any, **named: Any) -> None:
+        try:
+            await original(self, *arguments, **named)
+        except StorageFailed:
+            self._failure = None
+
+    return replaced(Log, "append", append)
+
+
 def vote_from_an_old_pre_vote() -> Patch:
     """A pre-vote that was granted for an earlier term counts."""
     original = election.on_pre_vote_response
@@ -116,6 +157,7 @@ def vote_from_an_old_pre_vote() -> Patch:
 
 
 PAPER = "tests/raft/test_paper.py"
+RESOLVE = "tests/unit/machine/test_resolve.py"
 NAMED: dict[Callable[[], Patch], str] = {
     campaign_without_pre_vote: f"{PAPER}::test_t96_pre_vote_keeps_the_term_of_who_is_cut_off",
     leave_a_living_leader: f"{PAPER}::test_t423_votes_are_sticky",
@@ -129,6 +171,14 @@ NAMED: dict[Callable[[], Patch], str] = {
     join_the_round_under_way: f"{PAPER}::test_t64_read_index_waits_for_a_round_that_began_after_it",
     believe_the_frozen: f"{PAPER}::test_t64_a_clock_gap_voids_what_was_sent_before",
     vote_from_an_old_pre_vote: f"{PAPER}::test_t96_a_late_pre_vote_is_worth_nothing_in_the_next_term",
+    fresh_since_the_acknowledgement: "tests/unit/node/test_freshness.py"
+    "::test_the_leaders_age_counts_from_the_sending_of_the_acknowledged_round",
+    fresh_before_it_is_applied: "tests/unit/node/test_freshness.py"
+    "::test_a_round_counts_once_what_was_committed_at_its_sending_is_applied",
+    forget_the_negative_outcome_of_a_resend: f"{RESOLVE}::test_negative_outcomes_of_a_resend_are_logged",
+    expire_sessions_by_the_local_clock: f"{RESOLVE}::test_a_session_expires_by_log_time",
+    go_on_after_a_failed_fsync: "tests/unit/node/test_node.py"
+    "::test_a_failed_fsync_stops_the_node_and_acknowledges_nothing",
     vote_with_a_damaged_log: "tests/unit/node/test_node.py"
     "::test_a_node_whose_log_is_damaged_stays_up_says_so_and_takes_no_part",
     take_damage_for_a_torn_tail: "tests/unit/storage/test_log_damage.py",

@@ -156,10 +156,14 @@ class Observer:
             durable.terms[entry.index] = entry.term
 
     def log_reset(self, node_id: int, index: int, term: int) -> None:
-        """The log begins anew behind `index`."""
+        """The log begins anew behind `index`; nothing committed may have stood beyond it."""
         durable = self.durable.setdefault(node_id, DurableLog())
-        durable.base, durable.base_term = index, term
-        durable.terms = {at: term for at, term in durable.terms.items() if at > index}
+        for at, held in durable.terms.items():
+            if at > index and at in self.committed and self.committed[at].term == held:
+                self.fail(
+                    "durability", f"node {node_id} begins its log anew behind {index} and loses entry {at}/{held}"
+                )
+        durable.base, durable.base_term, durable.terms = index, term, {}
 
     # States.
 

@@ -98,19 +98,24 @@ class OwnSession:
 
     async def _send(self, operation: kv_pb2.Operation, client_id: bytes, database: int) -> kv_pb2.OperationResult:
         lowest = next(iter(self._unanswered), operation.id)
-        future: asyncio.Future[kv_pb2.OperationResult] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[kv_pb2.OperationResult] = loop.create_future()
 
         def deliver(result: kv_pb2.OperationResult) -> None:
             if not future.done():
                 future.set_result(result)
 
         self._submit(operation, Origin(client_id, lowest, database), deliver)
+        timeout_s = ((operation.timeout_ms or self._timeout_ms) + _GRACE_MS) / 1000
+        timer = loop.call_later(timeout_s, _give_up, future)  # a third of what asyncio.wait_for costs
         try:
-            return await asyncio.wait_for(future, ((operation.timeout_ms or self._timeout_ms) + _GRACE_MS) / 1000)
+            return await future
         except TimeoutError:
             if operation.HasField("write"):
                 raise OutcomeUnknown("no answer within the deadline", code="DEADLINE_EXCEEDED") from None
             raise KvError("DEADLINE_EXCEEDED", "no answer within the deadline; retry", phase="read") from None
+        finally:
+            timer.cancel()
 
     async def _ensure_open(self, timeout_ms: int) -> None:
         if self._opening is None or self._opening.done():
@@ -121,6 +126,11 @@ class OwnSession:
     async def _open_own(self, timeout_ms: int) -> None:
         """The id is there when the task is done: whoever comes in between finds the one or the other."""
         self._client_id = await self.open(timeout_ms)
+
+
+def _give_up(future: asyncio.Future[kv_pb2.OperationResult]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
 
 
 async def _in_time(opening: asyncio.Future[_Result], timeout_ms: int) -> _Result:

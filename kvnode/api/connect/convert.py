@@ -16,6 +16,8 @@ from kvnode.proto.kv.v1 import kv_pb2
 # Enumerations have the same numbers in both; this one does not come over KV Connect.
 _NATIVE_ONLY_MUTATIONS = frozenset(kv_pb2.MutationType.values()) - frozenset(wire.MutationType.values())
 
+_NATIVE_ONLY_READ_FIELDS = ("versionstamp", "strongly_consistent", "age_ms")
+
 _WRITE_DISABLED = wire.AtomicWriteOutput(status=wire.AW_WRITE_DISABLED).SerializeToString()
 _READ_DISABLED = wire.SnapshotReadOutput(status=wire.SR_READ_DISABLED, read_disabled=True).SerializeToString()
 _WATCH_DISABLED = wire.WatchOutput(status=wire.SR_READ_DISABLED).SerializeToString()
@@ -47,13 +49,22 @@ def read_request(body: bytes, *, strong: bool) -> kv_pb2.ReadRequest:
 
 
 def read_output(response: kv_pb2.ReadResponse, *, strong: bool) -> bytes:
-    """A SnapshotReadOutput's bytes. `strong` is what the endpoint's label says."""
-    output = wire.SnapshotReadOutput()
+    """A SnapshotReadOutput's bytes; uses the response up.
+
+    Ranges and entries have the same fields and numbers in both, so that they are not built anew: what only the
+    native ones have is cleared.
+
+    Args:
+        response: of the backend.
+        strong: what the endpoint's label says.
+    """
+    for field in _NATIVE_ONLY_READ_FIELDS:
+        response.ClearField(field)
     for result in response.ranges:
-        values = output.ranges.add().values
         for entry in result.entries:
-            values.add(key=entry.key, value=entry.value, encoding=entry.encoding, versionstamp=entry.versionstamp)
-    return output.SerializeToString() + (_READ_DONE_STRONGLY if strong else _READ_DONE)
+            if entry.expire_at_ms:
+                entry.expire_at_ms = 0
+    return response.SerializeToString() + (_READ_DONE_STRONGLY if strong else _READ_DONE)
 
 
 def read_disabled() -> bytes:

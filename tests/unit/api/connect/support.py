@@ -196,7 +196,7 @@ def frame(key: bytes, value: bytes | None) -> kv_pb2.WatchResponse:
     return kv_pb2.WatchResponse(keys=[changed])
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)

@@ -142,12 +142,12 @@ async def test_a_stop_ends_watches_and_answers_what_is_under_way() -> None:
         await writing.send(stream, b"")
         await eventually(lambda: len(running.backend.reads) == 1)
         stopping = asyncio.ensure_future(running.server.stop())
-        assert await asyncio.wait_for(watching.chunk(), 2) == b""
+        assert await asyncio.wait_for(watching.chunk(), 10) == b""
         assert await watching.closed()
         await asyncio.sleep(0.1)
         assert not stopping.done()
         running.backend.go.set()
         assert (await writing.answer(stream)).status == 200
-        await asyncio.wait_for(stopping, 5)
+        await asyncio.wait_for(stopping, 20)
         await watching.close()
         await writing.close()

@@ -1,0 +1,64 @@
+"""Between KV Connect's messages and the native ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvnode.api.connect import convert
+from kvnode.base.errors import InvalidRequest
+from kvnode.proto.deno import datapath_pb2 as wire
+from kvnode.proto.kv.v1 import kv_pb2
+
+
+def numbers(message) -> dict[int, int]:
+    return {field.number: field.type for field in message.DESCRIPTOR.fields}
+
+
+def test_what_is_passed_on_as_bytes_has_the_same_numbers() -> None:
+    assert numbers(kv_pb2.ReadRange).items() >= numbers(wire.ReadRange).items()
+    assert numbers(kv_pb2.Entry).items() >= numbers(wire.KvEntry).items()
+    assert set(numbers(kv_pb2.Entry)) - set(numbers(wire.KvEntry)) == {5}  # expire_at_ms, cleared
+    assert kv_pb2.ReadRequest.DESCRIPTOR.fields_by_name["ranges"].number == 1
+    assert kv_pb2.ReadResponse.DESCRIPTOR.fields_by_name["ranges"].number == 1
+    assert kv_pb2.ReadRangeResult.DESCRIPTOR.fields_by_name["entries"].number == 1
+    known = {field.name for field in kv_pb2.ReadResponse.DESCRIPTOR.fields}
+    assert known == {"ranges", "versionstamp", "strongly_consistent", "age_ms"}
+    for number, name in wire.ValueEncoding.items():
+        assert kv_pb2.ValueEncoding.Name(name).endswith(number.removeprefix("VE_"))
+
+
+def test_a_read_answer_has_nothing_that_clients_do_not_know() -> None:
+    entry = kv_pb2.Entry(key=b"k", value=b"v", encoding=3, versionstamp=bytes(10), expire_at_ms=7)
+    response = kv_pb2.ReadResponse(ranges=[kv_pb2.ReadRangeResult(entries=[entry]), kv_pb2.ReadRangeResult()])
+    response.versionstamp, response.strongly_consistent, response.age_ms = b"x" * 10, True, 9
+    output = convert.read_output(response, strong=True)
+    expected = wire.SnapshotReadOutput(status=wire.SR_SUCCESS, read_is_strongly_consistent=True)
+    expected.ranges.add().values.add(key=b"k", value=b"v", encoding=wire.VE_BYTES, versionstamp=bytes(10))
+    expected.ranges.add()
+    assert sorted(output) == sorted(expected.SerializeToString())
+    assert wire.SnapshotReadOutput.FromString(output) == expected
+
+
+@pytest.mark.parametrize("tag", [b"\x28\x01", b"\x30\x01"])
+def test_a_range_cannot_ask_for_what_only_the_native_api_has(tag: bytes) -> None:
+    body = b"\x0a" + bytes([len(tag)]) + tag
+    with pytest.raises(InvalidRequest, match="Request protobuf is invalid"):
+        convert.read_request(body, strong=True)
+
+
+def test_explicit_defaults_and_unpacked_numbers_are_taken() -> None:
+    enqueue = b"\x1a\x04\x20\x64\x20\x05"  # backoff_schedule, unpacked
+    with pytest.raises(InvalidRequest, match="nothing was enqueued, nothing written"):
+        convert.write_request(enqueue)
+    delete = wire.Mutation(key=b"k", mutation_type=wire.M_DELETE, value=wire.KvValue(encoding=wire.VE_BYTES))
+    defaults = b"\x20\x00\x2a\x00\x32\x00\x38\x00"  # as @deno/kv writes them
+    one = delete.SerializeToString() + defaults
+    request = convert.write_request(b"\x12" + bytes([len(one)]) + one)
+    assert request.mutations[0] == kv_pb2.Mutation(type=kv_pb2.MUTATION_TYPE_DELETE, key=b"k")
+
+
+@pytest.mark.parametrize("kind", [kv_pb2.MUTATION_TYPE_DELETE_RANGE, kv_pb2.MUTATION_TYPE_SET_EXPIRY])
+def test_mutations_that_kv_connect_has_no_word_for(kind: int) -> None:
+    write = wire.AtomicWrite(mutations=[wire.Mutation(key=b"k", mutation_type=kind)])
+    with pytest.raises(InvalidRequest, match="Invalid mutation kind or arguments"):
+        convert.write_request(write.SerializeToString())

@@ -133,6 +133,13 @@ SCAN_PAGE_COUNT = 1_000
 MAX_SESSION_RESULT_BYTES = 32 * 1_048_576  # results of one stream that wait to be sent; above it nothing is read on
 RESULT_HEADROOM_BYTES = 4_096  # of framing around the largest single result
 
+# Import.
+IMPORT_BATCH_ROWS_COUNT = 500  # in one transaction; MAX_CHECKS_COUNT where each row has a check
+IMPORT_BATCH_BYTES = 262_144  # a transaction closes above this; one large row may exceed it
+IMPORT_INFLIGHT_COUNT = 8  # transactions that are on their way at once
+MAX_IMPORT_LINE_BYTES = 16 * 1_048_576
+IMPORT_SAVE_INTERVAL_MS = 500  # between two notes of how far an import is
+
 # Databases and tokens.
 HARD_MAX_VALUE_BYTES = 786_432  # that a database may allow: with a key it fits MAX_TRANSACTION_BYTES
 MAX_DATABASES_COUNT = 1_000

@@ -197,9 +197,8 @@ class Kv:
             timeout_ms: for each page.
         """
 
-        async def read_page(wanted: kv_pb2.ReadRange) -> kv_pb2.ReadRangeResult:
-            response = await self._read([wanted], consistency, min_versionstamp, timeout_ms)
-            return response.ranges[0]
+        async def read_page(wanted: kv_pb2.ReadRange) -> kv_pb2.ReadResponse:
+            return await self._read([wanted], consistency, min_versionstamp, timeout_ms)
 
         bounds = list_range(prefix, start, end)
         return KvList(

@@ -12,14 +12,14 @@ from kvnode.client.results import Entry
 from kvnode.codec.keys import KeyRange
 from kvnode.proto.kv.v1 import kv_pb2
 
-ReadPage = Callable[[kv_pb2.ReadRange], Awaitable[kv_pb2.ReadRangeResult]]
+ReadPage = Callable[[kv_pb2.ReadRange], Awaitable[kv_pb2.ReadResponse]]
 
 
 class KvList(AsyncIterator[Entry]):
     """The entries of a range, in order. Each page is a consistent state; two pages may be of different ones.
 
     Args:
-        read_page: reads one range.
+        read_page: reads one range, in a request of its own.
         bounds: the whole range.
         limit: how many entries at most; None = all.
         reverse: the last entry first.
@@ -51,6 +51,7 @@ class KvList(AsyncIterator[Entry]):
         self._page: list[Entry] = []
         self._is_last_page = False
         self._cursor = ""
+        self._versionstamp = ""
         if cursor:
             self._go_on_after(self._shared + _decode_cursor(cursor))
             self._cursor = cursor
@@ -59,6 +60,11 @@ class KvList(AsyncIterator[Entry]):
     def cursor(self) -> str:
         """Where the last entry that was returned stands; empty before the first."""
         return self._cursor
+
+    @property
+    def versionstamp(self) -> str:
+        """Of the state that the last page shows; empty before the first."""
+        return self._versionstamp
 
     def __aiter__(self) -> KvList:
         return self
@@ -75,21 +81,22 @@ class KvList(AsyncIterator[Entry]):
         entry = self._page.pop()
         if self._left_count is not None:
             self._left_count -= 1
-        self._cursor = base64.urlsafe_b64encode(entry.encoded_key.removeprefix(self._shared)).decode()
+        self._cursor = _encode_cursor(entry.encoded_key, self._shared)
         return entry
 
     async def _next_page(self) -> None:
         count = self._batch_count if self._left_count is None else min(self._batch_count, self._left_count)
         while True:
             try:
-                result = await self._read_page(self._range(count))
+                response = await self._read_page(self._range(count))
                 break
             except KvError as error:
                 if error.code != "RESPONSE_TOO_LARGE" or count == 1:
                     raise
                 # Many large values: a page of half as many fits sooner or later, one entry always does.
                 count = self._batch_count = count // 2
-        self._page = [Entry(found) for found in reversed(result.entries)]
+        self._versionstamp = response.versionstamp.hex()
+        self._page = [Entry(found) for found in reversed(response.ranges[0].entries)]
         self._is_last_page = len(self._page) < count
         if self._page:
             self._go_on_after(self._page[0].encoded_key)
@@ -101,6 +108,15 @@ class KvList(AsyncIterator[Entry]):
     def _go_on_after(self, key: bytes) -> None:
         start, end = self._bounds
         self._bounds = KeyRange(start, min(end, key)) if self._reverse else KeyRange(max(start, key + b"\x00"), end)
+
+
+def cursor_after(bounds: KeyRange, encoded_key: bytes) -> str:
+    """The cursor with which a list of these bounds goes on after a key."""
+    return _encode_cursor(encoded_key, _shared_start(bounds.start, bounds.end))
+
+
+def _encode_cursor(encoded_key: bytes, shared: bytes) -> str:
+    return base64.urlsafe_b64encode(encoded_key.removeprefix(shared)).decode()
 
 
 def _batch_count(batch_size: int | None, limit: int | None) -> int:

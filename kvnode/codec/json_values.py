@@ -5,7 +5,8 @@ What JSON has is itself. The rest is an object with one member whose name says w
     {"$bigint": "12"}   {"$u64": "12"}   {"$bytes": "<base64>"}   {"$date": "2030-01-01T00:00:00.000+00:00"}
     {"$number": "NaN"}, "Infinity", "-Infinity"   {"$undefined": true}   {"$set": [...]}   {"$map": [[key, value], ...]}
     {"$object": {...}}  a plain object whose own single member's name begins with $
-    {"$v8": "<base64>"} anything else, as stored
+    {"$v8": "<base64>"} anything else, as stored: also a value that holds itself, is nested too deep, or holds the same
+                        parts again and again
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from kvnode.codec.bigint import BigInt
 from kvnode.codec.json_keys import SPECIAL_NUMBERS, number_to_json
 from kvnode.codec.values import KvU64
 
+_SPARE_PARTS_COUNT = 64
+
 
 def value_to_json(data: bytes, encoding: int) -> object:
     """What json.dumps takes for a stored value; never raises: what cannot be shown is {"$v8": ...}."""
     try:
-        return _to_json(values.decode_value(data, encoding))
-    except (KvError, _Unshown):
+        # No part of a value takes less than a byte, but a part may be named many times.
+        return _Writer(2 * len(data) + _SPARE_PARTS_COUNT).to_json(values.decode_value(data, encoding))
+    except (KvError, _Unshown, RecursionError):
         return {"$v8": base64.b64encode(data).decode()}
 
 
@@ -45,39 +49,49 @@ class _Unshown(Exception):
     pass
 
 
-def _to_json(value: object) -> object:
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, BigInt):
-        return {"$bigint": str(int(value))}
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float):
-        return number_to_json(value)
-    if isinstance(value, KvU64):
-        return {"$u64": str(int(value))}
-    if isinstance(value, bytes):
-        return {"$bytes": base64.b64encode(value).decode()}
-    if isinstance(value, datetime):
-        return {"$date": value.isoformat(timespec="milliseconds")}
-    if isinstance(value, list):
-        return [_to_json(element) for element in value]
-    if isinstance(value, dict):
-        shown = {str(name): _to_json(member) for name, member in value.items()}
-        return {"$object": shown} if len(shown) == 1 and next(iter(shown)).startswith("$") else shown
-    return _library_type_to_json(value)
+class _Writer:
+    """Writes one value; gives up after so many parts."""
 
+    __slots__ = ("_left_count",)
 
-def _library_type_to_json(value: object) -> object:
-    from v8serialize.jstypes import JSMap, JSSet, JSUndefined
+    def __init__(self, parts_count: int) -> None:
+        self._left_count = parts_count
 
-    if value is JSUndefined:
-        return {"$undefined": True}
-    if isinstance(value, JSMap):
-        return {"$map": [[_to_json(name), _to_json(member)] for name, member in value.items()]}
-    if isinstance(value, JSSet):
-        return {"$set": [_to_json(element) for element in value]}
-    raise _Unshown
+    def to_json(self, value: object) -> object:
+        self._left_count -= 1
+        if self._left_count < 0:
+            raise _Unshown
+        if value is None or isinstance(value, str | bool):
+            return value
+        if isinstance(value, BigInt):
+            return {"$bigint": str(int(value))}
+        if isinstance(value, int):
+            return value
+        if isinstance(value, float):
+            return number_to_json(value)
+        if isinstance(value, KvU64):
+            return {"$u64": str(int(value))}
+        if isinstance(value, bytes):
+            return {"$bytes": base64.b64encode(value).decode()}
+        if isinstance(value, datetime):
+            return {"$date": value.isoformat(timespec="milliseconds")}
+        if isinstance(value, list):
+            return [self.to_json(element) for element in value]
+        if isinstance(value, dict):
+            shown = {str(name): self.to_json(member) for name, member in value.items()}
+            return {"$object": shown} if len(shown) == 1 and next(iter(shown)).startswith("$") else shown
+        return self._library_type_to_json(value)
+
+    def _library_type_to_json(self, value: object) -> object:
+        from v8serialize.jstypes import JSMap, JSSet, JSUndefined
+
+        if value is JSUndefined:
+            return {"$undefined": True}
+        if isinstance(value, JSMap):
+            return {"$map": [[self.to_json(name), self.to_json(member)] for name, member in value.items()]}
+        if isinstance(value, JSSet):
+            return {"$set": [self.to_json(element) for element in value]}
+        raise _Unshown
 
 
 def _from_json(parsed: object) -> object:

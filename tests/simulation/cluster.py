@@ -268,6 +268,8 @@ class Cluster:
             if [entry.index for entry in entries] != list(range(first, applied_index + 1)):
                 self.observer.fail("apply-order", f"node {node_id} applied {applied_index} beyond its log")
             else:
+                if server.node is not None:
+                    self.observer.proposed(server.node.raft.log.unstable())
                 self.observer.applied(node_id, entries, meta.digest)
             return meta
 

@@ -185,7 +185,6 @@ SEEN_BY_SEEDS = (
     count_the_leader_before_its_fsync,
     tell_the_commit_index_uncut,
     read_before_an_own_commit,
-    forget_the_term_at_install,
     compact_what_is_applied,
     execute_for_an_expired_session,
     execute_below_the_lowest_unanswered,

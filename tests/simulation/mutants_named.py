@@ -26,6 +26,7 @@ from kvnode.storage.log import Log
 from tests.simulation.mutants_more import (
     believe_the_frozen,
     change_before_an_own_commit,
+    forget_the_term_at_install,
     fresh_before_it_is_applied,
     fresh_since_the_acknowledgement,
     join_the_round_under_way,
@@ -167,6 +168,7 @@ NAMED: dict[Callable[[], Patch], str] = {
     change_many_voters: "tests/unit/raft/test_configuration.py::test_refused",
     membership_at_commit: f"{PAPER}::test_t41_a_membership_is_in_force_when_appended_and_goes_when_truncated",
     keep_a_truncated_membership: f"{PAPER}::test_t41_a_membership_is_in_force_when_appended_and_goes_when_truncated",
+    forget_the_term_at_install: "tests/unit/storage/test_log_model.py",
     keep_the_tail_under_a_snapshot: "tests/unit/raft/test_log.py::test_a_snapshot_takes_along_the_tail_beyond_it",
     join_the_round_under_way: f"{PAPER}::test_t64_read_index_waits_for_a_round_that_began_after_it",
     believe_the_frozen: f"{PAPER}::test_t64_a_clock_gap_voids_what_was_sent_before",

@@ -79,6 +79,7 @@ class Observer:
     outcomes: dict[tuple[bytes, int], Outcome] = field(default_factory=dict)
     durable: dict[int, DurableLog] = field(default_factory=dict)
     memberships: list[Membership] = field(default_factory=list)  # in force since they were appended, not committed
+    _placed: set[tuple[int, int]] = field(default_factory=set)  # (index, term) of each membership
     installs_count: int = 0
     on_leader: Callable[[int, int], None] = lambda term, node_id: None
     trace: hashlib._Hash = field(default_factory=hashlib.sha256)
@@ -129,14 +130,21 @@ class Observer:
 
     # Logs.
 
+    def proposed(self, entries: Sequence[Entry]) -> None:
+        """A node's log holds these entries, on disk or not: a membership among them is in force there."""
+        for entry in entries:
+            place = (entry.index, entry.term)
+            if entry.kind is EntryKind.MEMBERSHIP and place not in self._placed:
+                self._placed.add(place)
+                self.memberships.append(decode_membership(entry.data))
+
     def appending(self, node_id: int, entries: Sequence[Entry], term_before: int | None) -> None:
         """A node is about to write entries behind an entry of `term_before` (None = not known)."""
+        self.proposed(entries)
         for entry in entries:
             digest = hashlib.sha256(bytes([entry.kind]) + entry.data).digest()
             seen = self.entries.get((entry.index, entry.term))
             if seen is None:
-                if entry.kind is EntryKind.MEMBERSHIP:
-                    self.memberships.append(decode_membership(entry.data))
                 self.entries[entry.index, entry.term] = (digest, -1 if term_before is None else term_before)
             elif seen[0] != digest:
                 self.fail("log-matching", f"node {node_id}: another entry {entry.index} of term {entry.term}")

@@ -75,6 +75,8 @@ class Connections:
         self.idle: dict[Connection, None] = {}  # the one longest idle first
         self.handed_over_count = 0  # connections that speak HTTP/2
         self.stopping = False
+        self.loop = asyncio.get_running_loop()  # asking for it at each use costs a system call
+        self.now = self.loop.time()  # as of the last sweep: exact enough for deadlines
         self._heads: dict[tuple[int, str], bytes] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -130,13 +132,12 @@ class Connections:
         return head
 
     def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
         self._heads.clear()
-        now = loop.time()
+        now = self.now = self.loop.time()
         for connection in list(self.open):
             if connection.deadline < now:
                 connection.expired()
-        self._sweep = loop.call_later(SWEEP_S, self._tick)
+        self._sweep = self.loop.call_later(SWEEP_S, self._tick)
 
 
 class Exchange:
@@ -489,7 +490,7 @@ class Connection(asyncio.Protocol):
         self._set_deadline(limits.HTTP_SEND_TIMEOUT_MS)
 
     def _set_deadline(self, after_ms: int) -> None:
-        self.deadline = asyncio.get_running_loop().time() + after_ms / 1_000
+        self.deadline = self.shared.now + SWEEP_S + after_ms / 1_000
 
     def _await_request(self) -> None:
         """Idle, until the next one begins."""
@@ -524,7 +525,7 @@ class Connection(asyncio.Protocol):
         self._serving = exchange
         if self._arriving is exchange:
             self._set_deadline(limits.HTTP_BODY_TIMEOUT_MS)
-        self._task = asyncio.get_running_loop().create_task(self._run(exchange))
+        self._task = self.shared.loop.create_task(self._run(exchange))
 
     async def _run(self, exchange: Exchange) -> None:
         try:

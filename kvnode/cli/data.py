@@ -22,6 +22,7 @@ from kvnode.cli.options import (
     TimeoutOption,
     parse_duration,
 )
+from kvnode.cli.progress import progress_bar
 from kvnode.cli.run import fail, run
 from kvnode.cli.selection import chosen
 from kvnode.cli.show import compact, entry_columns, entry_json, entry_row, print_json, print_table, value_json
@@ -218,7 +219,10 @@ def _stamp(text: str) -> str | None:
 def delete(
     keys: Annotated[list[str], typer.Argument(metavar="KEY", help="Keys, each a JSON array; all or none go.")],
     prefix: Annotated[
-        bool, typer.Option("--prefix", help="Delete every key below each KEY, page by page; KEY itself stays.")
+        bool,
+        typer.Option(
+            "--prefix", help="Delete every key below each KEY, 1,000 in a transaction; KEY itself stays. [] = all keys."
+        ),
     ] = False,
     if_versionstamp: IfVersionstampOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
@@ -237,8 +241,9 @@ def delete(
         fail(InvalidRequest("BAD_FLAGS", "--prefix and --if-versionstamp exclude each other"), output)
 
     async def delete_prefixes() -> int:
+        prefixes = [parse_key(key) for key in keys]
         async with connect(endpoints, timeout) as kv:
-            return sum([await kv.delete_prefix(parse_key(key)) for key in keys])
+            return sum([await _delete_prefix(kv, prefix) for prefix in prefixes])
 
     async def delete_keys() -> CommitResult:
         async with connect(endpoints, timeout) as kv:
@@ -254,6 +259,19 @@ def delete(
         return
     count = run(delete_prefixes(), output)
     print_json({"ok": True, "deleted": count}) if output is Output.JSON else print(f"OK {count} deleted")
+
+
+async def _delete_prefix(kv: Kv, prefix: Key) -> int:
+    total = await kv.count(prefix) if sys.stderr.isatty() else None
+    with progress_bar("deleting", "keys", total) as advance:
+        shown = 0
+
+        def deleted(count: int) -> None:
+            nonlocal shown
+            advance(count - shown)
+            shown = count
+
+        return await kv.delete_prefix(prefix, progress=deleted)
 
 
 def list_(

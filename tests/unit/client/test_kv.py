@@ -166,7 +166,9 @@ async def test_count_and_delete_by_prefix(kv: Kv, monkeypatch: pytest.MonkeyPatc
     await asyncio.gather(*(kv.set(("n", number), number) for number in range(25)))
     await kv.set(("n",), "the prefix itself")
     assert await kv.count(prefix=("n",)) == 25
-    assert await kv.delete_prefix(("n",)) == 25
+    steps: list[int] = []
+    assert await kv.delete_prefix(("n",), progress=steps.append) == 25
+    assert steps == [10, 20, 25]
     assert await kv.count(prefix=()) == 1
     await kv.atomic().set(("r", 1), 1).set(("r", 2), 1).delete_range(("r", 1), ("r", 2)).commit()
     assert await kv.count(prefix=("r",)) == 1

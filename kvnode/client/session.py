@@ -620,7 +620,8 @@ class Session:
     def _on_refused(self, operation: PendingOperation, error: kv_pb2.Error) -> None:
         self._is_refused = True
         self._on_stream.discard(operation.id)
-        if error.not_applied or operation.sends_count <= 1 or not operation.is_write:
+        # Also of what was sent once only the error knows: the node that took it may have sent it on twice.
+        if error.not_applied or not operation.is_write:
             operation.sends_count = 0
         else:
             self._fail(operation, outcome.session_lost(operation, self.endpoint))

@@ -98,7 +98,7 @@ BAD_READS = {
     "start beyond end": ranges(one_range(b"z", b"a")),
     "too many ranges": ranges(*[one_range()] * (limits.MAX_READ_RANGES_COUNT + 1)),
     "too many entries": ranges(one_range(limit=limits.MAX_READ_ENTRIES_COUNT + 1)),
-    "key too large": ranges(one_range(b"k" * (limits.MAX_READ_KEY_BYTES + 1), b"z")),
+    "key too large": ranges(one_range(b"k" * (limits.MAX_BOUND_BYTES + 1), b"z")),
     "unknown consistency": kv_pb2.ReadRequest(ranges=[one_range()], consistency=7),
     "min_versionstamp of 3 bytes": kv_pb2.ReadRequest(ranges=[one_range()], min_versionstamp=b"abc"),
 }

@@ -328,7 +328,7 @@ class Client:
             self._journal.errors[error.code] = self._journal.errors.get(error.code, 0) + 1
             if error.code in SESSION_REFUSED_CODES:
                 self._lost_session = True
-                return Rejected(error.code) if not is_write or sends == 1 else Unknown()
+                return Rejected(error.code) if not is_write or error.not_applied else Unknown()
             if not is_retryable(error):
                 return error_outcome(error.not_applied or not is_write, error.code)
             if error.not_applied and sends == 1:

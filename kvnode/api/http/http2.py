@@ -3,8 +3,8 @@
 http1.py takes in every connection and hands over those that begin with HTTP/2's preface; a pipe then carries their
 bytes to granian and back. What is particular about granian stays in this file:
 
-- It would listen by itself, with SO_REUSEPORT, and not say when a port is taken. Here it listens on a socket in a
-  folder that only this user can enter.
+- It would listen by itself, with SO_REUSEPORT, and not say when a port is taken. Here it listens on a Unix socket
+  whose name is gone once it is bound: this process alone still reaches it, by its descriptor.
 - It does not say when it serves: its workers are looked for.
 - Its stop tells clients to go (GOAWAY) and waits for every response that is still being made: the wait is bounded
   here, and long responses end before, by the `stopping` future.
@@ -91,25 +91,21 @@ class Http2Server:
         self._handle = handle
         self._scheme = scheme
         self._bodies = _Bodies(budget)
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.socket = ""  # where it listens
+        self._inode = -1
         self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping: asyncio.Future[None] | None = None
-
-    @property
-    def socket(self) -> str:
-        """Where it listens."""
-        assert self._folder is not None
-        return f"{self._folder.name}/http2"
 
     async def start(self) -> None:
         """Serve. Raises ConfigError."""
         loop = asyncio.get_running_loop()
         self._stopping = loop.create_future()
-        self._folder = tempfile.TemporaryDirectory(prefix="kvnode-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix="kvnode-http2-", ignore_cleanup_errors=True)
+        path = Path(folder.name, "socket")
         server = Server(
             self._answer,
-            uds=Path(self.socket),
+            uds=path,
             interface=Interfaces.RSGI,
             http=HTTPModes.http2,
             websockets=False,
@@ -127,15 +123,19 @@ class Http2Server:
         )
         self._task = loop.create_task(server.serve(), name="http/2")
         self._server = server
-        while not server.wrks or not os.path.exists(self.socket):  # noqa: ASYNC240 (a millisecond, once)
+        while not server.wrks or not path.exists():  # noqa: ASYNC240 (a few microseconds, at the start)
             if self._task.done():
+                folder.cleanup()
                 raise ConfigError(f"cannot serve HTTP/2: {self._task.exception()}")
             await asyncio.sleep(_START_POLL_S)
+        self._inode = os.open(path, os.O_PATH)
+        folder.cleanup()  # a process that is killed leaves nothing behind
+        self.socket = f"/proc/self/fd/{self._inode}"
         self._bodies.start()
 
     async def stop(self, timeout_s: float) -> bool:
         """End streams and finish what is under way; False when it did not end in time and was cut."""
-        if self._server is None or self._task is None or self._folder is None:
+        if self._server is None or self._task is None:
             return True
         if self._stopping is not None and not self._stopping.done():
             self._stopping.set_result(None)
@@ -146,7 +146,8 @@ class Http2Server:
             task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._bodies.stop()
-        self._folder.cleanup()
+        if self._inode >= 0:
+            os.close(self._inode)
         return not unfinished
 
     async def _answer(self, scope: _Scope, protocol: _Protocol) -> None:

@@ -201,7 +201,9 @@ class FakeServer:
             return kv_pb2.OperationResult(id=operation.id, read=self.store.read(operation.read))
         outcomes = self.store.sessions.get(client_id)
         if outcomes is None:
-            error = kv_pb2.Error(code="SESSION_UNKNOWN", message="no such session", phase="commit", not_applied=False)
+            error = kv_pb2.Error(
+                code="SESSION_UNKNOWN", message="no such session", phase="commit", not_applied=not operation.resend
+            )
             return kv_pb2.OperationResult(id=operation.id, error=error)
         if self.faults.drop_before_apply_count:
             self.faults.drop_before_apply_count -= 1

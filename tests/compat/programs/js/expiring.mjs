@@ -63,7 +63,7 @@ feature("expireIn: a sum onto an expired counter begins anew", async (t) => {
 
 feature("expireIn: a watch sees it", async (t) => {
   await t.kv.set(t.key("a"), 1, { expireIn: 400 });
-  const reader = t.kv.watch([t.key("a")]).getReader();
+  const reader = await t.watch([t.key("a")]);
   t.equal((await reader.read()).value[0].value, 1);
   const start = performance.now();
   t.equal((await Promise.race([reader.read(), t.sleep(4_000).then(() => ({ value: [{ value: "late" }] }))])).value, [

@@ -96,6 +96,19 @@ export class Test {
     return performance.now() - start;
   }
 
+  /**
+   * A reader of a watch. @deno/kv watches at the eventual endpoint, where what was just written may arrive later: wait
+   * for it first, so that the first frame has it. Deno's watch is strong and must have it by itself.
+   */
+  async watch(keys, options) {
+    if (this.client === "node") {
+      const stamps = async (read) => JSON.stringify((await this.kv.getMany(keys, read)).map((e) => e.versionstamp));
+      const arrived = async () => (await stamps({ consistency: "eventual" })) === (await stamps());
+      await this.until(arrived, 5_000, "the writes never arrived");
+    }
+    return this.kv.watch(keys, options).getReader();
+  }
+
   /** Everything that an async iterator gives. */
   async collect(iterator) {
     const all = [];

@@ -118,7 +118,7 @@ feature("limit: keys of more than 81,920 bytes in a transaction", async (t) => {
 feature("limit: 10 keys in a watch", async (t) => {
   const keys = Array.from({ length: 10 }, (_, number) => t.key(number));
   await t.kv.set(t.key(9), "last");
-  const reader = t.kv.watch(keys).getReader();
+  const reader = await t.watch(keys);
   t.equal((await reader.read()).value.map((entry) => entry.value), [...Array(9).fill(null), "last"]);
   await reader.cancel();
 });

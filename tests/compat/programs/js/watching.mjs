@@ -21,7 +21,7 @@ async function framesUntil(t, reader, wanted) {
 
 feature("watch: the state at the start, then changes", async (t) => {
   const first = await t.kv.set(t.key("a"), 1);
-  const reader = t.kv.watch([t.key("a"), t.key("b")]).getReader();
+  const reader = await t.watch([t.key("a"), t.key("b")]);
   t.equal(await frame(t, reader), [
     { key: t.key("a"), value: 1, versionstamp: first.versionstamp },
     { key: t.key("b"), value: null, versionstamp: null },
@@ -35,7 +35,7 @@ feature("watch: the state at the start, then changes", async (t) => {
 });
 
 feature("watch: keys that do not exist yet", async (t) => {
-  const reader = t.kv.watch([t.key("a")], { raw: true }).getReader();
+  const reader = await t.watch([t.key("a")], { raw: true });
   t.equal(await frame(t, reader), [{ key: t.key("a"), value: null, versionstamp: null }]);
   await t.kv.set(t.key("a"), "now");
   t.equal((await frame(t, reader))[0].value, "now");
@@ -44,7 +44,7 @@ feature("watch: keys that do not exist yet", async (t) => {
 
 feature("watch: a delete", async (t) => {
   await t.kv.set(t.key("a"), 1);
-  const reader = t.kv.watch([t.key("a")]).getReader();
+  const reader = await t.watch([t.key("a")]);
   t.equal((await frame(t, reader))[0].value, 1);
   await t.kv.delete(t.key("a"));
   t.equal(await frame(t, reader), [{ key: t.key("a"), value: null, versionstamp: null }]);
@@ -53,7 +53,7 @@ feature("watch: a delete", async (t) => {
 
 feature("watch: sum, min and max", async (t) => {
   await t.kv.set(t.key("n"), new t.KvU64(5n));
-  const reader = t.kv.watch([t.key("n")]).getReader();
+  const reader = await t.watch([t.key("n")]);
   t.equal((await frame(t, reader))[0].value, new t.KvU64(5n));
   await t.kv.atomic().sum(t.key("n"), 2n).commit();
   t.equal((await frame(t, reader))[0].value, new t.KvU64(7n));
@@ -65,7 +65,7 @@ feature("watch: sum, min and max", async (t) => {
 feature("watch: a key that a stamped key completes", async (t) => {
   await t.kv.set(t.key("log"), "prefix");
   const { versionstamp } = await t.kv.set(t.key("log", t.kv.commitVersionstamp()), 1);
-  const reader = t.kv.watch([t.key("log"), t.key("log", versionstamp)]).getReader();
+  const reader = await t.watch([t.key("log"), t.key("log", versionstamp)]);
   const entries = await frame(t, reader);
   t.equal(entries.map((entry) => entry.value), ["prefix", 1]);
   await t.kv.set(t.key("log", versionstamp), 2);
@@ -75,7 +75,7 @@ feature("watch: a key that a stamped key completes", async (t) => {
 
 feature("watch: the same key twice", async (t) => {
   await t.kv.set(t.key("a"), 1);
-  const reader = t.kv.watch([t.key("a"), t.key("a")]).getReader();
+  const reader = await t.watch([t.key("a"), t.key("a")]);
   t.equal((await frame(t, reader)).map((entry) => entry.value), [1, 1]);
   await t.kv.set(t.key("a"), 2);
   t.equal((await framesUntil(t, reader, ([a]) => a.value === 2)).at(-1).map((entry) => entry.value), [2, 2]);
@@ -85,7 +85,7 @@ feature("watch: the same key twice", async (t) => {
 feature("watch: under a stream of writes every frame is one state, and the last one comes", async (t) => {
   const count = t.quick ? 200 : 2_000;
   await t.kv.atomic().set(t.key("a"), 0).set(t.key("b"), 0).commit();
-  const reader = t.kv.watch([t.key("a"), t.key("b")]).getReader();
+  const reader = await t.watch([t.key("a"), t.key("b")]);
   const writer = (async () => {
     for (let number = 1; number <= count; number++) {
       await t.kv.atomic().set(t.key("a"), number).set(t.key("b"), number).commit();
@@ -101,7 +101,7 @@ feature("watch: under a stream of writes every frame is one state, and the last 
 
 feature("watch: raw frames are whole states too, and end with the last one", async (t) => {
   const count = t.quick ? 50 : 500;
-  const reader = t.kv.watch([t.key("a"), t.key("b")], { raw: true }).getReader();
+  const reader = await t.watch([t.key("a"), t.key("b")], { raw: true });
   t.equal((await frame(t, reader)).map((entry) => entry.value), [null, null]);
   const writer = (async () => {
     for (let n = 1; n <= count; n++) await t.kv.atomic().set(t.key("a"), n).set(t.key("b"), n).commit();
@@ -114,7 +114,7 @@ feature("watch: raw frames are whole states too, and end with the last one", asy
 
 feature("watch: a reader that pauses gets the last state", async (t) => {
   await t.kv.set(t.key("a"), "first");
-  const reader = t.kv.watch([t.key("a")]).getReader();
+  const reader = await t.watch([t.key("a")]);
   t.equal((await frame(t, reader))[0].value, "first");
   for (let number = 0; number < 100; number++) await t.kv.set(t.key("a"), number);
   await t.sleep(200);
@@ -127,7 +127,7 @@ feature("watch: a reader that pauses gets the last state", async (t) => {
 feature("watch: values of 64 KiB on 10 keys", async (t) => {
   const keys = Array.from({ length: 10 }, (_, number) => t.key(number));
   for (const key of keys) await t.kv.set(key, new Uint8Array(65_536).fill(1));
-  const reader = t.kv.watch(keys).getReader();
+  const reader = await t.watch(keys);
   const entries = await frame(t, reader);
   t.ok(entries.every((entry) => entry.value.length === 65_536));
   await reader.cancel();
@@ -135,7 +135,7 @@ feature("watch: values of 64 KiB on 10 keys", async (t) => {
 
 feature("watch: quiet for 12 seconds, then a change", async (t) => {
   await t.kv.set(t.key("a"), 1);
-  const reader = t.kv.watch([t.key("a")]).getReader();
+  const reader = await t.watch([t.key("a")]);
   t.equal((await frame(t, reader))[0].value, 1);
   await t.sleep(12_000);
   await t.kv.set(t.key("a"), 2);
@@ -145,7 +145,7 @@ feature("watch: quiet for 12 seconds, then a change", async (t) => {
 
 feature("watch: 50 at a time", async (t) => {
   await t.kv.set(t.key("a"), 0);
-  const readers = Array.from({ length: 50 }, () => t.kv.watch([t.key("a")]).getReader());
+  const readers = await Promise.all(Array.from({ length: 50 }, () => t.watch([t.key("a")])));
   for (const reader of readers) t.equal((await frame(t, reader))[0].value, 0);
   await t.kv.set(t.key("a"), 1);
   for (const reader of readers) t.equal((await frame(t, reader))[0].value, 1);

@@ -178,3 +178,25 @@ HTTP_SEND_TIMEOUT_MS = 60_000  # without the client reading any of its answer
 HTTP_LINGER_MS = 2_000  # what still comes in after an early answer is thrown away for so long
 CONNECT_HOLD_TIMEOUT_MS = 30_000  # a request of KV Connect waits so long for a leader; then 503
 GATEWAY_LEARN_TIMEOUT_MS = 5_000  # a gateway waits so long for news of the directory before it refuses
+
+# Queues.
+MAX_QUEUE_MESSAGES_COUNT = 100_000  # undelivered, by default
+HARD_MAX_QUEUE_MESSAGES_COUNT = 100_000_000  # that a queue may be set to
+MAX_QUEUES_COUNT = 1_000  # of one database
+MAX_QUEUE_NAME_BYTES = 100
+MAX_QUEUE_CONSUMER_BYTES = 100  # of the name that a consumer gives itself
+MAX_QUEUE_DELAY_MS = 30 * 86_400_000
+MAX_CLIENT_CLOCK_OFFSET_MS = 60_000  # by which a client's clock may be ahead where it names a point in time
+DEFAULT_BACKOFF_INTERVALS_MS = (100, 1_000, 5_000, 30_000, 60_000)
+MAX_BACKOFF_INTERVALS_COUNT = 10
+MAX_BACKOFF_INTERVAL_MS = 3_600_000
+MAX_KEYS_IF_UNDELIVERED_COUNT = 10
+DEFAULT_QUEUE_LEASE_MS = 10_000
+MIN_QUEUE_LEASE_MS = 1_000
+MAX_QUEUE_LEASE_MS = 600_000
+MAX_QUEUE_TOUCHED_COUNT = 500  # messages that the queue actions of one transaction may take, return or delete
+MAX_QUEUE_ACTION_BYTES = 524_288  # of payloads that one transaction claims or requeues; one large may exceed it
+MAX_QUEUE_DEAD_LETTERS_COUNT = 100_000  # of one queue; above it the oldest make room
+MAX_QUEUE_LOSSES_COUNT = 10  # leases of a message that may end without a word before each counts as a failure
+QUEUE_SCAN_MARGIN_COUNT = 64  # read beyond what is wanted: what entries in flight have taken is passed over
+MAX_LEASES_EXTENDED_PER_ENTRY_COUNT = 5_000  # by a new leader

@@ -1,7 +1,8 @@
 """Where things live in the one ordered key space.
 
 A key is a 4-byte big-endian database number, then bytes that the database's owner chose. Number 0 is the system's
-own; the default user database is number 1. In the system database the next byte says what a row is:
+own; the default user database is number 1; numbers from 2^31 on are the queues of the database 2^31 below
+(queue/keys.py). In the system database the next byte says what a row is:
 
     s <client id, 10>                   a session (sessions.py)
     o <client id, 10> <sequence, 8>     outcomes of one session in one entry; the sequence is the greatest among them

@@ -63,6 +63,13 @@ class Overlay:
             return None
         return self._state.get(key)
 
+    def newest(self, row: Row) -> Row | None:
+        """What became of a row that the state shows: the row itself, a newer one, or None if it is deleted."""
+        point = self._points.get(row.key)
+        if point is not None:
+            return point[1]
+        return None if self._ranges and self._covered(row.key) else row
+
     def put(self, key: bytes, row: Row | None) -> None:
         """`key` becomes `row`, or is deleted when it is None."""
         points = self._points

@@ -24,6 +24,9 @@ from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine import sessions, sums
 from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix, session_key
 from kvnode.machine.overlay import Overlay
+from kvnode.machine.queue.grace import LeaseGrace
+from kvnode.machine.queue.keys import database_of_key, is_lease_key
+from kvnode.machine.queue.transaction import QueueTransaction
 from kvnode.machine.session_census import SessionCensus, is_evictable, too_many_sessions
 from kvnode.machine.sessions import Outcome, RequestId, SessionWindow
 from kvnode.machine.state_reader import StateReader
@@ -52,11 +55,23 @@ class Resolver:
     Args:
         state: shows exactly the applied index at every call.
         epoch: of the versionstamps to be given.
+        last_log_time_ms: of the state: what the leases in it were judged by last (queue/grace.py). None: of none.
     """
 
-    __slots__ = ("_epoch", "_log_time_ms", "_newest", "applied_index", "census", "overlay", "state", "windows")
+    __slots__ = (
+        "_epoch",
+        "_grace",
+        "_last_log_time_ms",
+        "_log_time_ms",
+        "_newest",
+        "applied_index",
+        "census",
+        "overlay",
+        "state",
+        "windows",
+    )
 
-    def __init__(self, state: StateReader, epoch: int) -> None:
+    def __init__(self, state: StateReader, epoch: int, last_log_time_ms: int | None = None) -> None:
         self.state = state
         self.overlay = Overlay(state)
         self.windows: dict[bytes, SessionWindow] = {}
@@ -64,6 +79,8 @@ class Resolver:
         self._epoch = epoch
         self._log_time_ms = 0
         self._newest: Batch | None = None
+        self._last_log_time_ms = last_log_time_ms
+        self._grace: LeaseGrace | None = None
         self.census: SessionCensus | None = None  # taken when the first session of the term is opened
 
     def begin(self, index: int, log_time_ms: int) -> Batch:
@@ -78,14 +95,24 @@ class Resolver:
             self.discard(newest)
         self._log_time_ms = log_time_ms
         self.overlay.begin(index)
-        self._newest = Batch(self, self._epoch, index, log_time_ms)
-        return self._newest
+        batch = self._newest = Batch(self, self._epoch, index, log_time_ms)
+        if not self.settled:
+            if self._grace is None and self._last_log_time_ms is not None:
+                self._grace = LeaseGrace(self.state, self._last_log_time_ms, log_time_ms - self._last_log_time_ms)
+            if self._grace is not None:
+                batch.extend_leases(self._grace)
+        return batch
+
+    @property
+    def settled(self) -> bool:
+        """Whether the leases that the leader found have been seen to; until then a batch takes nothing else."""
+        return self._last_log_time_ms is None or (self._grace is not None and self._grace.done)
 
     def discard(self, batch: Batch) -> None:
         """Withdraw the newest batch, which did not enter the log: as if it had never been resolved."""
         invariant(batch is self._newest, f"only the newest batch can be withdrawn, not that of entry {batch.index}")
         self.overlay.discard(batch.index)
-        batch.withdraw_sessions()
+        batch.withdraw()
         self._newest = None
 
     def applied(self, index: int) -> None:
@@ -117,6 +144,7 @@ class Batch:
 
     __slots__ = (
         "_closed_sessions",
+        "_grace",
         "_opened_sessions",
         "_overlay",
         "_payload",
@@ -139,6 +167,7 @@ class Batch:
         self._opened_sessions: list[bytes] = []
         self._closed_sessions: list[SessionWindow] = []
         self._refreshed_sessions: list[tuple[SessionWindow, int]] = []
+        self._grace: tuple[LeaseGrace, bytes] | None = None
         self.index = index
         self.log_time_ms = log_time_ms
         self.size_bytes = 32
@@ -176,11 +205,14 @@ class Batch:
         stamp = self._stamp + order.to_bytes(2, "big")
         mark, size_bytes = self._overlay.mark(), self.size_bytes
         transaction = self._transactions.add()
+        results: tuple[kv_pb2.QueueActionResult, ...] = ()
         try:
             for mutation in write.mutations:
                 self._mutate(transaction, mutation, prefix, stamp)
                 if self.size_bytes - size_bytes > limits.MAX_RESOLVED_TRANSACTION_BYTES:
                     raise _resolved_too_large()
+            if write.actions or write.enqueues:
+                results = self._queues(transaction, write, database, stamp, size_bytes)
         except KvError as error:
             self._overlay.rollback(mark)
             self.size_bytes = size_bytes
@@ -189,7 +221,7 @@ class Batch:
         self._count_transaction()
         if request is not None and window is not None:
             self._remember(transaction, request, window, Settled(_COMMITTED, stamp, (), None))
-        return Accepted(stamp, order)
+        return Accepted(stamp, order, results)
 
     def open_session(self) -> bytes:
         """Add a transaction that opens a session; the answer is its client id, valid once the entry commits.
@@ -219,26 +251,50 @@ class Batch:
         """
         transaction = self._transactions.add()
         count = 0
+        queues: dict[int, QueueTransaction] = {}
         for key, expire_at_ms in due:
             if expire_at_ms > self.log_time_ms:
                 continue
+            if self.size_bytes > limits.MAX_BATCH_BYTES:
+                break  # the rest is still due in the next tick
             if key.startswith(SESSION_PREFIX):
                 count += self._expire_session(transaction, key, expire_at_ms)
                 continue
             row = self._overlay.get(key)
-            if row is not None and row.expire_at_ms == expire_at_ms:
+            if row is None or row.expire_at_ms != expire_at_ms:
+                continue
+            if is_lease_key(key):
+                self._expire_lease(transaction, row, queues)
+            else:
                 transaction.facts.add(kind=log_pb2.FACT_KIND_EXPIRE, key=key)
                 self._overlay.put(key, None)
                 self.size_bytes += len(key) + _FACT_OVERHEAD_BYTES
-                count += 1
+            count += 1
+        for touched in queues.values():
+            touched.finish()
         if count:
             self._count_transaction()
         else:
             del self._transactions[-1]
         return count
 
-    def withdraw_sessions(self) -> None:
-        """Undo what this batch did to the session windows (Resolver.discard)."""
+    def extend_leases(self, grace: LeaseGrace) -> None:
+        """Add a transaction that gives leases the time back in which nobody led, as far as one entry goes."""
+        place = grace.place
+        extended = grace.next(limits.MAX_LEASES_EXTENDED_PER_ENTRY_COUNT)
+        if extended:
+            self._grace = grace, place
+            stamp = self._stamp + self.transactions_count.to_bytes(2, "big")
+            transaction = self._transactions.add()
+            for row in extended:
+                self._set(transaction, row._replace(versionstamp=stamp))
+            self._count_transaction()
+
+    def withdraw(self) -> None:
+        """Undo what this batch did beside the overlay (Resolver.discard)."""
+        if self._grace is not None:
+            grace, place = self._grace
+            grace.rewind(place)
         windows, census = self._resolver.windows, self._resolver.census
         for client_id in self._opened_sessions:
             del windows[client_id]
@@ -348,6 +404,34 @@ class Batch:
         self._overlay.delete_range(start, end)
         self.size_bytes += len(start) + len(end) + _FACT_OVERHEAD_BYTES
 
+    def _queues(
+        self,
+        transaction: log_pb2.Transaction,
+        write: kv_pb2.AtomicWriteRequest,
+        database: int,
+        stamp: bytes,
+        size_bytes: int,
+    ) -> tuple[kv_pb2.QueueActionResult, ...]:
+        # Actions first: an ack makes room for the message that its transaction enqueues.
+        queues = QueueTransaction(_Rows(self, transaction), database, stamp, len(write.enqueues))
+        results = []
+        for action in write.actions:
+            results.append(queues.act(action))
+            if self.size_bytes - size_bytes > limits.MAX_RESOLVED_TRANSACTION_BYTES:
+                raise _resolved_too_large()
+        for position, enqueue in enumerate(write.enqueues):
+            queues.enqueue(enqueue, position)
+        queues.finish()
+        return tuple(results)
+
+    def _expire_lease(self, transaction: log_pb2.Transaction, row: Row, queues: dict[int, QueueTransaction]) -> None:
+        database = database_of_key(row.key)
+        touched = queues.get(database)
+        if touched is None:
+            stamp = self._stamp + self.transactions_count.to_bytes(2, "big")
+            touched = queues[database] = QueueTransaction(_Rows(self, transaction), database, stamp)
+        touched.expired(row)
+
     def _check_failed(self, failed: list[int], request: RequestId | None, window: SessionWindow | None) -> CheckFailed:
         if request is None or window is None or not request.resend:
             return CheckFailed(tuple(failed), False)
@@ -420,6 +504,26 @@ class Batch:
         self._closed_sessions.append(window)
         self.size_bytes += _FACT_OVERHEAD_BYTES
         return 1
+
+
+class _Rows:
+    """One transaction of a batch, as its queue part sees it (queue/transaction.py)."""
+
+    __slots__ = ("_batch", "_overlay", "_transaction", "live", "log_time_ms", "newest", "scan_applied")
+
+    def __init__(self, batch: Batch, transaction: log_pb2.Transaction) -> None:
+        self._batch = batch
+        self._transaction = transaction
+        self.log_time_ms = batch.log_time_ms
+        self.live = batch._live
+        self.newest = batch._overlay.newest
+        self.scan_applied = batch._resolver.state.scan
+
+    def put(self, row: Row) -> None:
+        self._batch._set(self._transaction, row)
+
+    def remove(self, key: bytes) -> None:
+        self._batch._delete(self._transaction, key)
 
 
 def _resolved_too_large() -> InvalidRequest:

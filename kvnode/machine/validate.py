@@ -9,6 +9,7 @@ from __future__ import annotations
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest
 from kvnode.codec.versionstamp import VERSIONSTAMP_BYTES
+from kvnode.machine.queue.validate import validate_actions, validate_enqueue
 from kvnode.proto.kv.v1 import kv_pb2
 
 _SET = int(kv_pb2.MUTATION_TYPE_SET)
@@ -84,7 +85,7 @@ def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = li
     Raises:
         InvalidRequest: TOO_MANY_CHECKS, TOO_MANY_MUTATIONS, EMPTY_KEY, KEY_TOO_LARGE, BAD_VERSIONSTAMP,
             UNKNOWN_MUTATION, UNKNOWN_ENCODING, LE64_NOT_8_BYTES, VALUE_TOO_LARGE, BAD_EXPIRE_AT, START_BEYOND_END,
-            TRANSACTION_TOO_LARGE, TRANSACTION_KEYS_TOO_LARGE.
+            TRANSACTION_TOO_LARGE, TRANSACTION_KEYS_TOO_LARGE, and those of kvnode.machine.queue.validate.
     """
     checks, mutations = request.checks, request.mutations
     if len(checks) > limits.MAX_CHECKS_COUNT:
@@ -93,11 +94,12 @@ def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = li
             f"Too many checks included in atomic write. It has {len(checks)}; the limit is {limits.MAX_CHECKS_COUNT}: "
             "check one key that stands for many.",
         )
-    if len(mutations) > limits.MAX_MUTATIONS_COUNT:
+    enqueues = request.enqueues
+    if len(mutations) + len(enqueues) > limits.MAX_MUTATIONS_COUNT:
         raise InvalidRequest(
             "TOO_MANY_MUTATIONS",
-            f"Too many mutations / enqueues included in atomic write. It has {len(mutations)}; the limit is "
-            f"{limits.MAX_MUTATIONS_COUNT}: split it into several writes.",
+            f"Too many mutations / enqueues included in atomic write. It has {len(mutations) + len(enqueues)}; the "
+            f"limit is {limits.MAX_MUTATIONS_COUNT}: split it into several writes.",
         )
     key_bytes = value_bytes = 0
     for position, check in enumerate(checks):
@@ -119,6 +121,12 @@ def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = li
                 "UNKNOWN_MUTATION",
                 f"Invalid mutation kind or arguments. Mutation {position} is of type {kind}, which is not known.",
             )
+    for position, enqueue in enumerate(enqueues):
+        more_key_bytes, more_value_bytes = validate_enqueue(enqueue, position)
+        key_bytes += more_key_bytes
+        value_bytes += more_value_bytes
+    if request.actions:
+        validate_actions(request)
     _check_total(key_bytes, value_bytes)
 
 

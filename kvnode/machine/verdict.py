@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from kvnode.base.errors import KvError
+from kvnode.proto.kv.v1 import kv_pb2
 
 
 class Accepted(NamedTuple):
-    """The transaction is in the batch as its transaction `order`; it holds once the entry commits."""
+    """The transaction is in the batch as its transaction `order`; it holds once the entry commits.
+
+    `results`: one for each of its queue actions.
+    """
 
     versionstamp: bytes
     order: int
+    results: tuple[kv_pb2.QueueActionResult, ...] = ()
 
 
 class CheckFailed(NamedTuple):

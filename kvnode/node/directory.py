@@ -14,6 +14,7 @@ from kvnode.codec.row import Row
 from kvnode.machine.directory.rows import DIRECTORY_END, DIRECTORY_PREFIX, VERSION_KEY
 from kvnode.machine.directory.view import DirectoryView
 from kvnode.machine.keyspace import DEFAULT_DATABASE
+from kvnode.machine.queue.keys import database_of_space
 from kvnode.proto.kv.v1 import kv_pb2
 
 _DELETE_RANGE = int(kv_pb2.MUTATION_TYPE_DELETE_RANGE)
@@ -90,7 +91,9 @@ class Directory:
         """
         if number <= DEFAULT_DATABASE or number in self.view.databases:
             return True
-        return number in self.view.purges and all(mutation.type == _DELETE_RANGE for mutation in write.mutations)
+        if write.enqueues or write.actions or database_of_space(number) not in self.view.purges:
+            return False
+        return all(mutation.type == _DELETE_RANGE for mutation in write.mutations)
 
     def follow(self, follower: Follower) -> Callable[[], None]:
         """Be told of changes from now on, on the loop, after the view has them; call the result to end it."""

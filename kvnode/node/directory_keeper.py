@@ -4,8 +4,9 @@ Theory of operation. Every node runs a keeper; only the leader's acts. All it do
 a leader that dies half way is followed by one that goes on: a purge has no place where it stands, it begins with what
 is left.
 
-A purge removes the rows of a deleted database in chunks, each a range delete of a bounded number of keys. The last
-chunk covers the whole key space of the database, found or not: it is resolved after every write that was let in before
+A purge removes the rows of a deleted database in chunks, each a range delete of a bounded number of keys: first those
+of its queues, because a lease that expires may write into the database itself; then its own. The last
+chunk of each covers the whole key space, found or not: it is resolved after every write that was let in before
 the deletion was applied (Directory.takes_write), those still on their way into the state included; so nothing is left
 behind when it commits.
 """
@@ -24,6 +25,7 @@ from kvnode.machine.directory import changes
 from kvnode.machine.directory.rows import PurgeRow
 from kvnode.machine.directory.view import DirectoryView
 from kvnode.machine.keyspace import DATABASE_PREFIX_BYTES, database_prefix
+from kvnode.machine.queue.keys import queue_space
 from kvnode.node.directory_changes import ChangingNode, change_directory
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -100,24 +102,28 @@ class DirectoryKeeper:
     async def _purge(self, number: int) -> None:
         """Remove the rows of a deleted database, or as many as this node gets to as leader."""
         _log.info("removing the rows of the deleted database number %d", number)
-        prefix = database_prefix(number)
-        start, end = prefix, database_prefix(number + 1)
+        if await self._purge_space(number, queue_space(number)) and await self._purge_space(number, number):
+            await self._change(lambda view: self._finished(view, number))
+            _log.info("the deleted database number %d is gone", number)
+
+    async def _purge_space(self, number: int, space: int) -> bool:
+        """Remove the rows of one key space of the database; whether none is left."""
+        start, end = database_prefix(space), database_prefix(space + 1)
         deleted = chunks = 0
         while self._node.is_leader:
             found = self._keys.scan_keys(start, end, limits.PURGE_CHUNK_KEYS_COUNT + 1)
             is_last = len(found) <= limits.PURGE_CHUNK_KEYS_COUNT
             bound = _ABOVE_ALL if is_last else found[-1][DATABASE_PREFIX_BYTES:]
-            await self._delete_range(number, bound)
+            await self._delete_range(space, bound)
             deleted += len(found) - (not is_last)
             chunks += 1
             if is_last:
-                await self._change(lambda view: self._finished(view, number))
-                _log.info("the deleted database number %d is gone", number)
-                return
+                return True
             if chunks % limits.PURGE_PROGRESS_CHUNKS_COUNT == 0:
                 await self._change(lambda view, count=deleted: self._progress(view, number, count))  # type: ignore[misc]
                 deleted = 0
             await asyncio.sleep(limits.PURGE_PAUSE_MS / 1000)
+        return False
 
     async def _delete_range(self, number: int, bound: bytes) -> None:
         mutation = kv_pb2.Mutation(type=kv_pb2.MUTATION_TYPE_DELETE_RANGE, key=b"", end_key=bound)

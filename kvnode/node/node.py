@@ -356,7 +356,7 @@ class Node:
         return self._log_time_ms
 
     def _make_resolver(self) -> Resolver:
-        return Resolver(self.state, self.epoch)
+        return Resolver(self.state, self.epoch, self.state.meta.log_time_ms)
 
     def _leadership_changed(self) -> None:
         raft = self.raft

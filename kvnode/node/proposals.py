@@ -153,7 +153,7 @@ class Proposals:
             return
         if not raft.is_leader or raft.term != self._resolver_term:
             return  # leadership was lost a moment ago; the driver has yet to notice it and take the queue back
-        while (self._queue or tick) and self._has_room():
+        while (self._queue or tick or not self._resolver.settled) and self._has_room():
             if not self._propose_batch(self._resolver, tick=tick):
                 return
             tick = False
@@ -177,12 +177,13 @@ class Proposals:
         batch = resolver.begin(index, log_time_ms)
         waiters: list[tuple[Call, object]] = []
         negatives: list[tuple[Call, kv_pb2.OperationResult]] = []
-        if tick:
+        if tick and resolver.settled:
             due = self._due.due(log_time_ms, limits.MAX_EXPIRED_KEYS_PER_TICK_COUNT)
             self._stats.expired_keys += batch.tick(due)
         queue = self._queue
         while (
             queue
+            and resolver.settled
             and batch.transactions_count < limits.MAX_BATCH_TRANSACTIONS_COUNT
             and batch.size_bytes < limits.MAX_BATCH_BYTES
         ):
@@ -233,7 +234,9 @@ class Proposals:
         verdict = batch.add(operation.write, call.database, request)
         kind = type(verdict)
         if kind is Accepted:
-            body: object = kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=verdict.versionstamp)  # type: ignore[union-attr]
+            body = kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=verdict.versionstamp)  # type: ignore[union-attr]
+            if verdict.results:  # type: ignore[union-attr]
+                body.results.extend(verdict.results)  # type: ignore[union-attr]
             waiters.append((call, body))
             return
         self._not_accepted(verdict, index, call, waiters, negatives)

@@ -78,17 +78,25 @@ def write_request(body: bytes) -> kv_pb2.AtomicWriteRequest:
         write = wire.AtomicWrite.FromString(body)
     except DecodeError as error:
         raise _torn(error) from None
-    if write.enqueues:
-        raise InvalidRequest(
-            "QUEUES_NOT_SERVED",
-            "Queues are not served by this version of kvnode: nothing was enqueued, nothing written.",
-        )
     request = kv_pb2.AtomicWriteRequest()
     for check in write.checks:
         request.checks.add(key=check.key, versionstamp=check.versionstamp)
     for position, mutation in enumerate(write.mutations):
         _add_mutation(request, mutation, position)
+    for enqueue in write.enqueues:
+        _add_enqueue(request, enqueue)
     return request
+
+
+def _add_enqueue(request: kv_pb2.AtomicWriteRequest, enqueue: wire.Enqueue) -> None:
+    """To the default queue. An empty schedule means the default one, as it does to denokv."""
+    native = request.enqueues.add(
+        due_at_ms=max(enqueue.deadline_ms, 0),
+        keys_if_undelivered=enqueue.keys_if_undelivered,
+        backoff_intervals_ms=enqueue.backoff_schedule,
+    )
+    native.payload.data = enqueue.payload
+    native.payload.encoding = kv_pb2.VALUE_ENCODING_V8
 
 
 def _add_mutation(request: kv_pb2.AtomicWriteRequest, mutation: wire.Mutation, position: int) -> None:

@@ -46,10 +46,21 @@ def test_a_range_cannot_ask_for_what_only_the_native_api_has(tag: bytes) -> None
         convert.read_request(body, strong=True)
 
 
+def test_a_message_goes_to_the_default_queue() -> None:
+    write = wire.AtomicWrite()
+    write.enqueues.add(payload=b"\xff\x0f0", deadline_ms=77, keys_if_undelivered=[b"k"], backoff_schedule=[5, 6])
+    write.enqueues.add(payload=b"\xff\x0f1", deadline_ms=-1)
+    expected = kv_pb2.AtomicWriteRequest()
+    expected.enqueues.add(due_at_ms=77, keys_if_undelivered=[b"k"], backoff_intervals_ms=[5, 6])
+    expected.enqueues.add()
+    for enqueue, data in zip(expected.enqueues, (b"\xff\x0f0", b"\xff\x0f1"), strict=True):
+        enqueue.payload.data, enqueue.payload.encoding = data, kv_pb2.VALUE_ENCODING_V8
+    assert convert.write_request(write.SerializeToString()) == expected
+
+
 def test_explicit_defaults_and_unpacked_numbers_are_taken() -> None:
     enqueue = b"\x1a\x04\x20\x64\x20\x05"  # backoff_schedule, unpacked
-    with pytest.raises(InvalidRequest, match="nothing was enqueued, nothing written"):
-        convert.write_request(enqueue)
+    assert convert.write_request(enqueue).enqueues[0].backoff_intervals_ms == [100, 5]
     delete = wire.Mutation(key=b"k", mutation_type=wire.M_DELETE, value=wire.KvValue(encoding=wire.VE_BYTES))
     defaults = b"\x20\x00\x2a\x00\x32\x00\x38\x00"  # as @deno/kv writes them
     one = delete.SerializeToString() + defaults

@@ -1,0 +1,1 @@
+"""Queues: messages, leases and dead letters as rows, and what transactions do to them."""

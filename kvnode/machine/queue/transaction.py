@@ -1,0 +1,389 @@
+"""What one transaction does to the queues of its database.
+
+Theory of operation. A message is in one of these states, and each arrow is part of some transaction:
+
+                 claim                      ack
+    waiting ────────────────► under lease ───────► gone
+      ▲  ▲                        │  │
+      │  └── nack, release, ──────┘  └── the schedule is exhausted ──► dead letter, and keys_if_undelivered
+    enqueue   lease expired                                                │
+      └───────────────────────────── requeue ─────────────────────────────┘
+
+A lease is current while its row exists and has not expired by log time; whoever names one that is not gets LEASE_LOST,
+and nothing of his transaction happens. So a message has one holder at a time in the order of the log, and what a
+handler writes together with its ack happens once.
+
+A claim takes from what is *applied*, in the order of due times, and passes over what entries in flight have taken
+already. It does not look for messages that only entries in flight hold: they are there when those are applied, a
+moment later, and an ordered search through the overlay would cost every claim. The same holds for purge and requeue.
+Everything that is looked up by its key (leases, messages, counters) is seen through the overlay, as checks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from kvnode.base import limits
+from kvnode.base.invariant import invariant
+from kvnode.codec.row import Row
+from kvnode.machine.keyspace import database_prefix
+from kvnode.machine.queue import errors, keys, schedule
+from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
+from kvnode.proto.kv.v1 import kv_pb2
+
+_V8 = int(kv_pb2.VALUE_ENCODING_V8)
+_PLAIN = 0  # the encoding of a row that is no user's value
+_NUMBER_BYTES = 2
+
+
+class TransactionRows(Protocol):
+    """What a transaction in the making can read and write. Keys carry their 4-byte prefix."""
+
+    @property
+    def log_time_ms(self) -> int:
+        """What leases and due times are judged by."""
+
+    def live(self, key: bytes) -> Row | None:
+        """The newest row, unless it has expired."""
+
+    def newest(self, row: Row) -> Row | None:
+        """What became of a row of the applied state in the entries in flight."""
+
+    def scan_applied(self, start: bytes, end: bytes, limit: int) -> list[Row]:
+        """Rows of the applied state, in key order."""
+
+    def put(self, row: Row) -> None:
+        """A fact: this row."""
+
+    def remove(self, key: bytes) -> None:
+        """A fact: no such row."""
+
+
+class QueueTransaction:
+    """The queue part of one transaction. `finish` writes the counters that it changed.
+
+    Args:
+        access: the transaction.
+        database: whose queues.
+        stamp: the transaction's versionstamp.
+        enqueues_count: numbers below this belong to its enqueues.
+    """
+
+    __slots__ = (
+        "_access",
+        "_bytes_left",
+        "_database",
+        "_leases_count",
+        "_messages_count",
+        "_queues",
+        "_stamp",
+        "now_ms",
+    )
+
+    def __init__(self, access: TransactionRows, database: int, stamp: bytes, enqueues_count: int = 0) -> None:
+        self._access = access
+        self._database = database
+        self._stamp = stamp
+        self._queues: dict[str, rows.QueueRow] = {}
+        self._messages_count = enqueues_count
+        self._leases_count = 0
+        self._bytes_left = limits.MAX_QUEUE_ACTION_BYTES
+        self.now_ms = access.log_time_ms
+
+    def enqueue(self, request: kv_pb2.Enqueue, position: int) -> None:
+        """A message for later, or for now. Raises InvalidRequest: QUEUE_FULL, BAD_DEADLINE, TOO_MANY_QUEUES."""
+        due_ms = self._due(request)
+        name = request.queue or keys.DEFAULT_QUEUE
+        self._make_room(name)
+        message = rows.MessageRow(
+            payload=request.payload.data,
+            encoding=request.payload.encoding,
+            keys_if_undelivered=request.keys_if_undelivered,
+            enqueued_at_ms=self.now_ms,
+            queue=name,
+        )
+        if not request.no_retries:
+            message.backoff_intervals_ms.extend(request.backoff_intervals_ms or limits.DEFAULT_BACKOFF_INTERVALS_MS)
+        self._add(message, self._id(position), due_ms)
+
+    def act(self, action: kv_pb2.QueueAction) -> kv_pb2.QueueActionResult:
+        """One action. Raises InvalidRequest: LEASE_LOST, QUEUE_FULL, QUEUE_NOT_EMPTY, DEAD_LETTER_NOT_FOUND."""
+        result = kv_pb2.QueueActionResult()
+        kind = action.WhichOneof("action")
+        if kind == "claim":
+            result.messages.extend(self._claim(action.claim))
+        elif kind in ("ack", "nack", "extend", "release"):
+            named = getattr(action, kind)
+            lease = self._access.live(keys.lease_key(self._database, named.lease))
+            if lease is not None:
+                getattr(self, f"_{kind}")(lease, named)
+            elif action.skip_if_lost:
+                result.lost = True
+            else:
+                raise errors.lease_lost(named.lease)
+        elif kind == "configure":
+            self._queue(action.configure.queue).max_messages_count = action.configure.max_messages_count
+        elif kind == "requeue":
+            result.count = self._requeue(action.requeue)
+        elif kind == "purge":
+            result.count = self._purge(action.purge)
+        elif kind == "remove":
+            self._remove(action.remove.queue)
+        else:
+            raise errors.unknown_action()
+        return result
+
+    def expired(self, lease: Row) -> None:
+        """The time of a lease has come."""
+        self._lose(lease)
+
+    def finish(self) -> None:
+        """Write the counters of the queues that were touched."""
+        for name, queue in self._queues.items():
+            key = keys.queue_key(self._database, name)
+            self._access.put(Row(key, queue.SerializeToString(), _PLAIN, self._stamp))
+
+    # Messages.
+
+    def _due(self, request: kv_pb2.Enqueue) -> int:
+        if not request.due_at_ms:
+            return self.now_ms + request.delay_ms
+        latest_ms = self.now_ms + limits.MAX_QUEUE_DELAY_MS + limits.MAX_CLIENT_CLOCK_OFFSET_MS
+        if request.due_at_ms > latest_ms:
+            raise errors.bad_deadline(f"{request.due_at_ms} is more than 30 days after {self.now_ms}")
+        return max(request.due_at_ms, self.now_ms)
+
+    def _make_room(self, name: str) -> None:
+        queue = self._queue(name)
+        bound = queue.max_messages_count or limits.MAX_QUEUE_MESSAGES_COUNT
+        if queue.waiting_count + queue.in_flight_count >= bound:
+            raise errors.queue_full(name, bound)
+
+    def _add(self, message: rows.MessageRow, message_id: bytes, due_ms: int) -> None:
+        key = keys.message_key(self._database, message_id)
+        self._access.put(Row(key, message.SerializeToString(), _PLAIN, self._stamp))
+        self._wait(message.queue, message_id, due_ms, rows.DueRow())
+        queue = self._queue(message.queue)
+        queue.waiting_count += 1
+        queue.enqueued_total += 1
+
+    def _wait(self, name: str, message_id: bytes, due_ms: int, history: rows.DueRow) -> None:
+        key = keys.due_key(self._database, name, due_ms, message_id)
+        self._access.put(Row(key, history.SerializeToString(), _PLAIN, self._stamp))
+
+    def _message(self, message_id: bytes) -> rows.MessageRow:
+        row = self._access.live(keys.message_key(self._database, message_id))
+        invariant(row is not None, f"message {message_id.hex()} waits or is leased and does not exist")
+        assert row is not None  # for the type checker; the line above holds in production too
+        return rows.MessageRow.FromString(row.value)
+
+    # Leases.
+
+    def _claim(self, claim: kv_pb2.QueueClaim) -> Iterator[kv_pb2.QueueMessage]:
+        name = claim.queue or keys.DEFAULT_QUEUE
+        expire_at_ms = self.now_ms + (claim.lease_ms or limits.DEFAULT_QUEUE_LEASE_MS)
+        start = keys.due_key(self._database, name, 0, b"")
+        end = keys.due_key(self._database, name, self.now_ms + 1, b"")
+        for waiting in self._applied(start, end, claim.max_count):
+            if self._bytes_left <= 0:
+                return
+            message = self._lease(name, waiting, expire_at_ms, claim.consumer)
+            self._bytes_left -= len(message.payload.data)
+            yield message
+
+    def _lease(self, name: str, waiting: Row, expire_at_ms: int, consumer: str) -> kv_pb2.QueueMessage:
+        due_ms, message_id = keys.due_of_key(waiting.key)
+        history = rows.DueRow.FromString(waiting.value)
+        history.deliveries_count += 1
+        lease_id = self._stamp + self._leases_count.to_bytes(_NUMBER_BYTES, "big")
+        self._leases_count += 1
+        lease = rows.LeaseRow(queue=name, message_id=message_id, history=history, consumer=consumer)
+        self._access.remove(waiting.key)
+        self._put_lease(lease_id, lease, expire_at_ms)
+        queue = self._queue(name)
+        queue.waiting_count -= 1
+        queue.in_flight_count += 1
+        queue.claimed_total += 1
+        queue.reclaimed_total += history.deliveries_count > 1
+        message = self._message(message_id)
+        return kv_pb2.QueueMessage(
+            id=message_id,
+            queue=name,
+            payload=kv_pb2.Value(data=message.payload, encoding=message.encoding),  # type: ignore[arg-type]
+            lease=lease_id,
+            lease_expires_at_ms=expire_at_ms,
+            attempt=history.deliveries_count,
+            enqueued_at_ms=message.enqueued_at_ms,
+            due_at_ms=due_ms,
+        )
+
+    def _put_lease(self, lease_id: bytes, lease: rows.LeaseRow, expire_at_ms: int) -> None:
+        key = keys.lease_key(self._database, lease_id)
+        self._access.put(Row(key, lease.SerializeToString(), _PLAIN, self._stamp, expire_at_ms))
+
+    def _end_lease(self, row: Row) -> tuple[rows.LeaseRow, rows.QueueRow]:
+        lease = rows.LeaseRow.FromString(row.value)
+        self._access.remove(row.key)
+        queue = self._queue(lease.queue)
+        queue.in_flight_count -= 1
+        return lease, queue
+
+    def _ack(self, row: Row, _action: kv_pb2.QueueAck) -> None:
+        lease, queue = self._end_lease(row)
+        queue.acknowledged_total += 1
+        self._access.remove(keys.message_key(self._database, lease.message_id))
+
+    def _nack(self, row: Row, action: kv_pb2.QueueNack) -> None:
+        lease, _ = self._end_lease(row)
+        message = self._message(lease.message_id)
+        delay_ms = action.delay_ms if action.HasField("delay_ms") else None
+        self._again(lease, message, schedule.after_failure(lease.history, message.backoff_intervals_ms, delay_ms))
+
+    def _release(self, row: Row, _action: kv_pb2.QueueRelease) -> None:
+        self._lose(row)
+
+    def _lose(self, row: Row) -> None:
+        lease, _ = self._end_lease(row)
+        message = self._message(lease.message_id)
+        self._again(lease, message, schedule.after_loss(lease.history, message.backoff_intervals_ms))
+
+    def _extend(self, row: Row, action: kv_pb2.QueueExtend) -> None:
+        expire_at_ms = self.now_ms + (action.lease_ms or limits.DEFAULT_QUEUE_LEASE_MS)
+        self._access.put(row._replace(versionstamp=self._stamp, expire_at_ms=expire_at_ms))
+
+    def _again(self, lease: rows.LeaseRow, message: rows.MessageRow, delay_ms: int | None) -> None:
+        if delay_ms is None:
+            self._die(lease, message)
+            return
+        self._queue(lease.queue).waiting_count += 1
+        self._wait(lease.queue, lease.message_id, self.now_ms + delay_ms, lease.history)
+
+    # Dead letters.
+
+    def _die(self, lease: rows.LeaseRow, message: rows.MessageRow) -> None:
+        access = self._access
+        prefix = database_prefix(self._database)
+        for key in message.keys_if_undelivered:
+            access.put(Row(prefix + key, message.payload, message.encoding, self._stamp))
+        access.remove(keys.message_key(self._database, lease.message_id))
+        queue = self._queue(lease.queue)
+        self._drop_oldest_dead(lease.queue, queue)
+        dead = rows.DeadLetterRow(
+            message=message,
+            message_id=lease.message_id,
+            deliveries_count=lease.history.deliveries_count,
+            died_at_ms=self.now_ms,
+        )
+        key = keys.dead_key(self._database, lease.queue, self._id(self._messages_count))
+        self._messages_count += 1
+        access.put(Row(key, dead.SerializeToString(), _PLAIN, self._stamp))
+        queue.dead_count += 1
+        queue.dead_total += 1
+
+    def _drop_oldest_dead(self, name: str, queue: rows.QueueRow) -> None:
+        """Keep the bound: the oldest makes room, and the queue's row says how many did."""
+        if queue.dead_count < limits.MAX_QUEUE_DEAD_LETTERS_COUNT:
+            return
+        for row in self._dead_letters(name, 1):
+            self._access.remove(row.key)
+            queue.dead_count -= 1
+            queue.dead_dropped_total += 1
+            return
+
+    def _dead_letters(self, name: str, count: int) -> Iterator[Row]:
+        return self._applied(keys.dead_prefix(self._database, name), keys.dead_end(self._database, name), count)
+
+    def _chosen_dead(self, name: str, dead_id: bytes, count: int) -> Iterator[Row]:
+        """The dead letter of that id, or the oldest `count`."""
+        if not dead_id:
+            yield from self._dead_letters(name, count)
+            return
+        row = self._access.live(keys.dead_key(self._database, name, dead_id))
+        if row is None:
+            raise errors.dead_letter_not_found(dead_id, name)
+        yield row
+
+    def _requeue(self, action: kv_pb2.QueueRequeue) -> int:
+        name = action.queue or keys.DEFAULT_QUEUE
+        count = 0
+        for row in self._chosen_dead(name, action.dead_letter, action.max_count):
+            if self._bytes_left <= 0:
+                break
+            self._make_room(name)
+            message = rows.DeadLetterRow.FromString(row.value).message
+            self._bytes_left -= len(message.payload)
+            self._access.remove(row.key)
+            self._queue(name).dead_count -= 1
+            self._add(message, self._id(self._messages_count), self.now_ms)
+            self._messages_count += 1
+            count += 1
+        return count
+
+    def _purge(self, action: kv_pb2.QueuePurge) -> int:
+        name = action.queue or keys.DEFAULT_QUEUE
+        count = 0
+        if action.dead_letters or action.dead_letter:
+            for row in self._chosen_dead(name, action.dead_letter, action.max_count):
+                self._access.remove(row.key)
+                self._queue(name).dead_count -= 1
+                count += 1
+            return count
+        start, end = keys.due_prefix(self._database, name), keys.due_end(self._database, name)
+        for row in self._applied(start, end, action.max_count):
+            self._access.remove(row.key)
+            self._access.remove(keys.message_key(self._database, keys.due_of_key(row.key)[1]))
+            self._queue(name).waiting_count -= 1
+            count += 1
+        return count
+
+    # Queues.
+
+    def _queue(self, name: str) -> rows.QueueRow:
+        """The queue's row, to be changed in place; made when there is none."""
+        name = name or keys.DEFAULT_QUEUE
+        queue = self._queues.get(name)
+        if queue is None:
+            row = self._access.live(keys.queue_key(self._database, name))
+            if row is None:
+                self._require_place_for_queue()
+            queue = rows.QueueRow() if row is None else rows.QueueRow.FromString(row.value)
+            self._queues[name] = queue
+        return queue
+
+    def _require_place_for_queue(self) -> None:
+        start, end = keys.queue_bounds(self._database)
+        bound = limits.MAX_QUEUES_COUNT
+        if len(self._access.scan_applied(start, end, bound)) >= bound:
+            raise errors.too_many_queues(bound)
+
+    def _remove(self, name: str) -> None:
+        name = name or keys.DEFAULT_QUEUE
+        key = keys.queue_key(self._database, name)
+        row = self._access.live(key)
+        queue = self._queues.pop(name, None) or (
+            rows.QueueRow() if row is None else rows.QueueRow.FromString(row.value)
+        )
+        if queue.waiting_count or queue.in_flight_count or queue.dead_count:
+            raise errors.queue_not_empty(name, queue)
+        if row is not None:
+            self._access.remove(key)
+
+    def _id(self, number: int) -> bytes:
+        return self._stamp + number.to_bytes(_NUMBER_BYTES, "big")
+
+    def _applied(self, start: bytes, end: bytes, count: int) -> Iterator[Row]:
+        """At most `count` rows of the applied state that no entry in flight has taken, as they are now."""
+        while count > 0:
+            wanted = count + limits.QUEUE_SCAN_MARGIN_COUNT
+            page = self._access.scan_applied(start, end, wanted)
+            for row in page:
+                newest = self._access.newest(row)
+                if newest is not None:
+                    yield newest
+                    count -= 1
+                    if not count:
+                        return
+            if len(page) < wanted:
+                return
+            start = page[-1].key + b"\x00"

@@ -1,0 +1,212 @@
+"""A naive set of queues: dicts, one transaction after the other. What the machine must agree with."""
+
+import copy
+from dataclasses import dataclass, field
+
+from kvnode.base import limits
+
+RETRIES = (100, 1_000, 5_000, 30_000, 60_000)
+
+
+class Failed(Exception):
+    """The transaction's error code."""
+
+
+@dataclass
+class Message:
+    id: bytes
+    queue: str
+    payload: bytes
+    keys: tuple
+    schedule: tuple
+    deliveries: int = 0
+    failures: int = 0
+    losses: int = 0
+
+
+@dataclass
+class Queue:
+    acknowledged: int = 0
+    enqueued: int = 0
+    claimed: int = 0
+    dead_total: int = 0
+    dropped: int = 0
+    bound: int = 0
+
+
+@dataclass
+class World:
+    queues: dict = field(default_factory=dict)
+    waiting: dict = field(default_factory=dict)  # (queue, due, id): Message
+    leases: dict = field(default_factory=dict)  # lease id: [Message, expire_at_ms]
+    dead: dict = field(default_factory=dict)  # (queue, dead id): Message
+    undelivered: dict = field(default_factory=dict)  # user key: payload
+
+
+class Model:
+    def __init__(self):
+        self.world = World()
+        self.applied = World()  # as of the applied index: only there does a claim, purge or requeue look for rows
+
+    def transaction(self, request, stamp, now):
+        """The results, or the code of the error that it fails with; a failure changes nothing."""
+        before = copy.deepcopy(self.world)
+        self.stamp, self.now, self.number, self.lease_number = stamp, now, len(request.enqueues), 0
+        try:
+            results = [self.act(action) for action in request.actions]
+            for position, enqueue in enumerate(request.enqueues):
+                self.enqueue(enqueue, position)
+            return results
+        except Failed as failure:
+            self.world = before
+            return str(failure)
+
+    def tick(self, due, stamp, now):
+        """`due`: lease ids in the order in which the state lists them."""
+        self.stamp, self.now, self.number = stamp, now, 0
+        for lease_id, expire_at_ms in due:
+            lease = self.world.leases.get(lease_id)
+            if lease is not None and lease[1] == expire_at_ms <= now:
+                self.lose(lease_id)
+
+    def extend_all(self, last, gap):
+        for lease in self.world.leases.values():
+            if lease[1] > last:
+                lease[1] += gap
+
+    def queue(self, name):
+        return self.world.queues.setdefault(name or "default", Queue())
+
+    def undelivered_count(self, name):
+        waiting = sum(1 for queue, _, _ in self.world.waiting if queue == name)
+        return waiting + sum(1 for message, _ in self.world.leases.values() if message.queue == name)
+
+    def id(self, number):
+        return self.stamp + number.to_bytes(2, "big")
+
+    def add(self, message, due):
+        queue = self.queue(message.queue)
+        if self.undelivered_count(message.queue) >= (queue.bound or limits.MAX_QUEUE_MESSAGES_COUNT):
+            raise Failed("QUEUE_FULL")
+        self.world.waiting[message.queue, due, message.id] = message
+        queue.enqueued += 1
+
+    def enqueue(self, request, position):
+        schedule = () if request.no_retries else tuple(request.backoff_intervals_ms) or RETRIES
+        name = request.queue or "default"
+        keys = tuple(request.keys_if_undelivered)
+        due = max(self.now, request.due_at_ms) if request.due_at_ms else self.now + request.delay_ms
+        self.add(Message(self.id(position), name, request.payload.data, keys, schedule), due)
+
+    def act(self, action):
+        kind = action.WhichOneof("action")
+        named = getattr(action, kind)
+        if kind in ("ack", "nack", "extend", "release"):
+            lease = self.world.leases.get(named.lease)
+            if lease is None or lease[1] <= self.now:
+                if action.skip_if_lost:
+                    return "lost"
+                raise Failed("LEASE_LOST")
+            getattr(self, kind)(named)
+            return None
+        return getattr(self, kind)(named)
+
+    def claim(self, action):
+        name = action.queue or "default"
+        found = []
+        for key in sorted(self.applied.waiting):
+            if len(found) == action.max_count:
+                break
+            if key[0] == name and key[1] <= self.now and key in self.world.waiting:
+                message = self.world.waiting.pop(key)
+                message.deliveries += 1
+                lease_id = self.id(self.lease_number)
+                self.lease_number += 1
+                self.world.leases[lease_id] = [message, self.now + (action.lease_ms or 10_000)]
+                self.queue(name).claimed += 1
+                found.append((message.id, lease_id, message.payload, message.deliveries, key[1]))
+        return found
+
+    def ack(self, action):
+        message, _ = self.world.leases.pop(action.lease)
+        self.queue(message.queue).acknowledged += 1
+
+    def nack(self, action):
+        message, _ = self.world.leases.pop(action.lease)
+        self.fail(message, action.delay_ms if action.HasField("delay_ms") else None)
+
+    def fail(self, message, delay):
+        message.failures += 1
+        if message.failures > len(message.schedule):
+            self.die(message)
+            return
+        due = self.now + (message.schedule[message.failures - 1] if delay is None else delay)
+        self.world.waiting[message.queue, due, message.id] = message
+
+    def release(self, action):
+        self.lose(action.lease)
+
+    def lose(self, lease_id):
+        message, _ = self.world.leases.pop(lease_id)
+        message.losses += 1
+        if message.losses > limits.MAX_QUEUE_LOSSES_COUNT:
+            self.fail(message, None)
+        else:
+            self.world.waiting[message.queue, self.now, message.id] = message
+
+    def extend(self, action):
+        self.world.leases[action.lease][1] = self.now + (action.lease_ms or 10_000)
+
+    def die(self, message):
+        for key in message.keys:
+            self.world.undelivered[key] = message.payload
+        queue = self.queue(message.queue)
+        if sum(1 for name, _ in self.world.dead if name == message.queue) >= limits.MAX_QUEUE_DEAD_LETTERS_COUNT:
+            for oldest in self.dead_letters(message.queue, 1):
+                del self.world.dead[oldest]
+                queue.dropped += 1
+        self.world.dead[message.queue, self.id(self.number)] = message
+        self.number += 1
+        queue.dead_total += 1
+
+    def dead_letters(self, name, count):
+        found = [key for key in sorted(self.applied.dead) if key[0] == name and key in self.world.dead]
+        return found[:count]
+
+    def chosen(self, action):
+        name = action.queue or "default"
+        if not action.dead_letter:
+            return self.dead_letters(name, action.max_count)
+        if (name, action.dead_letter) not in self.world.dead:
+            raise Failed("DEAD_LETTER_NOT_FOUND")
+        return [(name, action.dead_letter)]
+
+    def requeue(self, action):
+        chosen = self.chosen(action)
+        for key in chosen:
+            dead = self.world.dead.pop(key)
+            fresh = Message(self.id(self.number), dead.queue, dead.payload, dead.keys, dead.schedule)
+            self.number += 1
+            self.add(fresh, self.now)
+        return len(chosen)
+
+    def purge(self, action):
+        if action.dead_letters or action.dead_letter:
+            chosen = self.chosen(action)
+            for key in chosen:
+                del self.world.dead[key]
+            return len(chosen)
+        name = action.queue or "default"
+        found = [key for key in sorted(self.applied.waiting) if key[0] == name and key in self.world.waiting]
+        for key in found[: action.max_count]:
+            del self.world.waiting[key]
+        return len(found[: action.max_count])
+
+    def configure(self, action):
+        self.queue(action.queue).bound = action.max_messages_count
+
+    def remove(self, action):
+        name = action.queue or "default"
+        if self.undelivered_count(name) or any(queue == name for queue, _ in self.world.dead):
+            raise Failed("QUEUE_NOT_EMPTY")
+        self.world.queues.pop(name, None)

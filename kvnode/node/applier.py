@@ -18,6 +18,7 @@ from kvnode.node.barriers import Barriers
 from kvnode.node.directory import Directory
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.proposals import Proposals
+from kvnode.node.queue.dispatcher import Dispatcher
 from kvnode.node.reads import Reads
 from kvnode.node.stats import Stats
 from kvnode.node.watch import WatchHub
@@ -40,6 +41,7 @@ class Applier:
     stats: Stats
     clock: Clock
     membership_applied: Callable[[bytes], None]
+    dispatcher: Dispatcher
 
     def apply(self, entries: Sequence[Entry]) -> int:
         """Apply a run of committed, locally durable entries; returns its last index."""
@@ -83,6 +85,7 @@ class Applier:
         self.freshness.applied(meta.applied_index)
         self.reads.applied()
         self.watches.resync()
+        self.dispatcher.look_everywhere()
         self.membership_applied(meta.membership)
 
     def _publish(self, entries: Sequence[Entry], writes: dict, now: float) -> None:  # type: ignore[type-arg]
@@ -94,3 +97,4 @@ class Applier:
         self.freshness.applied(meta.applied_index)
         self.reads.applied()
         self.watches.publish(writes, versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER), meta.log_time_ms)
+        self.dispatcher.applied(writes)

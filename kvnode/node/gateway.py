@@ -27,6 +27,7 @@ class Gateway:
 
     Args:
         wake: tells the driver that there is a read round or a batch to begin.
+        add_pull: takes a pull of messages, on the leader.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class Gateway:
         transport: Transport,
         stats: Stats,
         wake: Callable[[], None],
+        add_pull: Callable[[Call], None],
     ) -> None:
+        self._add_pull = add_pull
         self._node_id = node_id
         self._raft = raft
         self._proposals = proposals
@@ -63,6 +66,8 @@ class Gateway:
             if call.operation is not None and call.operation.HasField("read"):
                 self._barriers.add(call)
                 self._wake()
+            elif call.operation is not None and call.operation.HasField("pull"):
+                self._add_pull(call)
             else:
                 self._proposals.add(call)
         elif call.forwarded:

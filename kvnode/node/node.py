@@ -19,6 +19,7 @@ from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
 from kvnode.machine.keyspace import DEFAULT_DATABASE
+from kvnode.machine.queue.validate import validate_pull
 from kvnode.machine.resolve import Resolver
 from kvnode.machine.validate import validate_read, validate_write
 from kvnode.node.absent_log import AbsentLog
@@ -35,6 +36,7 @@ from kvnode.node.members import Members
 from kvnode.node.own_session import OwnSession
 from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
 from kvnode.node.proposals import Proposals, deadline_error
+from kvnode.node.queue.queues import Queues
 from kvnode.node.reads import Reads
 from kvnode.node.settings import NodeSettings
 from kvnode.node.snapshots import Snapshots
@@ -116,8 +118,24 @@ class Node:
             self.wake,
             self.directory.takes_write,
         )
+        self.queues = Queues(
+            self.state,
+            self.proposals.add,
+            self._submit_one,
+            self.write,
+            self._take_back,
+            self._next_log_time,
+            self.clock.monotonic_ms,
+        )
         self.gateway = Gateway(
-            self.settings.node_id, self.raft, self.proposals, self.barriers, self.transport, self.stats, self.wake
+            self.settings.node_id,
+            self.raft,
+            self.proposals,
+            self.barriers,
+            self.transport,
+            self.stats,
+            self.wake,
+            self.queues.dispatcher.add,
         )
         self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake, self._guard)
         applier = Applier(
@@ -131,6 +149,7 @@ class Node:
             self.stats,
             self.clock,
             self._membership_applied,
+            self.queues.dispatcher,
         )
         self.driver = Driver(
             self.raft,
@@ -266,6 +285,7 @@ class Node:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.queues.close()
         self.gateway.fail_all(RuntimeError("shutdown"))
         await self.snapshots.close()
         await self.transport.close()
@@ -324,6 +344,7 @@ class Node:
             self.barriers.sweep(now, deadline_error)
             self.reads.sweep(now)
             self.gateway.tick(now)
+            self.queues.dispatcher.sweep(now)
             self.stats.proposal_queue = self.proposals.queued_count
             last = now
             self.wake()
@@ -366,6 +387,8 @@ class Node:
             self._judge_clock()  # it may have stepped since the last tick
             if raft.is_leader:
                 self._log_time.re_anchor()
+        if not raft.is_leader:
+            self.queues.dispatcher.lose_leadership()
         self.gateway.leader_changed(raft.leader_id)
 
     def _membership_applied(self, data: bytes) -> None:
@@ -432,8 +455,10 @@ class Node:
             if read.consistency == kv_pb2.CONSISTENCY_EVENTUAL:
                 self.reads.eventual(call)
                 return
+        elif operation.HasField("pull"):
+            validate_pull(operation.pull)
         else:
-            raise InvalidRequest("EMPTY_OPERATION", f"operation {operation.id} has neither read nor write")
+            raise InvalidRequest("EMPTY_OPERATION", f"operation {operation.id} has neither read, write nor pull")
         self.gateway.route(call)
 
     async def read(

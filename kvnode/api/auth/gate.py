@@ -77,7 +77,7 @@ class Permit:
 
     def use_for(self, operation: kv_pb2.Operation) -> None:
         """As use, for an operation of a session."""
-        self.use(operation.ByteSize(), write=operation.HasField("write"))
+        self.use(operation.ByteSize(), write=not operation.HasField("read"))
 
     @property
     def _is_lasting(self) -> bool:

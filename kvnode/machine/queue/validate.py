@@ -62,6 +62,14 @@ def validate_actions(request: kv_pb2.AtomicWriteRequest) -> None:
         )
 
 
+def validate_pull(pull: kv_pb2.QueuePull) -> None:
+    """Raises InvalidRequest: BAD_QUEUE_NAME, BAD_COUNT, BAD_LEASE_TIME, CONSUMER_NAME_TOO_LONG."""
+    claim = kv_pb2.QueueClaim(
+        queue=pull.queue, max_count=pull.max_count, consumer=pull.consumer, lease_ms=pull.lease_ms
+    )
+    _check_action(kv_pb2.QueueAction(claim=claim))
+
+
 def _check_encoding(payload: kv_pb2.Value, position: int) -> None:
     if payload.encoding not in _ENCODINGS:
         raise InvalidRequest(

@@ -27,7 +27,7 @@ class Bench:
         self.reading: list[Call] = []
         self.sent: list[tuple[int, bool, Deliver]] = []  # to whom, was it marked as a resend, the answer's way
         self.opening: list[Callable[[bytes, kv_pb2.Error | None], None]] = []
-        self.gateway = Gateway(1, self.raft, self, self, self, Stats(), lambda: None)  # type: ignore[arg-type]
+        self.gateway = Gateway(1, self.raft, self, self, self, Stats(), lambda: None, self.add)  # type: ignore[arg-type]
 
     def add(self, call: Call) -> None:
         """Proposals and barriers both."""

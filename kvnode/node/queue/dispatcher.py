@@ -1,0 +1,293 @@
+"""The leader's dispatcher: from messages that fall due to the consumers that wait for them.
+
+Theory of operation. A consumer's node sends *pulls* (kv.proto, QueuePull); they are operations like any other, so that
+they are forwarded, held while there is no leader, and sent again to a new one. At the leader they wait here, per queue
+and in the order of their arrival.
+
+    pulls wait ──┐
+                 ├─► a message is due ─► claim through the log ─► committed and applied ─► dealt out to pulls ─► answers
+    messages ────┘
+
+A queue is looked at when a pull arrives, when a run of the log brings messages to it, when a claim comes back, and by a
+timer when the next message falls due. A look is one ordered scan of as many keys as claims are under way for, plus one;
+nothing here grows with the number of messages that wait. A claim asks for as much as all waiting pulls want; while
+MAX_QUEUE_CLAIMS_COUNT are under way more gathers for the next. Claims of all queues join the entry that is being made
+(proposals.py), as every write does.
+
+What a claim brings is dealt out one by one in the order of the pulls, so that few messages are spread and no consumer
+starves; a pull is answered with what it got and waits no longer. What nobody wants any more is released.
+
+When leadership is lost the pulls go back to where they came from. A claim that commits afterwards still comes back here
+and is released; one whose fate is not heard of expires.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Protocol
+
+from kvnode.base import limits
+from kvnode.base.errors import Unavailable
+from kvnode.codec.row import Row
+from kvnode.machine.queue import keys
+from kvnode.node.calls import RETRIED_CODES, Call, error_from_message
+from kvnode.node.ports import Origin
+from kvnode.proto.kv.v1 import kv_pb2
+
+QueueId = tuple[int, str]
+"""(database, name)."""
+
+
+class DueKeys(Protocol):
+    """Where waiting messages are found (the applied state)."""
+
+    def scan_keys(self, start: bytes, end: bytes, limit: int) -> list[bytes]:
+        """See kvnode.machine.state_reader."""
+
+
+class _Queue:
+    """What the dispatcher knows of one queue with pulls or claims."""
+
+    __slots__ = ("claimed_count", "claims_count", "pulls", "timer")
+
+    def __init__(self) -> None:
+        self.pulls: deque[Call] = deque()
+        self.claims_count = 0
+        self.claimed_count = 0  # messages that the claims under way ask for
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return not self.pulls and not self.claims_count
+
+
+class Dispatcher:
+    """The pulls that wait at one node; it is at work while the node leads.
+
+    Args:
+        state: shows the applied state.
+        propose: queues a claim as a write.
+        release: gives leases of a database back.
+        take_back: takes pulls that this node can no longer answer.
+        log_time: what due times are judged by, now.
+        monotonic_ms: for deadlines.
+    """
+
+    def __init__(
+        self,
+        state: DueKeys,
+        propose: Callable[[Call], None],
+        release: Callable[[int, Iterable[bytes]], None],
+        take_back: Callable[[list[Call], bool], None],
+        log_time: Callable[[], int],
+        monotonic_ms: Callable[[], float],
+    ) -> None:
+        self._state = state
+        self._propose = propose
+        self._release = release
+        self._take_back = take_back
+        self._log_time = log_time
+        self._monotonic_ms = monotonic_ms
+        self._queues: dict[QueueId, _Queue] = {}
+        self._pulls_count = 0
+
+    @property
+    def pulls_count(self) -> int:
+        """Pulls that wait."""
+        return self._pulls_count
+
+    def add(self, call: Call) -> None:
+        """A pull, which has been validated."""
+        if self._pulls_count >= limits.MAX_QUEUE_PULLS_COUNT:
+            call.fail(Unavailable("too many consumers wait at the leader already; retry later", code="OVERLOADED"))
+            return
+        assert call.operation is not None
+        pull = call.operation.pull
+        wait_ms = min(pull.wait_ms, limits.QUEUE_PULL_WAIT_MS)
+        call.deadline_ms = min(call.deadline_ms, self._monotonic_ms() + wait_ms)
+        queue_id = (call.database, pull.queue or keys.DEFAULT_QUEUE)
+        queue = self._queues.setdefault(queue_id, _Queue())
+        queue.pulls.append(call)
+        self._pulls_count += 1
+        self._look(queue_id)
+
+    def applied(self, writes: Mapping[bytes, Row | None]) -> None:
+        """A run of the log was applied that wrote these rows, messages that wait perhaps among them."""
+        if not self._pulls_count:
+            return
+        touched = {
+            (keys.database_of_key(key), keys.queue_of_due_key(key))
+            for key, row in writes.items()
+            if row is not None and keys.is_due_key(key)
+        }
+        for queue_id in touched:
+            if queue_id in self._queues:
+                self._look(queue_id)
+
+    def look_everywhere(self) -> None:
+        """The state was replaced, or this node may begin to resolve."""
+        for queue_id in list(self._queues):
+            self._look(queue_id)
+
+    def sweep(self, now_ms: float) -> None:
+        """Answer pulls that have waited long enough."""
+        if not self._pulls_count:
+            return
+        for queue_id, queue in list(self._queues.items()):
+            if not any(now_ms >= call.deadline_ms for call in queue.pulls):
+                continue
+            late = [call for call in queue.pulls if now_ms >= call.deadline_ms]
+            self._keep(queue, [call for call in queue.pulls if now_ms < call.deadline_ms])
+            for call in late:
+                _answer(call, [])
+            self._forget_if_idle(queue_id)
+
+    def lose_leadership(self) -> None:
+        """Hand back every pull; claims under way are answered by the log, or never."""
+        stranded: list[Call] = []
+        for queue_id, queue in list(self._queues.items()):
+            stranded.extend(queue.pulls)
+            self._keep(queue, [])
+            self._forget_if_idle(queue_id)
+        if stranded:
+            self._take_back(stranded, False)
+
+    def close(self) -> None:
+        """The node stops."""
+        for queue in self._queues.values():
+            if queue.timer is not None:
+                queue.timer.cancel()
+        self._queues.clear()
+        self._pulls_count = 0
+
+    def _keep(self, queue: _Queue, pulls: list[Call]) -> None:
+        self._pulls_count -= len(queue.pulls) - len(pulls)
+        queue.pulls = deque(pulls)
+
+    def _forget_if_idle(self, queue_id: QueueId) -> None:
+        queue = self._queues.get(queue_id)
+        if queue is not None and queue.is_idle:
+            if queue.timer is not None:
+                queue.timer.cancel()
+            del self._queues[queue_id]
+
+    def _look(self, queue_id: QueueId) -> None:
+        """Claim what is due, or set the timer for what will be."""
+        queue = self._queues.get(queue_id)
+        if queue is None or not queue.pulls:
+            return
+        if queue.timer is not None:
+            queue.timer.cancel()
+            queue.timer = None
+        wanted = sum(_wanted(call) for call in queue.pulls) - queue.claimed_count
+        if wanted <= 0 or queue.claims_count >= limits.MAX_QUEUE_CLAIMS_COUNT:
+            return
+        database, name = queue_id
+        # The first of the waiting ones are those that the claims under way will take.
+        beyond = queue.claimed_count + 1
+        found = self._state.scan_keys(keys.due_prefix(database, name), keys.due_end(database, name), beyond)
+        if len(found) < beyond:
+            return
+        due_ms, _ = keys.due_of_key(found[-1])
+        in_ms = due_ms - self._log_time()
+        if in_ms > 0:
+            delay_ms = min(in_ms, limits.MAX_QUEUE_TIMER_MS)
+            queue.timer = asyncio.get_running_loop().call_later(delay_ms / 1_000, self._timer_fired, queue_id)
+            return
+        self._claim(queue_id, queue, min(wanted, limits.MAX_QUEUE_TOUCHED_COUNT))
+
+    def _timer_fired(self, queue_id: QueueId) -> None:
+        queue = self._queues.get(queue_id)
+        if queue is not None:
+            queue.timer = None
+            self._look(queue_id)
+
+    def _claim(self, queue_id: QueueId, queue: _Queue, count: int) -> None:
+        database, name = queue_id
+        operation = kv_pb2.Operation()
+        claim = operation.write.actions.add().claim
+        claim.queue, claim.max_count = name, count
+        claim.lease_ms = max(_lease_ms(call) for call in queue.pulls)  # nobody gets a shorter one than he asked for
+        queue.claims_count += 1
+        queue.claimed_count += count
+        # It goes no further than this node: another leader has pulls of its own.
+        call = Call(
+            operation,
+            Origin(b"", 0, database),
+            partial(self._claimed, queue_id, count),
+            None,
+            self._monotonic_ms(),
+            limits.MAX_OPERATION_TIMEOUT_MS,
+            forwarded=True,
+        )
+        self._propose(call)
+
+    def _claimed(self, queue_id: QueueId, count: int, result: kv_pb2.OperationResult) -> None:
+        queue = self._queues.get(queue_id)
+        if queue is not None:
+            queue.claims_count -= 1
+            queue.claimed_count -= count
+        if result.HasField("error"):
+            if queue is not None:
+                self._claim_failed(queue_id, queue, result.error)
+            return
+        messages = [message for outcome in result.write.results for message in outcome.messages]
+        left = messages if queue is None else self._deal(queue, messages)
+        if left:
+            self._release(queue_id[0], [message.lease for message in left])
+        if queue is None:
+            return
+        if messages:
+            self._look(queue_id)
+        elif queue.pulls and queue.timer is None:
+            pause_s = limits.QUEUE_EMPTY_CLAIM_PAUSE_MS / 1_000
+            queue.timer = asyncio.get_running_loop().call_later(pause_s, self._timer_fired, queue_id)
+        self._forget_if_idle(queue_id)
+
+    def _claim_failed(self, queue_id: QueueId, queue: _Queue, error: kv_pb2.Error) -> None:
+        """Pulls whose leader is another now go back; for any other failure each is told of it."""
+        pulls = list(queue.pulls)
+        self._keep(queue, [])
+        self._forget_if_idle(queue_id)
+        if error.code in RETRIED_CODES:
+            self._take_back(pulls, False)
+            return
+        for call in pulls:
+            call.fail(error_from_message(error))
+
+    def _deal(self, queue: _Queue, messages: list[kv_pb2.QueueMessage]) -> list[kv_pb2.QueueMessage]:
+        """Answer pulls; what is left over is returned."""
+        waiting = [call for call in queue.pulls if not call.done]
+        hands: list[list[kv_pb2.QueueMessage]] = [[] for _ in waiting]
+        dealt = 0
+        while dealt < len(messages):
+            before = dealt
+            for call, hand in zip(waiting, hands, strict=True):
+                if len(hand) < _wanted(call) and dealt < len(messages):
+                    hand.append(messages[dealt])
+                    dealt += 1
+            if dealt == before:
+                break
+        self._keep(queue, [call for call, hand in zip(waiting, hands, strict=True) if not hand])
+        for call, hand in zip(waiting, hands, strict=True):
+            if hand:
+                _answer(call, hand)
+        return messages[dealt:]
+
+
+def _wanted(call: Call) -> int:
+    assert call.operation is not None
+    return call.operation.pull.max_count
+
+
+def _lease_ms(call: Call) -> int:
+    assert call.operation is not None
+    return call.operation.pull.lease_ms or limits.DEFAULT_QUEUE_LEASE_MS
+
+
+def _answer(call: Call, messages: list[kv_pb2.QueueMessage]) -> None:
+    assert call.operation is not None
+    call.answer(kv_pb2.OperationResult(id=call.operation.id, pulled=kv_pb2.QueuePulled(messages=messages)))

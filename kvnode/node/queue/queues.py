@@ -1,0 +1,85 @@
+"""What a node has for queues: the dispatcher, for the time in which it leads, and its own consumers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvnode.base.errors import KvError
+from kvnode.node.calls import Call
+from kvnode.node.queue.consumer import Consumer, Submit
+from kvnode.node.queue.dispatcher import Dispatcher, DueKeys
+from kvnode.node.queue.settler import Settler, Write
+from kvnode.proto.kv.v1 import kv_pb2
+
+
+class Queues:
+    """One node's part in queues.
+
+    Args:
+        state: shows the applied state.
+        propose: queues a write at this node, which leads.
+        submit: routes an operation, wherever the leader is.
+        write: Node.write.
+        take_back: takes pulls that this node can no longer answer.
+        log_time: what due times are judged by, now.
+        monotonic_ms: for deadlines.
+    """
+
+    def __init__(
+        self,
+        state: DueKeys,
+        propose: Callable[[Call], None],
+        submit: Submit,
+        write: Write,
+        take_back: Callable[[list[Call], bool], None],
+        log_time: Callable[[], int],
+        monotonic_ms: Callable[[], float],
+    ) -> None:
+        self._submit = submit
+        self.settler = Settler(write)
+        self.dispatcher = Dispatcher(state, propose, self.settler.release, take_back, log_time, monotonic_ms)
+        self._consumers: set[Consumer] = set()
+
+    @property
+    def consumers_count(self) -> int:
+        """Consumers that are connected to this node."""
+        return len(self._consumers)
+
+    def listen(
+        self,
+        database: int,
+        opening: tuple[str, int, str],
+        deliver: Callable[[list[kv_pb2.QueueMessage]], None],
+        failed: Callable[[KvError], None],
+    ) -> Consumer:
+        """A consumer; `leave` ends it.
+
+        Args:
+            opening: (queue, lease in ms or 0, the consumer's name), validated.
+            deliver, failed: see Consumer.
+        """
+        queue, lease_ms, name = opening
+        consumer = Consumer(
+            self._submit,
+            self.settler,
+            database=database,
+            queue=queue,
+            lease_ms=lease_ms,
+            name=name,
+            deliver=deliver,
+            failed=failed,
+        )
+        self._consumers.add(consumer)
+        return consumer
+
+    def leave(self, consumer: Consumer, *, give_back: bool) -> None:
+        """The consumer's stream has ended."""
+        self._consumers.discard(consumer)
+        consumer.close(give_back=give_back)
+
+    async def close(self) -> None:
+        """The node stops."""
+        for consumer in list(self._consumers):
+            self.leave(consumer, give_back=False)
+        self.dispatcher.close()
+        await self.settler.close()

@@ -1,0 +1,216 @@
+"""Messages from their transaction to consumers on any of three nodes, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kvnode.base import limits
+from kvnode.base.errors import KvError
+from kvnode.machine.queue import keys
+from kvnode.node.queue.consumer import Consumer
+from kvnode.proto.kv.v1 import kv_pb2
+from tests.simulation.cluster import Server
+from tests.unit.node.cluster import SUCCESS, Trio, on_trio, until
+
+
+def enqueue(*payloads: bytes, **more: object) -> kv_pb2.AtomicWriteRequest:
+    request = kv_pb2.AtomicWriteRequest()
+    for payload in payloads:
+        made = request.enqueues.add(**more)
+        made.payload.data, made.payload.encoding = payload, kv_pb2.VALUE_ENCODING_BYTES
+    return request
+
+
+class Listener:
+    """A consumer on a node, and what it got."""
+
+    def __init__(self, trio: Trio, server: Server, credit: int = 0, queue: str = "", lease_ms: int = 0) -> None:
+        self.trio, self.server = trio, server
+        self.got: list[kv_pb2.QueueMessage] = []
+        self.at: list[float] = []
+        self.errors: list[KvError] = []
+        node = trio.node(server)
+        self.consumer: Consumer = self.run(
+            node.queues.listen, 1, (queue, lease_ms, "test"), self.take, self.errors.append
+        )
+        if credit:
+            self.grant(credit)
+
+    def run(self, call, *args, **more):  # type: ignore[no-untyped-def]
+        return self.server.process.context.run(call, *args, **more)
+
+    def take(self, messages: list[kv_pb2.QueueMessage]) -> None:
+        self.got.extend(messages)
+        self.at.extend([asyncio.get_running_loop().time()] * len(messages))
+
+    def grant(self, count: int) -> None:
+        self.run(self.consumer.grant, count)
+
+    async def ack(self, message: kv_pb2.QueueMessage) -> KvError | None:
+        """Acknowledge; what it came to."""
+        ended: list[KvError | None] = []
+        action = kv_pb2.QueueAction(ack=kv_pb2.QueueAck(lease=message.lease))
+        self.run(self.consumer.settle, message.lease, action, ended.append)
+        await until(lambda: bool(ended), 60.0, "an ack did not end")
+        return ended[0]
+
+    def leave(self, *, give_back: bool = True) -> None:
+        self.run(self.trio.node(self.server).queues.leave, self.consumer, give_back=give_back)
+
+    def payloads(self) -> list[bytes]:
+        return [message.payload.data for message in self.got]
+
+
+async def send(trio: Trio, server: Server, *payloads: bytes, **more: object) -> None:
+    node = trio.node(server)
+    answer = await trio.within(server, node.write(enqueue(*payloads, **more)))
+    assert answer.status == SUCCESS
+
+
+def rows_of_queues(trio: Trio, server: Server) -> list[bytes]:
+    """The keys of messages, due rows and leases on a node."""
+    state = trio.node(server).state
+    found = state.scan_keys(keys.SPACES_START, keys.SPACES_END, 10_000)
+    return [key for key in found if key[4:5] in b"mdl"]
+
+
+@on_trio
+async def test_a_message_reaches_a_consumer_on_any_node_and_an_ack_removes_it(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    for at, sender in ((leader, one), (one, other), (other, leader)):
+        listener = Listener(trio, at, credit=1)
+        await send(trio, sender, b"hello")
+        await until(lambda listener=listener: bool(listener.got), 5.0, "not delivered")  # type: ignore[misc]
+        assert listener.payloads() == [b"hello"]
+        assert await listener.ack(listener.got[0]) is None
+        listener.leave()
+    await trio.everywhere()
+    for server in (leader, one, other):
+        assert rows_of_queues(trio, server) == []
+
+
+@on_trio
+async def test_few_messages_are_spread_and_nobody_gets_more_than_its_credit(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    listeners = [Listener(trio, server, credit=4) for server in (leader, one, other)]
+    await asyncio.sleep(1.0)  # the pulls of all are at the leader
+    await send(trio, one, *[b"%d" % number for number in range(9)])
+    await until(lambda: sum(len(each.got) for each in listeners) == 9, 5.0, "not delivered")
+    assert [len(each.got) for each in listeners] == [3, 3, 3]
+    await send(trio, one, *[b"%d" % number for number in range(9, 20)])
+    await asyncio.sleep(2.0)
+    assert [len(each.got) for each in listeners] == [4, 4, 4]
+    assert len({message.id for each in listeners for message in each.got}) == 12
+
+
+@on_trio
+async def test_a_delayed_message_comes_within_100_ms_of_its_time(trio: Trio) -> None:
+    _, one, other = await trio.leader_and_followers()
+    listener = Listener(trio, one, credit=10)
+    begun = asyncio.get_running_loop().time()
+    for delay_ms in (70_000, 400, 3_000):
+        await send(trio, other, b"%d" % delay_ms, delay_ms=delay_ms)
+    for count in (1, 2, 3):
+        await until(lambda count=count: len(listener.got) == count, 90.0, "not delivered")  # type: ignore[misc]
+        await listener.ack(listener.got[-1])
+    assert listener.payloads() == [b"400", b"3000", b"70000"]
+    for at, delay_ms in zip(listener.at, (400, 3_000, 70_000), strict=True):
+        assert delay_ms <= (at - begun) * 1_000 + 1
+        # Judged by the leader's clock, which may be off from true time by its drift.
+        assert (at - begun) * 1_000 < delay_ms * 1.001 + 200
+
+
+@on_trio
+async def test_what_a_consumer_holds_when_it_leaves_is_given_to_another_at_once(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    first = Listener(trio, one, credit=2)
+    await send(trio, leader, b"a", b"b", no_retries=True)
+    await until(lambda: len(first.got) == 2, 5.0, "not delivered")
+    second = Listener(trio, other, credit=5)
+    await asyncio.sleep(1.0)
+    assert second.got == []
+    lost = first.got[0]
+    first.leave()
+    await until(lambda: len(second.got) == 2, 2.0, "not given back")
+    assert {message.attempt for message in second.got} == {2}
+    late = Listener(trio, one)
+    error = await late.ack(lost)
+    assert error is not None
+    assert error.code == "LEASE_LOST"
+
+
+@on_trio
+async def test_the_messages_of_a_consumer_that_says_nothing_come_again_when_its_lease_ends(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    silent = Listener(trio, one, credit=1, lease_ms=2_000)
+    await send(trio, leader, b"a")
+    await until(lambda: bool(silent.got), 5.0, "not delivered")
+    given_at = silent.at[0]
+    second = Listener(trio, other, credit=1)
+    await until(lambda: bool(second.got), 5.0, "not delivered again")
+    assert 1.9 < second.at[0] - given_at < 2.5
+
+
+@on_trio
+async def test_extended_leases_last_and_outlive_a_leader(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    holder = Listener(trio, one, credit=1, lease_ms=3_000)
+    await send(trio, one, b"a")
+    await until(lambda: bool(holder.got), 5.0, "not delivered")
+    waiting = Listener(trio, other, credit=1)
+    trio.may_stop.add(leader.member.node_id)
+    trio.cut(leader)
+    for _ in range(8):
+        await asyncio.sleep(1.0)
+        holder.run(holder.consumer.extend, holder.got[0].lease, lambda error: None)
+    assert waiting.got == []
+    assert await holder.ack(holder.got[0]) is None
+    trio.heal()
+    await trio.everywhere()
+    await asyncio.sleep(5.0)
+    assert waiting.got == []
+    assert rows_of_queues(trio, one) == []
+
+
+@on_trio
+async def test_consumers_go_on_after_the_leader_is_gone_and_nothing_is_lost(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    listeners = [Listener(trio, server, credit=3) for server in (one, other)]
+    handled: set[bytes] = set()
+
+    async def handle(listener: Listener) -> None:
+        for done in range(1_000):
+            await until(lambda done=done: len(listener.got) > done, 60.0, "nothing comes")  # type: ignore[misc]
+            message = listener.got[done]
+            if await listener.ack(message) is None:
+                handled.add(message.payload.data)
+            listener.grant(1)
+
+    handlers = [asyncio.ensure_future(handle(listener)) for listener in listeners]
+    wanted = {b"%d" % number for number in range(60)}
+    for number in range(60):
+        if number == 20:
+            trio.cut(leader)
+        if number == 40:
+            trio.heal()
+        await send(trio, (one, other)[number % 2], b"%d" % number)
+    await until(lambda: handled == wanted, 60.0, "not all were handled")
+    for handler in handlers:
+        handler.cancel()
+    await asyncio.gather(*handlers, return_exceptions=True)
+    await trio.everywhere()
+    assert rows_of_queues(trio, one) == []
+
+
+@on_trio
+async def test_a_listener_of_a_queue_that_cannot_be_is_told(trio: Trio) -> None:
+    leader = await trio.leading()
+    listener = Listener(trio, leader, queue="no such name", credit=1)
+    await until(lambda: bool(listener.errors), 5.0, "not told")
+    assert listener.errors[0].code == "BAD_QUEUE_NAME"
+    try:
+        listener.grant(limits.MAX_CONSUMER_IN_FLIGHT_COUNT)
+    except KvError as error:
+        assert error.code == "TOO_MUCH_CREDIT"
+    else:
+        raise AssertionError("credit without bound")

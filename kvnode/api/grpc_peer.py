@@ -95,12 +95,16 @@ class PeerService:
         raw = await context.read()
         if raw is aio.EOF:
             return
-        refused = node.check_hello(parse(peer_pb2.ForwardRequest, raw).hello)
+        hello = parse(peer_pb2.ForwardRequest, raw).hello
+        refused = node.check_hello(hello)
         await context.write(peer_pb2.ForwardResponse(refused=refused).SerializeToString())
         if refused:
             return
         outbox = Outbox(context.write, _RESULTS_FIELD)
-        await Pump(outbox, self._stopping).run(partial(_take_forwarded, node, context, outbox))
+        try:
+            await Pump(outbox, self._stopping).run(partial(_take_forwarded, node, context, outbox))
+        finally:
+            node.queues.peer_left(hello.node_id)
 
     async def _install_snapshot(self, context: aio.ServicerContext) -> None:
         node = self._node

@@ -1,4 +1,4 @@
-"""The gRPC port of a node: KV, Admin and Peer, with health and reflection beside them.
+"""The gRPC port of a node: KV, Queue, Admin and Peer, with health and reflection beside them.
 
 Stopping: health turns to NOT_SERVING, sessions and watches end once what they owe is answered, then the peers'
 streams, which carried what those answers waited for; what is left after the grace is cut.
@@ -14,7 +14,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from kvnode.api import grpc_admin, grpc_kv, grpc_peer
+from kvnode.api import grpc_admin, grpc_kv, grpc_peer, grpc_queue
 from kvnode.api.auth.authority import Authority
 from kvnode.api.auth.gate import Gate
 from kvnode.api.calls_under_way import CallsUnderWay
@@ -23,6 +23,7 @@ from kvnode.api.grpc_directory import DirectoryService
 from kvnode.api.grpc_handlers import Handlers
 from kvnode.api.grpc_kv import KvService
 from kvnode.api.grpc_peer import PeerService
+from kvnode.api.grpc_queue import QueueService
 from kvnode.api.join import Joining
 from kvnode.api.listen import bind
 from kvnode.api.peer_lanes import PeerLanes
@@ -32,7 +33,7 @@ from kvnode.base.clock import Clock, SystemClock
 from kvnode.node.channels import SERVER_OPTIONS
 
 # The whole process, and the services whose health follows the node's readiness.
-_HEALTH_NAMES = ("", grpc_kv.SERVICE, grpc_admin.SERVICE)
+_HEALTH_NAMES = ("", grpc_kv.SERVICE, grpc_queue.SERVICE, grpc_admin.SERVICE)
 
 
 class GrpcServer:
@@ -86,12 +87,13 @@ class GrpcServer:
         adoption = self._adoption or Joining(node.member, node.cluster_id)
         for name, methods in (
             (grpc_kv.SERVICE, KvService(node, gate, self._stopping).handlers(build)),
+            (grpc_queue.SERVICE, QueueService(node, gate, self._stopping).handlers(build)),
             (grpc_admin.SERVICE, {**admin, **directory}),
             (grpc_peer.SERVICE, PeerService(node, adoption, self._clock, self._stopping, self._lanes).handlers(build)),
         ):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        services = (grpc_kv.SERVICE, grpc_admin.SERVICE, grpc_peer.SERVICE, health.SERVICE_NAME)
+        services = (grpc_kv.SERVICE, grpc_queue.SERVICE, grpc_admin.SERVICE, grpc_peer.SERVICE, health.SERVICE_NAME)
         reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
         port = bind(server, self._address, self._credentials)
         if self._credentials is None:

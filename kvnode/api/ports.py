@@ -10,6 +10,7 @@ from kvnode.codec.membership import Member, Membership
 from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.node.directory import Directory
 from kvnode.node.ports import Deliver, Origin, PeerHandler, SnapshotSink
+from kvnode.node.queue.queues import Queues
 from kvnode.node.stats import Stats
 from kvnode.node.watch import WatchHub
 from kvnode.proto.kv.v1 import admin_pb2, kv_pb2
@@ -65,6 +66,10 @@ class ServedNode(PeerHandler, Protocol):
     @property
     def watches(self) -> WatchHub:
         """Its watches."""
+
+    @property
+    def queues(self) -> Queues:
+        """Its part in queues."""
 
     @property
     def members(self) -> MemberVerbs:

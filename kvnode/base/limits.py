@@ -210,3 +210,7 @@ MAX_CONSUMER_IN_FLIGHT_COUNT = 1_000  # messages that one listener holds, and cr
 CONSUMER_RETRY_MS = 100
 MAX_SETTLEMENTS_COUNT = 2  # writes of acks under way for one database; what comes meanwhile gathers for the next
 MAX_PEEK_COUNT = 100
+MAX_LISTENER_UNSENT_BYTES = 1_048_576  # above this a listener that does not read is sent no more messages
+LISTEN_PING_INTERVAL_MS = 5_000
+CLIENT_LISTEN_SILENCE_MS = 3 * LISTEN_PING_INTERVAL_MS
+LISTENER_CLOSE_TIMEOUT_MS = 5_000

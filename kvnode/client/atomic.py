@@ -7,9 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from kvnode.base.errors import InvalidRequest
+from kvnode.client.queue import QueueMessage
 from kvnode.client.results import CommitResult, Entry, parse_versionstamp
 from kvnode.codec.keys import KeyPart, encode_key, prefix_range
-from kvnode.codec.values import KvU64, encode_v8, encode_value
+from kvnode.codec.values import KvU64, encode_payload, encode_v8, encode_value
 from kvnode.proto.kv.v1 import kv_pb2
 
 Commit = Callable[[kv_pb2.AtomicWriteRequest, int | None], Awaitable[kv_pb2.AtomicWriteResponse]]
@@ -34,6 +35,7 @@ class AtomicOperation:
 
     def __init__(self, commit: Commit) -> None:
         self._commit = commit
+        self._acked: list[QueueMessage] = []
         self.request = kv_pb2.AtomicWriteRequest()
 
     def check(self, entry_or_key: Entry | Sequence[KeyPart], versionstamp: str | None = None) -> AtomicOperation:
@@ -160,6 +162,44 @@ class AtomicOperation:
         encoded = kv_pb2.Value(data=data, encoding=encoding)  # type: ignore[arg-type]
         return self.request.mutations.add(type=kind, key=encode_key(key), value=encoded)
 
+    def enqueue(
+        self,
+        value: object,
+        *,
+        queue: str = "",
+        delay: int = 0,
+        keys_if_undelivered: Sequence[Sequence[KeyPart]] = (),
+        backoff_schedule: Sequence[int] | None = None,
+    ) -> AtomicOperation:
+        """Put a message in a queue; it is there when the transaction commits.
+
+        Args:
+            value: up to 65,536 bytes when encoded.
+            queue: its name; empty = the default one, where Deno's `enqueue` puts its own.
+            delay: milliseconds until it is delivered, 30 days at most.
+            keys_if_undelivered: up to 10 keys that get the value when the last attempt has failed.
+            backoff_schedule: milliseconds before each further attempt, up to 10 of an hour at most; None = 100, 1,000,
+                5,000, 30,000, 60,000; empty = the first failure is the last.
+        """
+        data, encoding = encode_payload(value)
+        message = self.request.enqueues.add(queue=queue, delay_ms=int(delay))
+        message.payload.data, message.payload.encoding = data, encoding  # type: ignore[assignment]
+        message.keys_if_undelivered.extend(encode_key(key) for key in keys_if_undelivered)
+        if backoff_schedule is not None:
+            message.backoff_intervals_ms.extend(int(interval) for interval in backoff_schedule)
+            message.no_retries = not message.backoff_intervals_ms
+        return self
+
+    def ack(self, message: QueueMessage) -> AtomicOperation:
+        """Acknowledge a message: only while its lease is current, together with everything else here or not at all.
+
+        So what a handler writes happens once, however often the message is delivered. When the lease is lost, commit
+        raises LEASE_LOST and nothing has happened.
+        """
+        self.request.actions.add().ack.lease = message.lease
+        self._acked.append(message)
+        return self
+
     async def commit(self, *, timeout_ms: int | None = None) -> CommitResult:
         """Apply all or nothing, exactly once.
 
@@ -170,6 +210,8 @@ class AtomicOperation:
         """
         response = await self._commit(self.request, timeout_ms)
         if response.status == kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS:
+            for message in self._acked:
+                message.acknowledged()
             return CommitResult(True, response.versionstamp.hex())
         return CommitResult(False, None, tuple(response.failed_checks))
 

@@ -15,6 +15,8 @@ from kvnode.client import rpc
 from kvnode.client.atomic import COMMIT_VERSIONSTAMP, AtomicOperation, CommitVersionstamp, WritableKey
 from kvnode.client.channel import parse_endpoints
 from kvnode.client.listing import KvList
+from kvnode.client.queue import Handler, QueueListener, run_handlers
+from kvnode.client.queue_admin import QueueAdmin
 from kvnode.client.results import CommitResult, Consistency, Entry, consistency_of, parse_versionstamp
 from kvnode.client.selection import CallMetadata, call_metadata
 from kvnode.client.session import Session
@@ -103,6 +105,7 @@ class Kv:
             random=self._random,
         )
         self._unary_reads_count = 0
+        self.queues = QueueAdmin(self._unary, self._commit, timeout_ms)
 
     async def __aenter__(self) -> Kv:
         return self
@@ -331,6 +334,78 @@ class Kv:
 
     async def _commit(self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int | None) -> kv_pb2.AtomicWriteResponse:
         return await self.session.write(request, timeout_ms or self._timeout_ms)
+
+    # ---- queues ------------------------------------------------------------------------------------------------
+
+    async def enqueue(
+        self,
+        value: object,
+        *,
+        queue: str = "",
+        delay: int = 0,
+        keys_if_undelivered: Sequence[AnyKey] = (),
+        backoff_schedule: Sequence[int] | None = None,
+        timeout_ms: int | None = None,
+    ) -> CommitResult:
+        """Put a message in a queue. Arguments as for AtomicOperation.enqueue; errors as for its commit."""
+        operation = self.atomic().enqueue(
+            value,
+            queue=queue,
+            delay=delay,
+            keys_if_undelivered=keys_if_undelivered,
+            backoff_schedule=backoff_schedule,
+        )
+        return await operation.commit(timeout_ms=timeout_ms)
+
+    def messages(
+        self, queue: str = "", *, concurrency: int = 10, lease_ms: int = 0, consumer: str = ""
+    ) -> QueueListener:
+        """The messages of a queue as they fall due, for ever: `async with kv.messages("mail") as messages`, then
+        `async for message in messages`, and `await message.ack()` for each.
+
+        A message is delivered at least once, and to one consumer at a time; until it is acked, nacked or released it
+        is kept by extending its lease. Broken connections are made anew silently.
+
+        Args:
+            queue: its name; empty = the default one.
+            concurrency: how many messages may be held at a time, 1,000 at most.
+            lease_ms: 1,000 to 600,000: when this process is no longer heard of, its messages are delivered to others
+                after so long; 0 = 10,000.
+            consumer: a name for people to read.
+        """
+        return QueueListener(
+            self._addresses,
+            queue=queue,
+            concurrency=concurrency,
+            lease_ms=lease_ms,
+            consumer=consumer,
+            credentials=self._credentials,
+            metadata=self._metadata,
+            fail_fast=self._fail_fast,
+            random=self._random,
+        )
+
+    async def listen_queue(
+        self,
+        handler: Handler,
+        *,
+        queue: str = "",
+        concurrency: int = 10,
+        lease_ms: int = 0,
+        consumer: str = "",
+    ) -> None:
+        """Hand every message of a queue to a handler, until cancelled.
+
+        When the handler returns the message is acknowledged; when it raises, the message is delivered again by its
+        schedule. A handler that acknowledges by itself (`kv.atomic()....ack(message).commit()`) writes what it does and
+        removes the message in one transaction.
+
+        Args:
+            handler: called with a QueueMessage, as many at a time as `concurrency` says; may be a coroutine function.
+            queue, concurrency, lease_ms, consumer: as for messages.
+        """
+        listener = self.messages(queue, concurrency=concurrency, lease_ms=lease_ms, consumer=consumer)
+        await run_handlers(listener, handler)
 
     # ---- watches -----------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Generic, NamedTuple, TypeVar
 
-from kvnode.proto.kv.v1 import admin_pb2, directory_pb2, kv_pb2
+from kvnode.proto.kv.v1 import admin_pb2, directory_pb2, kv_pb2, queue_pb2
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -22,6 +22,11 @@ READ = Method("/kv.v1.KV/Read", kv_pb2.ReadRequest, kv_pb2.ReadResponse)
 ATOMIC_WRITE = Method("/kv.v1.KV/AtomicWrite", kv_pb2.AtomicWriteRequest, kv_pb2.AtomicWriteResponse)
 SESSION = Method("/kv.v1.KV/Session", kv_pb2.SessionRequest, kv_pb2.SessionResponse)
 WATCH = Method("/kv.v1.KV/Watch", kv_pb2.WatchRequest, kv_pb2.WatchResponse)
+
+QUEUE_LISTEN = Method("/kv.v1.Queue/Listen", queue_pb2.ListenRequest, queue_pb2.ListenResponse)
+QUEUE_LIST = Method("/kv.v1.Queue/List", queue_pb2.QueueListRequest, queue_pb2.QueueListResponse)
+QUEUE_PEEK = Method("/kv.v1.Queue/Peek", queue_pb2.QueuePeekRequest, queue_pb2.QueuePeekResponse)
+DEAD_LETTERS = Method("/kv.v1.Queue/DeadLetters", queue_pb2.DeadLettersRequest, queue_pb2.DeadLettersResponse)
 
 STATUS = Method("/kv.v1.Admin/Status", admin_pb2.StatusRequest, admin_pb2.StatusResponse)
 CLUSTER_STATUS = Method("/kv.v1.Admin/ClusterStatus", admin_pb2.ClusterStatusRequest, admin_pb2.ClusterStatusResponse)

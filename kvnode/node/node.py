@@ -119,6 +119,7 @@ class Node:
             self.directory.takes_write,
         )
         self.queues = Queues(
+            self.node_id,
             self.state,
             self.proposals.add,
             self._submit_one,

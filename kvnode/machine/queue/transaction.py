@@ -240,8 +240,13 @@ class QueueTransaction:
         delay_ms = action.delay_ms if action.HasField("delay_ms") else None
         self._again(lease, message, schedule.after_failure(lease.history, message.backoff_intervals_ms, delay_ms))
 
-    def _release(self, row: Row, _action: kv_pb2.QueueRelease) -> None:
-        self._lose(row)
+    def _release(self, row: Row, action: kv_pb2.QueueRelease) -> None:
+        if not action.unseen:
+            self._lose(row)
+            return
+        lease, _ = self._end_lease(row)
+        lease.history.deliveries_count -= 1
+        self._again(lease, rows.MessageRow(), 0)
 
     def _lose(self, row: Row) -> None:
         lease, _ = self._end_lease(row)

@@ -53,7 +53,7 @@ def validate_enqueue(enqueue: kv_pb2.Enqueue, position: int) -> tuple[int, int]:
 def validate_actions(request: kv_pb2.AtomicWriteRequest) -> None:
     """Raises InvalidRequest: UNKNOWN_QUEUE_ACTION, BAD_QUEUE_NAME, BAD_LEASE, BAD_LEASE_TIME, BAD_DEADLINE,
     BAD_COUNT, TOO_MANY_QUEUE_ACTIONS, CONSUMER_NAME_TOO_LONG."""
-    touched = sum(map(_check_action, request.actions))
+    touched = sum(map(validate_action, request.actions))
     if touched > limits.MAX_QUEUE_TOUCHED_COUNT:
         raise InvalidRequest(
             "TOO_MANY_QUEUE_ACTIONS",
@@ -64,10 +64,13 @@ def validate_actions(request: kv_pb2.AtomicWriteRequest) -> None:
 
 def validate_pull(pull: kv_pb2.QueuePull) -> None:
     """Raises InvalidRequest: BAD_QUEUE_NAME, BAD_COUNT, BAD_LEASE_TIME, CONSUMER_NAME_TOO_LONG."""
+    if pull.cancel:
+        validate_queue_name(pull.queue)
+        return
     claim = kv_pb2.QueueClaim(
         queue=pull.queue, max_count=pull.max_count, consumer=pull.consumer, lease_ms=pull.lease_ms
     )
-    _check_action(kv_pb2.QueueAction(claim=claim))
+    validate_action(kv_pb2.QueueAction(claim=claim))
 
 
 def _check_encoding(payload: kv_pb2.Value, position: int) -> None:
@@ -123,8 +126,8 @@ def _check_schedule(enqueue: kv_pb2.Enqueue, position: int) -> None:
         )
 
 
-def _check_action(action: kv_pb2.QueueAction) -> int:
-    """How many messages it may touch."""
+def validate_action(action: kv_pb2.QueueAction) -> int:
+    """How many messages it may touch. Raises InvalidRequest, as validate_actions."""
     kind = action.WhichOneof("action")
     if kind is None:
         raise unknown_action()

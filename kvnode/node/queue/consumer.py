@@ -36,9 +36,10 @@ class Consumer:
     Args:
         submit: routes a pull.
         settler: settles leases.
-        database, queue, lease_ms, name: as kv.proto's QueuePull has them.
+        database, queue, lease_ms, name, token: as kv.proto's QueuePull has them.
         deliver: given messages as they come, on the loop.
         failed: told why no message will come any more.
+        takes: whether messages may come now; when that changes, `resume`.
     """
 
     def __init__(
@@ -50,13 +51,18 @@ class Consumer:
         queue: str,
         lease_ms: int,
         name: str,
+        token: bytes,
         deliver: Callable[[list[kv_pb2.QueueMessage]], None],
         failed: Callable[[KvError], None],
+        takes: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._takes = takes
         self._submit = submit
         self._settler = settler
         self._database = database
-        self._pull = kv_pb2.QueuePull(queue=queue, lease_ms=lease_ms, consumer=name, wait_ms=limits.QUEUE_PULL_WAIT_MS)
+        self._pull = kv_pb2.QueuePull(
+            queue=queue, lease_ms=lease_ms, consumer=name, wait_ms=limits.QUEUE_PULL_WAIT_MS, token=token
+        )
         self.lease_ms = lease_ms or limits.DEFAULT_QUEUE_LEASE_MS
         self._deliver = deliver
         self._failed = failed
@@ -83,6 +89,10 @@ class Consumer:
         self._credit += count
         self._ask()
 
+    def resume(self) -> None:
+        """Messages may come again."""
+        self._ask()
+
     def hold(self, leases: Iterable[bytes]) -> None:
         """The consumer holds these from before."""
         self._held.update(leases)
@@ -106,8 +116,12 @@ class Consumer:
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
+        if self._pulls_count:
+            cancel = kv_pb2.QueuePull(queue=self._pull.queue, token=self._pull.token, cancel=True)
+            operation = kv_pb2.Operation(pull=cancel, timeout_ms=limits.QUEUE_PULL_GRACE_MS)
+            self._submit(operation, Origin(b"", 0, self._database), _ignore)
         if give_back:
-            self._settler.release(self._database, self._held)
+            self._settler.release(self._database, self._held, unseen=False)
         self._held.clear()
 
     def _extended(self, lease: bytes, done: Done, error: KvError | None) -> None:
@@ -118,6 +132,8 @@ class Consumer:
     def _ask(self) -> None:
         wanted = min(self._credit - self._pulling_count, limits.MAX_QUEUE_TOUCHED_COUNT)
         if wanted <= 0 or self._closed or self._pulls_count >= MAX_PULLS_COUNT or self._retry is not None:
+            return
+        if not self._takes():
             return
         self._pulling_count += wanted
         self._pulls_count += 1
@@ -133,7 +149,7 @@ class Consumer:
             return
         messages = list(result.pulled.messages)
         if self._closed:
-            self._settler.release(self._database, [message.lease for message in messages])
+            self._settler.release(self._database, [message.lease for message in messages], unseen=True)
             return
         self._credit -= len(messages)
         self._held.update(message.lease for message in messages)
@@ -155,3 +171,7 @@ class Consumer:
     def _try_again(self) -> None:
         self._retry = None
         self._ask()
+
+
+def _ignore(_result: kv_pb2.OperationResult) -> None:
+    pass

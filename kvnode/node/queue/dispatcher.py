@@ -100,12 +100,16 @@ class Dispatcher:
         return self._pulls_count
 
     def add(self, call: Call) -> None:
-        """A pull, which has been validated."""
+        """A pull, or the cancelling of one, which has been validated."""
+        assert call.operation is not None
+        pull = call.operation.pull
+        if pull.cancel:
+            self.cancel(pull.token)
+            _answer(call, [])
+            return
         if self._pulls_count >= limits.MAX_QUEUE_PULLS_COUNT:
             call.fail(Unavailable("too many consumers wait at the leader already; retry later", code="OVERLOADED"))
             return
-        assert call.operation is not None
-        pull = call.operation.pull
         wait_ms = min(pull.wait_ms, limits.QUEUE_PULL_WAIT_MS)
         call.deadline_ms = min(call.deadline_ms, self._monotonic_ms() + wait_ms)
         queue_id = (call.database, pull.queue or keys.DEFAULT_QUEUE)
@@ -126,6 +130,16 @@ class Dispatcher:
         for queue_id in touched:
             if queue_id in self._queues:
                 self._look(queue_id)
+
+    def cancel(self, token: bytes) -> None:
+        """Whoever waits under a token that begins so waits no longer: a consumer has left, or its whole node."""
+        for queue_id, queue in list(self._queues.items()):
+            gone = [call for call in queue.pulls if _token(call).startswith(token)]
+            if gone:
+                self._keep(queue, [call for call in queue.pulls if call not in gone])
+                for call in gone:
+                    _answer(call, [])
+                self._forget_if_idle(queue_id)
 
     def look_everywhere(self) -> None:
         """The state was replaced, or this node may begin to resolve."""
@@ -281,6 +295,11 @@ class Dispatcher:
 def _wanted(call: Call) -> int:
     assert call.operation is not None
     return call.operation.pull.max_count
+
+
+def _token(call: Call) -> bytes:
+    assert call.operation is not None
+    return call.operation.pull.token
 
 
 def _lease_ms(call: Call) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from kvnode.base.errors import KvError
 from kvnode.node.calls import Call
@@ -11,11 +12,19 @@ from kvnode.node.queue.dispatcher import Dispatcher, DueKeys
 from kvnode.node.queue.settler import Settler, Write
 from kvnode.proto.kv.v1 import kv_pb2
 
+_TOKEN_PART_BYTES = 8
+
+
+def node_token(node_id: int) -> bytes:
+    """What the tokens of a node's pulls begin with."""
+    return node_id.to_bytes(_TOKEN_PART_BYTES, "big")
+
 
 class Queues:
     """One node's part in queues.
 
     Args:
+        node_id: of this node.
         state: shows the applied state.
         propose: queues a write at this node, which leads.
         submit: routes an operation, wherever the leader is.
@@ -27,6 +36,7 @@ class Queues:
 
     def __init__(
         self,
+        node_id: int,
         state: DueKeys,
         propose: Callable[[Call], None],
         submit: Submit,
@@ -35,9 +45,12 @@ class Queues:
         log_time: Callable[[], int],
         monotonic_ms: Callable[[], float],
     ) -> None:
+        self._node_token = node_token(node_id)
+        self._listens_count = 0
         self._submit = submit
         self.settler = Settler(write)
-        self.dispatcher = Dispatcher(state, propose, self.settler.release, take_back, log_time, monotonic_ms)
+        release = partial(self.settler.release, unseen=True)
+        self.dispatcher = Dispatcher(state, propose, release, take_back, log_time, monotonic_ms)
         self._consumers: set[Consumer] = set()
 
     @property
@@ -51,14 +64,16 @@ class Queues:
         opening: tuple[str, int, str],
         deliver: Callable[[list[kv_pb2.QueueMessage]], None],
         failed: Callable[[KvError], None],
+        takes: Callable[[], bool] = lambda: True,
     ) -> Consumer:
         """A consumer; `leave` ends it.
 
         Args:
             opening: (queue, lease in ms or 0, the consumer's name), validated.
-            deliver, failed: see Consumer.
+            deliver, failed, takes: see Consumer.
         """
         queue, lease_ms, name = opening
+        self._listens_count += 1
         consumer = Consumer(
             self._submit,
             self.settler,
@@ -66,8 +81,10 @@ class Queues:
             queue=queue,
             lease_ms=lease_ms,
             name=name,
+            token=self._node_token + self._listens_count.to_bytes(_TOKEN_PART_BYTES, "big"),
             deliver=deliver,
             failed=failed,
+            takes=takes,
         )
         self._consumers.add(consumer)
         return consumer
@@ -76,6 +93,10 @@ class Queues:
         """The consumer's stream has ended."""
         self._consumers.discard(consumer)
         consumer.close(give_back=give_back)
+
+    def peer_left(self, node_id: int) -> None:
+        """The stream on which that node's pulls came is over: what is dealt to them would be lost on the way."""
+        self.dispatcher.cancel(node_token(node_id))
 
     async def close(self) -> None:
         """The node stops."""

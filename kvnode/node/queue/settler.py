@@ -60,10 +60,15 @@ class Settler:
             lane.writes_count += 1
             self._start(self._drain(database, lane))
 
-    def release(self, database: int, leases: Iterable[bytes]) -> None:
-        """Give leases back; whether that works nobody waits for, since they expire anyway."""
+    def release(self, database: int, leases: Iterable[bytes], *, unseen: bool) -> None:
+        """Give leases back; whether that works nobody waits for, since they expire anyway.
+
+        Args:
+            unseen: no handler has seen the messages.
+        """
         for lease in leases:
-            self.settle(database, kv_pb2.QueueAction(release=kv_pb2.QueueRelease(lease=lease)), _ignore)
+            release = kv_pb2.QueueRelease(lease=lease, unseen=unseen)
+            self.settle(database, kv_pb2.QueueAction(release=release), _ignore)
 
     async def close(self) -> None:
         """End what is under way; nobody is told: whoever listened is gone too."""

@@ -63,6 +63,11 @@ class FakeSink:
         self.node.snapshot_finished = True
 
 
+class FakeQueues:
+    def peer_left(self, node_id: int) -> None:
+        pass
+
+
 class FakeMembers:
     def __init__(self, node: FakeNode) -> None:
         self.node = node
@@ -99,6 +104,7 @@ class FakeNode:
         self.ready = (True, "ok")
         self.state = FakeState()
         self.watches = WatchHub(self.state, self.stats)
+        self.queues = FakeQueues()
         self.directory = Directory(self.state, self.cluster_id)
         self.members = FakeMembers(self)
         self.hold = False

@@ -144,7 +144,12 @@ class Model:
         self.world.waiting[message.queue, due, message.id] = message
 
     def release(self, action):
-        self.lose(action.lease)
+        if not action.unseen:
+            self.lose(action.lease)
+            return
+        message, _ = self.world.leases.pop(action.lease)
+        message.deliveries -= 1
+        self.world.waiting[message.queue, self.now, message.id] = message
 
     def lose(self, lease_id):
         message, _ = self.world.leases.pop(lease_id)

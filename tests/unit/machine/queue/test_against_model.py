@@ -80,6 +80,8 @@ class Harness:
         if kind in ("ack", "nack", "extend", "release"):
             held = list(self.models[number].world.leases)
             named.lease = chance.choice(held) if held and chance.random() < 0.85 else chance.choice(self.leases)
+            if kind == "release":
+                named.unseen = chance.random() < 0.3
             if kind == "nack" and chance.random() < 0.3:
                 named.delay_ms = chance.choice([0, 7, 500])
         else:

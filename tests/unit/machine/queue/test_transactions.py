@@ -232,6 +232,14 @@ def test_what_is_given_back_is_due_at_once(db):
     assert db.claim()[0].attempt == 2
 
 
+def test_what_nobody_has_seen_was_not_delivered(db):
+    db.enqueue(no_retries=True)
+    for _ in range(limits.MAX_QUEUE_LOSSES_COUNT + 5):
+        message = db.claim()[0]
+        assert message.attempt == 1
+        db.run(act(release={"lease": message.lease, "unseen": True}))
+
+
 def test_an_extended_lease_lasts_from_the_commit_on(db):
     db.enqueue()
     lease = db.claim(lease_ms=2_000)[0].lease

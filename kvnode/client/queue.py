@@ -1,0 +1,427 @@
+"""Listening to a queue: messages under leases, over a stream that is opened again whenever it breaks.
+
+Theory of operation. A listener lets the node send as many messages as it has free places (credit). Each message is
+*held* until it is acked, nacked or released; a place becomes free at that moment, before the answer has come. While it
+is held its lease is extended, a third of the lease before it would end at the latest. An ack that the node has not
+confirmed is *settling*; when the stream breaks, the next one, at whichever node answers, begins with the leases that
+are held and with everything that is settling. So a consumer survives the loss of its node with its handlers running.
+
+When a lease is lost all the same (this process was frozen, or cut off, for longer than a lease), the message says so:
+`lost` is set, and its ack raises LEASE_LOST. It is, or was, delivered again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from random import Random
+from types import TracebackType
+from typing import Literal
+
+import grpc
+import grpc.aio
+
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
+from kvnode.client import rpc
+from kvnode.client.channel import dial
+from kvnode.client.endpoints import Endpoints
+from kvnode.client.selection import CallMetadata
+from kvnode.client.status import error_from_proto, error_from_rpc, is_retryable
+from kvnode.codec.values import decode_value
+from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
+
+_log = logging.getLogger(__name__)
+
+_LEASE_LOST = "LEASE_LOST"
+_Verb = Literal["ack", "nack", "release"]
+
+
+class QueueMessage:
+    """A message under a lease.
+
+    Attributes:
+        id: 24 hexadecimal digits, the same at every delivery.
+        queue: the queue's name.
+        attempt: 1 for the first delivery, 2 for the next.
+        enqueued_at_ms: when it was enqueued, milliseconds since 1970.
+        lease: of this delivery.
+        lost: set when the lease was lost while it was held.
+    """
+
+    __slots__ = ("_listener", "attempt", "enqueued_at_ms", "id", "lease", "lost", "queue", "raw")
+
+    def __init__(self, message: kv_pb2.QueueMessage, listener: QueueListener) -> None:
+        self._listener = listener
+        self.id = message.id.hex()
+        self.queue = message.queue
+        self.raw = (message.payload.data, int(message.payload.encoding))
+        self.attempt = message.attempt
+        self.enqueued_at_ms = message.enqueued_at_ms
+        self.lease = message.lease
+        self.lost = asyncio.Event()
+
+    @property
+    def value(self) -> object:
+        """What was enqueued. Raises KvError: VALUE_NOT_READABLE."""
+        return decode_value(*self.raw)
+
+    async def ack(self) -> None:
+        """It is handled: remove it. Returns when that is committed.
+
+        Raises:
+            KvError: LEASE_LOST: it is, or was, delivered again.
+        """
+        await self._listener.settle(self, "ack")
+
+    async def nack(self, *, delay: int | None = None) -> None:
+        """Its handling failed: deliver it again, or give it up if this was the last attempt.
+
+        Args:
+            delay: milliseconds until then; None = as the schedule has it.
+        """
+        await self._listener.settle(self, "nack", delay)
+
+    async def release(self) -> None:
+        """Give it back unhandled: it is due again at once, and no attempt is used up."""
+        await self._listener.settle(self, "release")
+
+    def acknowledged(self) -> None:
+        """A transaction of the caller's own has acknowledged it (AtomicOperation.ack does this by itself)."""
+        self._listener.settled_elsewhere(self)
+
+    def __repr__(self) -> str:
+        return f"QueueMessage(id={self.id!r}, queue={self.queue!r}, attempt={self.attempt})"
+
+
+class _Settling:
+    """What was decided about a message and is not confirmed."""
+
+    __slots__ = ("delay", "future", "verb")
+
+    def __init__(self, verb: _Verb, delay: int | None) -> None:
+        self.verb = verb
+        self.delay = delay
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def add_to(self, request: queue_pb2.ListenRequest, lease: bytes) -> None:
+        if self.verb == "ack":
+            request.ack.append(lease)
+        elif self.verb == "release":
+            request.release.append(lease)
+        else:
+            nack = request.nack.add(lease=lease)
+            if self.delay is not None:
+                nack.delay_ms = self.delay
+
+
+class QueueListener(AsyncIterator[QueueMessage]):
+    """Messages of one queue, each to be acked, nacked or released: `async with kv.messages() as messages`.
+
+    Args:
+        addresses: host:port of nodes.
+        queue: its name; empty = the default one.
+        concurrency: how many messages may be held at a time.
+        lease_ms: how long a message stays with a consumer that is no longer heard of; 0 = 10 s.
+        consumer: for people to read.
+        credentials, metadata, fail_fast, random: as for the client.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        queue: str = "",
+        concurrency: int = 10,
+        lease_ms: int = 0,
+        consumer: str = "",
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: CallMetadata = (),
+        fail_fast: bool = False,
+        random: Random | None = None,
+    ) -> None:
+        if not 1 <= concurrency <= limits.MAX_CONSUMER_IN_FLIGHT_COUNT:
+            raise InvalidRequest(
+                "BAD_CONCURRENCY",
+                f"A listener holds 1 to {limits.MAX_CONSUMER_IN_FLIGHT_COUNT} messages at a time, not {concurrency}.",
+            )
+        self._open = queue_pb2.ListenOpen(queue=queue, lease_ms=lease_ms, consumer=consumer)
+        self._lease_s = (lease_ms or limits.DEFAULT_QUEUE_LEASE_MS) / 1000
+        self._concurrency = concurrency
+        self._credentials = credentials
+        self._metadata = metadata
+        self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
+        self._held: dict[bytes, QueueMessage] = {}
+        self._settling: dict[bytes, _Settling] = {}
+        self._arrived: asyncio.Queue[QueueMessage | KvError] = asyncio.Queue()
+        self._out = queue_pb2.ListenRequest()
+        self._something = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failure: KvError | None = None
+        self._closing = False
+
+    async def __aenter__(self) -> QueueListener:
+        self._start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def __anext__(self) -> QueueMessage:
+        """The next message. Raises KvError when the cluster refuses to serve this listener."""
+        self._start()
+        if self._closing:
+            raise StopAsyncIteration
+        if self._failure is not None and self._arrived.empty():
+            raise self._failure
+        while True:
+            arrived = await self._arrived.get()
+            if isinstance(arrived, KvError):
+                raise arrived
+            if not arrived.lost.is_set():
+                return arrived
+
+    @property
+    def held_count(self) -> int:
+        """Messages that were delivered and are neither acked, nacked nor released."""
+        return len(self._held)
+
+    async def aclose(self) -> None:
+        """Stop: what is held is given back, what is being acked is waited for, a few seconds at most."""
+        self._closing = True
+        if self._task is None:
+            return
+        for lease in list(self._held):
+            self._settle(lease, _quiet_release())
+        try:
+            async with asyncio.timeout(limits.LISTENER_CLOSE_TIMEOUT_MS / 1000):
+                while self._settling and not self._task.done():
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        except TimeoutError:
+            pass
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._fail_settling(Unavailable("the listener was closed before this was confirmed", phase="commit"))
+
+    async def settle(self, message: QueueMessage, verb: _Verb, delay: int | None = None) -> None:
+        """See QueueMessage.ack, nack and release."""
+        if message.lease not in self._held:
+            raise KvError(
+                _LEASE_LOST, "This delivery is over: it was acked, nacked or released, or its lease was lost."
+            )
+        settling = _Settling(verb, delay)
+        self._settle(message.lease, settling)
+        await asyncio.shield(settling.future)
+
+    def settle_soon(self, message: QueueMessage, verb: _Verb, delay: int | None = None) -> None:
+        """As settle; nobody waits for the outcome."""
+        if message.lease in self._held:
+            settling = _Settling(verb, delay)
+            settling.future.add_done_callback(_note_failure)
+            self._settle(message.lease, settling)
+
+    def settled_elsewhere(self, message: QueueMessage) -> None:
+        """See QueueMessage.acknowledged."""
+        if self._held.pop(message.lease, None) is not None:
+            self._out.settled.append(message.lease)
+            self._grant()
+
+    # What is sent.
+
+    def _settle(self, lease: bytes, settling: _Settling) -> None:
+        del self._held[lease]
+        self._settling[lease] = settling
+        settling.add_to(self._out, lease)
+        self._grant()
+
+    def _grant(self) -> None:
+        if not self._closing:
+            self._out.credit += 1
+        self._something.set()
+
+    def _first_request(self) -> queue_pb2.ListenRequest:
+        """What a new stream begins with: it makes up for whatever the old one took along."""
+        request = queue_pb2.ListenRequest(open=self._open)
+        request.open.held.extend(self._held)
+        request.extend.extend(self._held)
+        for lease, settling in self._settling.items():
+            settling.add_to(request, lease)
+        if not self._closing:
+            request.credit = self._concurrency - len(self._held)
+        self._out = queue_pb2.ListenRequest()
+        return request
+
+    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            request, self._out = self._out, queue_pb2.ListenRequest()
+            if request.ByteSize():
+                await call.write(request)
+
+    async def _extend(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            if self._held:
+                self._out.extend.extend(self._held)
+                self._something.set()
+
+    # What comes.
+
+    def _take(self, response: queue_pb2.ListenResponse) -> None:
+        for message in response.messages:
+            made = QueueMessage(message, self)
+            if self._closing:
+                self._held[message.lease] = made
+                self._settle(message.lease, _quiet_release())
+                continue
+            self._held[message.lease] = made
+            self._arrived.put_nowait(made)
+        for lease in response.settled:
+            self._confirm(lease, None)
+        for failed in response.failed:
+            self._failed(failed.lease, error_from_proto(failed.error))
+
+    def _confirm(self, lease: bytes, error: KvError | None) -> None:
+        settling = self._settling.pop(lease, None)
+        if settling is not None and not settling.future.done():
+            if error is None:
+                settling.future.set_result(None)
+            else:
+                settling.future.set_exception(error)
+        if not self._settling:
+            self._quiet.set()
+
+    def _failed(self, lease: bytes, error: KvError) -> None:
+        if lease in self._settling:
+            self._confirm(lease, error)
+        elif error.code == _LEASE_LOST:
+            message = self._held.pop(lease, None)
+            if message is not None:
+                message.lost.set()
+                self._grant()
+
+    # The stream.
+
+    def _start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            address = self._endpoints.current
+            try:
+                await self._stream(address)
+            except KvError as error:
+                error.endpoint = error.endpoint or address
+                pause_ms = self._endpoints.failed(error)
+                if not is_retryable(error) or self._endpoints.hopeless() is not None:
+                    self._give_up(error)
+                    return
+                _log.debug("a queue's stream ended and is opened again: %s", error)
+                await asyncio.sleep(pause_ms / 1000)
+
+    def _give_up(self, error: KvError) -> None:
+        self._failure = error
+        self._arrived.put_nowait(error)
+        self._fail_settling(error)
+
+    def _fail_settling(self, error: KvError) -> None:
+        for lease in list(self._settling):
+            self._confirm(lease, error)
+        self._quiet.set()
+
+    async def _stream(self, address: str) -> None:
+        """Serve one connection. Always ends with a KvError."""
+        channel = await dial(address, self._credentials)
+        call = channel.stream_stream(
+            rpc.QUEUE_LISTEN.path,
+            request_serializer=queue_pb2.ListenRequest.SerializeToString,
+            response_deserializer=queue_pb2.ListenResponse.FromString,
+        )(metadata=self._metadata)
+        loop = asyncio.get_running_loop()
+        helpers: list[asyncio.Task[None]] = []
+        try:
+            await call.write(self._first_request())
+            helpers = [loop.create_task(self._write(call)), loop.create_task(self._extend())]
+            while True:
+                async with asyncio.timeout(limits.CLIENT_LISTEN_SILENCE_MS / 1000):
+                    response = await call.read()
+                if response is grpc.aio.EOF:
+                    # Whatever the status is, it comes as an AioRpcError; a stream that just ends is the node's stop.
+                    raise await _why(call, address)
+                self._endpoints.succeeded()
+                self._take(response)
+        except TimeoutError:
+            raise Unavailable(
+                f"nothing, not even a ping, arrived for {limits.CLIENT_LISTEN_SILENCE_MS} ms", phase="leader"
+            ) from None
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error, address) from None
+        except asyncio.InvalidStateError:
+            raise await _why(call, address) from None
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            call.cancel()
+            await channel.close()
+
+
+Handler = Callable[[QueueMessage], Awaitable[object] | object]
+
+
+async def run_handlers(listener: QueueListener, handler: Handler) -> None:
+    """Hand every message to `handler`, as many at a time as the listener holds; see Kv.listen_queue."""
+    running: set[asyncio.Task[None]] = set()
+
+    async def handle(message: QueueMessage) -> None:
+        try:
+            outcome = handler(message)
+            if isinstance(outcome, Awaitable):
+                await outcome
+        except asyncio.CancelledError:
+            listener.settle_soon(message, "release")
+            raise
+        except Exception:
+            _log.exception("the handler of queue '%s' failed with message %s", message.queue, message.id)
+            listener.settle_soon(message, "nack")
+        else:
+            listener.settle_soon(message, "ack")
+
+    async with listener:
+        try:
+            async for message in listener:
+                task = asyncio.get_running_loop().create_task(handle(message))
+                running.add(task)
+                task.add_done_callback(running.discard)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _why(call: grpc.aio.StreamStreamCall, address: str) -> KvError:
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return Unavailable("the node ended the stream", phase="dial")
+    error = grpc.aio.AioRpcError(
+        code, await call.initial_metadata(), await call.trailing_metadata(), details=await call.details()
+    )
+    return error_from_rpc(error, address)
+
+
+def _quiet_release() -> _Settling:
+    settling = _Settling("release", None)
+    settling.future.add_done_callback(_note_failure)
+    return settling
+
+
+def _note_failure(future: asyncio.Future[None]) -> None:
+    if not future.cancelled() and (error := future.exception()) is not None:
+        _log.info("what became of a message was not confirmed: %s", error)

@@ -1,0 +1,85 @@
+"""Looking into queues, and setting them right: what `kvnode queue` does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from kvnode.base import limits
+from kvnode.client import rpc
+from kvnode.client.unary import UnaryCaller
+from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
+
+Commit = Callable[[kv_pb2.AtomicWriteRequest, int | None], Awaitable[kv_pb2.AtomicWriteResponse]]
+
+STEP_COUNT = 100  # messages that one transaction of a purge or requeue takes
+
+
+class QueueAdmin:
+    """The queues of one database (`kv.queues`). Every method raises KvError.
+
+    Args:
+        unary: calls the nodes.
+        commit: commits a transaction.
+        timeout_ms: of each call.
+    """
+
+    def __init__(self, unary: UnaryCaller, commit: Commit, timeout_ms: int) -> None:
+        self._unary = unary
+        self._commit = commit
+        self._timeout_ms = timeout_ms
+
+    async def status(self, queue: str = "") -> list[queue_pb2.QueueStatus]:
+        """How every queue stands, or the one that is named; none for one that has never been used."""
+        request = queue_pb2.QueueListRequest(queue=queue)
+        return list((await self._unary.call(rpc.QUEUE_LIST, request, self._timeout_ms)).queues)
+
+    async def peek(self, queue: str = "", count: int = 10) -> list[queue_pb2.WaitingMessage]:
+        """The next messages in the order of their time, up to 100; they stay where they are."""
+        request = queue_pb2.QueuePeekRequest(queue=queue, max_count=count)
+        return list((await self._unary.call(rpc.QUEUE_PEEK, request, self._timeout_ms)).messages)
+
+    async def dead_letters(
+        self, queue: str = "", count: int = limits.MAX_PEEK_COUNT, after: bytes = b""
+    ) -> list[queue_pb2.DeadLetter]:
+        """What was given up, the oldest first, up to 100; `after`: those behind the one with that id."""
+        request = queue_pb2.DeadLettersRequest(queue=queue, max_count=count, after=after)
+        return list((await self._unary.call(rpc.DEAD_LETTERS, request, self._timeout_ms)).dead_letters)
+
+    async def requeue(self, queue: str = "", dead_letter: bytes = b"") -> int:
+        """Make dead letters messages again, with a fresh schedule: one, or all; returns how many."""
+        if dead_letter:
+            action = kv_pb2.QueueRequeue(queue=queue, dead_letter=dead_letter)
+            return await self._act(kv_pb2.QueueAction(requeue=action))
+        return await self._repeat(kv_pb2.QueueAction(requeue=kv_pb2.QueueRequeue(queue=queue, max_count=STEP_COUNT)))
+
+    async def purge(self, queue: str = "", *, dead_letters: bool = False, dead_letter: bytes = b"") -> int:
+        """Delete the messages that wait, or the dead letters, or one of these; returns how many.
+
+        It goes in steps; what is enqueued meanwhile may be deleted too. What consumers hold stays.
+        """
+        if dead_letter:
+            action = kv_pb2.QueuePurge(queue=queue, dead_letter=dead_letter)
+            return await self._act(kv_pb2.QueueAction(purge=action))
+        purge = kv_pb2.QueuePurge(queue=queue, dead_letters=dead_letters, max_count=STEP_COUNT)
+        return await self._repeat(kv_pb2.QueueAction(purge=purge))
+
+    async def configure(self, queue: str = "", *, max_messages: int = 0) -> None:
+        """Set how many undelivered messages the queue may hold; 0 = the default, 100,000."""
+        action = kv_pb2.QueueConfigure(queue=queue, max_messages_count=max_messages)
+        await self._act(kv_pb2.QueueAction(configure=action))
+
+    async def remove(self, queue: str) -> None:
+        """Remove an empty queue, with its counters."""
+        await self._act(kv_pb2.QueueAction(remove=kv_pb2.QueueRemove(queue=queue)))
+
+    async def _act(self, action: kv_pb2.QueueAction) -> int:
+        response = await self._commit(kv_pb2.AtomicWriteRequest(actions=[action]), self._timeout_ms)
+        return sum(result.count for result in response.results)
+
+    async def _repeat(self, action: kv_pb2.QueueAction) -> int:
+        total = 0
+        while True:
+            count = await self._act(action)
+            total += count
+            if not count:
+                return total

@@ -26,6 +26,7 @@ from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.http import Tls
 from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
 from kvnode.api.ops import OpsServer
+from kvnode.api.queue_metrics import QueueStats
 from kvnode.api.serve_gateway import serve_gateway
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
@@ -220,7 +221,8 @@ async def _run_node(
     keeper = DirectoryKeeper(node, state, clock, random.SystemRandom())
     connect_stats = ConnectStats()
     connect = _connect_server(config, node, authority, connect_stats)
-    ops = OpsServer(node, config.ops_listen, [connect_stats] if connect else [])
+    queue_stats = QueueStats(state, node.directory.view, clock.now_ms, lambda: node.queues.consumers_count)
+    ops = OpsServer(node, config.ops_listen, [connect_stats, queue_stats] if connect else [queue_stats])
     helpers: list[asyncio.Task[None]] = []
     try:
         await server.start()

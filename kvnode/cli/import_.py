@@ -173,5 +173,5 @@ def _summary(count: ImportCount, left_out: dict[str, int]) -> str:
     if count.expired:
         parts.append(f"{count.expired} expired ones left out")
     if left_out.get("queued"):
-        parts.append(f"{left_out['queued']} queued messages not imported: queues are not served")
+        parts.append(f"{left_out['queued']} queued messages not imported")
     return ", ".join(parts)

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "watch": Command("kvnode.cli.data", "watch", DATA),
     "ttl": Command("kvnode.cli.ttl", "ttl_app", DATA),
     "atomic": Command("kvnode.cli.atomic", "atomic", DATA),
+    "queue": Command("kvnode.cli.queue", "queue_app", DATA),
     "export": Command("kvnode.cli.export", "export", DATA),
     "import": Command("kvnode.cli.import_", "import_", DATA),
     "status": Command("kvnode.cli.status", "status", CLUSTER),

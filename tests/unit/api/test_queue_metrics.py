@@ -1,0 +1,32 @@
+"""The queues' numbers, from rows that the machine wrote."""
+
+from __future__ import annotations
+
+from kvnode.api.queue_metrics import QueueStats
+from kvnode.machine.directory.view import DirectoryView
+from tests.unit.machine.queue.test_transactions import Database, act
+
+
+def test_each_queue_shows_how_it_stands() -> None:
+    db = Database()
+    for delay_ms in (0, 0, 5_000):
+        db.enqueue(queue="mail", delay_ms=delay_ms)
+    db.run(act(nack={"lease": db.claim(queue="mail")[0].lease, "delay_ms": 0}))
+    db.claim(queue="mail")
+    view = DirectoryView("c")
+    view.load([])
+    stats = QueueStats(db.state, view, lambda: db.now + 70, lambda: 3)
+    samples = {sample.name: sample for family in stats.collect() for sample in family.samples}
+    assert samples["kvnode_queue_waiting_count"].labels == {"database": "default", "queue": "mail"}
+    assert {name.removeprefix("kvnode_queue_"): sample.value for name, sample in samples.items()} == {
+        "waiting_count": 2,
+        "in_flight_count": 1,
+        "dead_count": 0,
+        "oldest_due_ms": 70,
+        "enqueued_total": 3,
+        "delivered_total": 2,
+        "redelivered_total": 1,
+        "acknowledged_total": 0,
+        "dead_total": 0,
+        "consumers_count": 3,
+    }

@@ -18,11 +18,11 @@ const (
 	maxUnanswered        = 65536
 )
 
-// The same rule as the Python client's (kvnode/client/gathering.py): what is submitted while two messages are
-// unanswered gathers for the next one, for a millisecond at most.
+// The same rule as the Python client's (kvnode/client/gathering.py): what is submitted while a message is
+// unanswered gathers for the next one, for five milliseconds at most.
 const (
-	maxFlights = 2
-	maxGather  = time.Millisecond
+	maxFlights = 1
+	maxGather  = 5 * time.Millisecond
 )
 
 // kvSessionStore serves all callers over one Session stream, or over one each.

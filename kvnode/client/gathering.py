@@ -3,10 +3,10 @@
 Theory of operation. What a stream costs is paid per message, on both ends, whatever the number of operations in it:
 some 150 us against 5 us for one operation of many. A client with many callers that sends each operation as it comes
 gets each answer as it comes, and so goes on for ever with one operation a message. So what is submitted while
-MAX_CLIENT_FLIGHTS_COUNT messages are wholly unanswered waits for an answer to one of them (Nagle's algorithm, RFC 896,
-with more than one segment, so that client and node work at the same time), and leaves as one message. A lone
-caller never waits. Unlike Nagle's, the wait is bounded by CLIENT_GATHER_MS: over a long way, or behind an operation
-that a node holds until there is a leader, messages leave at that pace.
+MAX_CLIENT_FLIGHTS_COUNT messages are wholly unanswered waits for an answer (Nagle's algorithm, RFC 896), and leaves as
+one message. One is enough: against two it made the puts of 16 callers 1.2 to 1.4 times as many, and those of 64 and of
+256 no fewer. A lone caller never waits. Unlike Nagle's, the wait is bounded by CLIENT_GATHER_MS: over a long way, or
+behind an operation that a node holds until there is a leader, messages leave at that pace.
 
 Only the pace depends on this: that a message counts as answered too early or too late does no harm.
 """

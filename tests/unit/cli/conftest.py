@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ class Cli:
         return Ran(process.returncode or 0, out.decode(errors="replace"), err.decode(), out)
 
     async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # A suite that a shell runs in the background would hand it down as ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

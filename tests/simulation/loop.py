@@ -3,7 +3,8 @@
 Theory of operation. Everything that a seed does runs on one loop of one thread. Time stands still while
 callbacks run and jumps to the next timer when none is ready, so an hour of cluster life costs only the
 callbacks in it. There are no sockets, no signals and no threads: what would wait for one of them for ever
-is found and reported (`Hang`), and so is a loop that never comes to rest at one instant (`Livelock`).
+is found and reported (`Hang`), and so is a loop that never comes to rest at one instant, or two nodes that answer each
+other without end (`Livelock`).
 
 A `Process` is a group of callbacks, told by a context variable that tasks and timers inherit. Because the
 loop asks for it before each callback, a process can be stopped between any two callbacks, as SIGSTOP or a
@@ -21,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 MAX_CALLBACKS_AT_ONE_INSTANT = 200_000
+MAX_CALLBACKS_IN_ONE_SECOND = 500_000  # simulated; the busiest second of an ordinary seed has some 15,000
 _RESOLUTION_S = 1e-9
 
 
@@ -99,6 +101,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.callbacks_count = 0
         self._now_s = 0.0
         self._at_instant = 0
+        self._second = (0, 0)  # of the time, and how many callbacks there had been at its beginning
         self._tasks: dict[SimulatedTask, None] = {}  # unfinished, in order of birth
         self._graveyard: list[SimulatedTask] = []  # unfinished tasks of the dead: kept, so that none unwinds
         self.set_task_factory(_make_task)
@@ -186,6 +189,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         if scheduled[0]._when > self._now_s + _RESOLUTION_S:
             self._now_s = scheduled[0]._when
             self._at_instant = 0
+            if int(self._now_s) != self._second[0]:
+                self._second = (int(self._now_s), self.callbacks_count)
 
     def _collect_due(self) -> None:
         scheduled, end_s = self._scheduled, self._now_s + _RESOLUTION_S  # type: ignore[attr-defined]
@@ -203,6 +208,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.callbacks_count += len(ready)
         if self._at_instant > MAX_CALLBACKS_AT_ONE_INSTANT:
             raise Livelock(f"time stands still at {self._now_s:.3f} s; next callback: {ready[0]!r}")
+        if self.callbacks_count - self._second[1] > MAX_CALLBACKS_IN_ONE_SECOND:
+            raise Livelock(f"no rest in the second before {self._now_s:.3f} s; next callback: {ready[0]!r}")
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
@@ -260,7 +267,7 @@ def run(main: Callable[[SimulatedLoop], Coroutine[Any, Any, Any]]) -> Any:
 
     Raises:
         Hang: everything waits and nothing can wake it.
-        Livelock: callbacks without end at one instant.
+        Livelock: callbacks without end, at one instant or within one second.
     """
     loop = SimulatedLoop()
     previous = base_events.events._get_running_loop()

@@ -84,6 +84,15 @@ def test_an_endless_ready_queue_is_found() -> None:
         run(main)
 
 
+def test_two_that_answer_each_other_without_end_are_found() -> None:
+    async def main(loop: SimulatedLoop) -> None:
+        while True:
+            await asyncio.sleep(0.000_001)
+
+    with pytest.raises(Livelock):
+        run(main)
+
+
 def test_an_exception_that_nobody_takes_is_a_failure_of_its_process() -> None:
     async def main(loop: SimulatedLoop) -> None:
         process = Process(loop, "p")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -197,7 +198,14 @@ def failed_test(plant: Callable[[], Patch], tests: str) -> str:
                 failed.append(report.nodeid)
 
     said = io.StringIO()
-    with plant(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"{ROOT}/{tests}"], plugins=[Listener()])
+    # A folder of its own: several of these run side by side, and each cleans up what it takes for its predecessors'.
+    with (
+        tempfile.TemporaryDirectory(prefix="kvnode-mutant-") as folder,
+        plant(),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        options = ["-x", "-q", "-p", "no:cacheprovider", f"--basetemp={folder}/tests"]
+        code = pytest.main([*options, f"{ROOT}/{tests}"], plugins=[Listener()])
     assert code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED), said.getvalue()
     return failed[0] if failed else ""

@@ -19,6 +19,7 @@ from grpc import aio
 from kvnode.api import grpc_status
 from kvnode.api.listen import bind
 from kvnode.base.errors import ConfigError, InvalidRequest, KvError
+from kvnode.base.topology import topology_problems
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
 from kvnode.node.channels import SERVER_OPTIONS
 from kvnode.node.member_wire import member_from_wire, member_to_wire
@@ -102,12 +103,21 @@ async def wait_for_adoption(joining: Joining, address: str) -> tuple[str, int, b
 
 
 async def plan_bootstrap(
-    me: Member, peers: list[str], min_commit_dcs: int, identify: Identify, random_source: random.Random
+    me: Member,
+    peers: list[str],
+    min_commit_dcs: int,
+    identify: Identify,
+    random_source: random.Random,
+    *,
+    allow_unsafe: bool = False,
 ) -> tuple[str, Membership]:
     """Ask every initial voter who it is. Returns a fresh cluster id and the initial membership.
 
+    Args:
+        allow_unsafe: found it although the loss of one data center would stop writes.
+
     Raises:
-        ConfigError: a peer belongs to a cluster already, or two peers claim the same name.
+        ConfigError: a peer belongs to a cluster already, two peers claim the same name, or the placement is unsafe.
     """
     members = [me]
     for address in peers:
@@ -125,8 +135,24 @@ async def plan_bootstrap(
         values = [getattr(member, field) for member in members]
         if len(set(values)) != len(values):
             raise ConfigError(f"two of the initial voters have the same {field}: {sorted(values)}")
+    _check_placement(members, min_commit_dcs, allow_unsafe)
     cluster_id = f"{random_source.getrandbits(128):032x}"
     return cluster_id, Membership(tuple(members), min_commit_dcs)
+
+
+def _check_placement(members: list[Member], min_commit_dcs: int, allow_unsafe: bool) -> None:
+    """A cluster that could commit nothing is refused in any case: it would lead, look healthy and answer nobody."""
+    dcs_count = len({member.dc for member in members})
+    if dcs_count < min_commit_dcs:
+        raise ConfigError(
+            f"the initial voters stand in {dcs_count} data center(s) and a commit needs {min_commit_dcs}: nothing "
+            "could commit. Name voters in other data centers (--peers, and --dc at each), or say --min-commit-dcs "
+            f"{dcs_count} for what is durable in fewer"
+        )
+    places = [(member.dc, member.region, True) for member in members]
+    unsafe = [problem.text for problem in topology_problems(places, min_commit_dcs) if problem.severity == "error"]
+    if unsafe and not allow_unsafe:
+        raise ConfigError("; ".join(unsafe) + ". To found this cluster all the same, say --allow-unsafe-topology")
 
 
 async def adopt_initial_members(

@@ -114,7 +114,12 @@ async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity
     if config.bootstrap:
         _log.info("bootstrapping a new cluster")
         cluster_id, membership = await plan_bootstrap(
-            me, list(config.peers), config.min_commit_dcs, identify, random.SystemRandom()
+            me,
+            list(config.peers),
+            config.min_commit_dcs,
+            identify,
+            random.SystemRandom(),
+            allow_unsafe=config.allow_unsafe_topology,
         )
         return await directory.bind(identity, cluster_id, FIRST_EPOCH, encode_membership(membership))
     _log.info("this node (id %d) belongs to no cluster yet: waiting at %s to be adopted", me.node_id, config.listen)

@@ -79,6 +79,23 @@ def test_bad_configuration_key_is_named_with_a_suggestion(tmp_path: Path) -> Non
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        ((), "--min-commit-dcs 1"),
+        (("--allow-unsafe-topology",), "--min-commit-dcs 1"),
+        (("--min-commit-dcs", "1"), "--allow-unsafe-topology"),
+    ],
+)
+def test_a_cluster_that_could_not_commit_or_not_survive_is_not_founded(
+    tmp_path: Path, arguments: tuple[str, ...], remedy: str
+) -> None:
+    status, output = serve(*flags(tmp_path / "alone", *free_ports(2)), "--bootstrap", *arguments)
+    assert status != 0
+    assert remedy in output, output
+    assert "Traceback" not in output, output
+
+
 def test_bootstrap_with_a_node_of_another_cluster(single: LocalCluster, tmp_path: Path) -> None:
     listen, ops = free_ports(2)
     status, output = serve(*flags(tmp_path / "other", listen, ops), "--bootstrap", "--allow-unsafe-topology",

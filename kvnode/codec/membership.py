@@ -8,10 +8,12 @@ from enum import Enum
 
 
 class MemberRole(str, Enum):
-    """A voter counts in elections and commits; a learner only receives."""
+    """A voter counts in elections and commits; a learner receives from the leader, on its way to voter; a replica,
+    in another region, follows the changelog, and the leader knows nothing of how far it is."""
 
     VOTER = "voter"
     LEARNER = "learner"
+    REPLICA = "replica"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ class Membership:
     def voters(self) -> tuple[Member, ...]:
         """The members that vote."""
         return tuple(member for member in self.members if member.role is MemberRole.VOTER)
+
+    @property
+    def replicas(self) -> tuple[Member, ...]:
+        """The members that follow the changelog."""
+        return tuple(member for member in self.members if member.role is MemberRole.REPLICA)
 
 
 def encode_membership(membership: Membership) -> bytes:

@@ -18,7 +18,7 @@ from kvnode.base.errors import InvalidRequest, NotLeader, Unavailable
 from kvnode.base.invariant import invariant
 from kvnode.base.limits import MAX_PROMOTION_LAG_COUNT
 from kvnode.codec.entry import Entry, EntryKind
-from kvnode.codec.membership import Membership, encode_membership
+from kvnode.codec.membership import MemberRole, Membership, encode_membership
 from kvnode.raft import replication
 from kvnode.raft.configuration import check_change
 from kvnode.raft.core import Core
@@ -51,7 +51,7 @@ def require_lead(core: Core) -> Leadership:
 
 def sync_peers(core: Core, lead: Leadership) -> None:
     """Follow a change of membership: progress for newcomers, a farewell for those who left."""
-    members = {member.node_id for member in core.history.latest.members}
+    members = {m.node_id for m in core.history.latest.members if m.role is not MemberRole.REPLICA}
     for node_id in members - lead.peers.keys() - {core.node_id}:
         lead.peers[node_id] = Progress(node_id, core.log.last_index + 1, lead.ticks)
     for peer in lead.peers.values():

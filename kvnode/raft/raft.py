@@ -26,7 +26,8 @@ from kvnode.base.invariant import invariant
 from kvnode.base.limits import MAX_PENDING_READS_COUNT
 from kvnode.codec.entry import Entry, HardState
 from kvnode.codec.membership import Membership
-from kvnode.raft import election, follower, leader, replication
+from kvnode.raft import changelog, election, follower, leader, replication
+from kvnode.raft.changelog import Committed
 from kvnode.raft.core import Core
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.progress import PeerState
@@ -191,6 +192,18 @@ class Raft(Core):
         handler = self._handlers()[kind]
         if handler is not None:
             handler(self, message)
+
+    def receive_committed(self, piece: Committed) -> bool:
+        """Take in a piece of the changelog (a replica's only source of entries).
+
+        Returns:
+            False when there is a gap between this node's log and the piece.
+
+        Raises:
+            InvalidRequest: CHANGELOG_FORKED; nothing was changed.
+        """
+        invariant(not self.is_voter(self.node_id), "a voter takes its entries from the leader alone")
+        return changelog.receive(self, piece)
 
     def _handlers(self) -> list[_Handler | None]:
         role = self.role

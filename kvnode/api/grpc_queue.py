@@ -10,8 +10,8 @@ from grpc import aio
 
 from kvnode.api.auth.gate import Gate
 from kvnode.api.grpc_handlers import Handlers, timeout_ms
+from kvnode.api.grpc_listening import serve_listen
 from kvnode.api.ports import ServedNode
-from kvnode.api.queue_listening import Listening
 from kvnode.node.queue import views
 from kvnode.proto.kv.v1 import queue_pb2
 
@@ -42,19 +42,7 @@ class QueueService:
         }
 
     async def _listen(self, context: aio.ServicerContext) -> None:
-        permit = await self._gate.permit(context.invocation_metadata())
-        listening = Listening(self._node, permit, context, self._stopping)
-
-        def judge() -> None:
-            refusal = permit.refusal(write=True)
-            if refusal is not None:
-                listening.end(refusal)
-
-        end = self._gate.follow(judge)
-        try:
-            await listening.serve()
-        finally:
-            end()
+        await serve_listen(self._node, self._gate, context, self._stopping)
 
     async def _list(
         self, request: queue_pb2.QueueListRequest, context: aio.ServicerContext

@@ -554,7 +554,8 @@ class Connection(asyncio.Protocol):
         closing = b"connection: close\r\n\r\n" if self._last or self.shared.stopping else b"\r\n"
         length = b"content-length: %d\r\n" % len(response.body)
         body = b"" if head_only else response.body
-        self._transport.write(b"".join((self.shared.head(response), length, closing, body)))
+        further = b"" if not response.headers else _header_lines(response.headers)
+        self._transport.write(b"".join((self.shared.head(response), length, further, closing, body)))
 
     async def _stream(self, response: Stream, exchange: Exchange) -> None:
         """Send chunks until they, the client or the server come to an end."""
@@ -624,3 +625,7 @@ class Connection(asyncio.Protocol):
                 self._transport.write_eof()
             self._set_deadline(limits.HTTP_LINGER_MS)
             self._transport.resume_reading()
+
+
+def _header_lines(headers: tuple[tuple[str, str], ...]) -> bytes:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1")

@@ -164,6 +164,7 @@ class Http2Server:
         if isinstance(response, Stream):
             await self._stream(response, protocol, headers)
             return
+        headers += response.headers
         body = b"" if scope.method == "HEAD" else response.body
         protocol.response_bytes(response.status, headers, body)
 

@@ -60,6 +60,7 @@ class Response(NamedTuple):
     status: int
     body: bytes
     content_type: str = TEXT
+    headers: tuple[tuple[str, str], ...] = ()  # further ones
 
 
 class Stream(NamedTuple):

@@ -1,0 +1,80 @@
+"""Queue.Listen: a listener whose client speaks gRPC, both ways at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from grpc import aio
+
+from kvnode.api.auth.gate import Gate, Permit
+from kvnode.api.grpc_handlers import parse
+from kvnode.api.ports import ServedNode
+from kvnode.api.queue_listening import Listening
+from kvnode.base.errors import InvalidRequest
+from kvnode.proto.kv.v1 import queue_pb2
+
+
+async def serve_listen(
+    node: ServedNode, gate: Gate, context: aio.ServicerContext, stopping: asyncio.Future[None]
+) -> None:
+    """Serve one stream to its end.
+
+    Args:
+        node: has the queues.
+        gate: judges the caller.
+        context: of the call.
+        stopping: done when the node is about to stop.
+
+    Raises:
+        KvError: what ends the whole stream.
+    """
+    permit = await gate.permit(context.invocation_metadata())
+    raw = await context.read()
+    if raw is aio.EOF:
+        return
+    first = _request(raw, permit)
+    if not first.HasField("open"):
+        raise InvalidRequest("LISTEN_NOT_OPENED", "the first message of a Listen stream must carry `open`")
+    listening = Listening(node, permit, gate, first.open, stopping)
+    try:
+        listening.take(first)
+        await _run(listening, context, permit)
+    finally:
+        listening.close()
+
+
+async def _run(listening: Listening, context: aio.ServicerContext, permit: Permit) -> None:
+    """Until one side ends it. Raises what went wrong."""
+    loop = asyncio.get_running_loop()
+    reader = loop.create_task(_read(listening, context, permit))
+    writer = loop.create_task(_write(listening, context))
+    try:
+        await asyncio.wait({reader, writer, listening.ended}, return_when=asyncio.FIRST_COMPLETED)
+        if reader.done() and reader.exception() is None:
+            await asyncio.wait({writer, listening.ended}, return_when=asyncio.FIRST_COMPLETED)
+        for end in (reader, writer, listening.ended):
+            if end.done():
+                end.result()
+    finally:
+        for task in (reader, writer):
+            task.cancel()
+        await asyncio.gather(reader, writer, return_exceptions=True)
+
+
+async def _read(listening: Listening, context: aio.ServicerContext, permit: Permit) -> None:
+    while (raw := await context.read()) is not aio.EOF:
+        request = _request(raw, permit)
+        if request.HasField("open"):
+            raise InvalidRequest("LISTEN_OPENED_TWICE", "only the first message of a Listen stream may carry `open`")
+        listening.take(request)
+    listening.finish()
+
+
+async def _write(listening: Listening, context: aio.ServicerContext) -> None:
+    async for response in listening.responses():
+        await context.write(response.SerializeToString())
+
+
+def _request(raw: bytes, permit: Permit) -> queue_pb2.ListenRequest:
+    permit.use(len(raw), write=True)
+    return parse(queue_pb2.ListenRequest, raw)

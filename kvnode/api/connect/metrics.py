@@ -15,7 +15,7 @@ from kvnode.node.stats import Histogram
 
 _log = logging.getLogger(__name__)
 
-METHODS = ("metadata", "snapshot_read", "atomic_write", "watch")
+METHODS = ("metadata", "snapshot_read", "atomic_write", "watch", "module", "listen", "settle", "enqueue")
 _BOUNDS_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000)
 
 
@@ -25,6 +25,7 @@ class ConnectStats(Collector):
     def __init__(self) -> None:
         self.under_way = 0
         self.watches = 0
+        self.listeners = 0
         self.connections_count: Callable[[], int] = lambda: 0
         self._unknown = 0
         self._requests: dict[tuple[str, int], int] = {}
@@ -80,6 +81,7 @@ class ConnectStats(Collector):
         yield GaugeMetricFamily("kvnode_connect_under_way_count", "Requests not answered yet", self.under_way)
         yield GaugeMetricFamily("kvnode_connect_connections_count", "Open connections", self.connections_count())
         yield GaugeMetricFamily("kvnode_connect_watches_count", "Open watches over KV Connect", self.watches)
+        yield GaugeMetricFamily("kvnode_connect_listeners_count", "Listeners of queues over HTTP", self.listeners)
         yield CounterMetricFamily(
             "kvnode_connect_unknown_outcomes", "Writes whose outcome could not be known, left unanswered", self._unknown
         )

@@ -5,6 +5,8 @@
     POST /data/<uuid>/eventual/<method>             reads what this node has; writes go on to the leader
     POST /data/<uuid>/local/<method>                the same, said to be strong (clients that know nothing else)
 
+Queues have no place in the protocol; the same port serves them in a way of its own (kvnode.api.queue_http).
+
 Theory of operation. A token is judged before the body is read, so that a stranger costs no memory. An operation is
 held by the backend while there is no leader. A write whose outcome cannot be known is never answered: an error would
 make every client send it again, and the protocol has no request id. Its connection stays open until the client
@@ -32,6 +34,7 @@ from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
 from kvnode.api.connect.whole_frames import WholeFrames
 from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Tls, Unanswered
+from kvnode.api.queue_http.server import QueueHttp
 from kvnode.base import limits
 from kvnode.base.errors import KvError, NotFound, OutcomeUnknown, Unauthenticated, Unavailable
 from kvnode.proto.kv.v1 import kv_pb2
@@ -58,15 +61,24 @@ class ConnectServer:
         address: host:port to listen on; port 0 = a free one.
         tls: serve https; None = http.
         stats: what is counted.
+        queues: serves them; None = they are not served.
     """
 
     def __init__(
-        self, backend: Backend, access: Access, address: str, *, tls: Tls | None = None, stats: ConnectStats
+        self,
+        backend: Backend,
+        access: Access,
+        address: str,
+        *,
+        tls: Tls | None = None,
+        stats: ConnectStats,
+        queues: QueueHttp | None = None,
     ) -> None:
         self._backend = backend
         self._access = access
         self._stats = stats
         self._http = HttpServer(self._handle, address, tls, http2=True)
+        self._queues = queues
         stats.connections_count = lambda: self._http.connections_count
 
     async def start(self) -> int:
@@ -74,10 +86,18 @@ class ConnectServer:
         return await self._http.start()
 
     async def stop(self) -> None:
-        """End watches, answer what is under way, stop."""
+        """End listeners and watches, answer what is under way, stop."""
+        if self._queues is not None:
+            await self._queues.stop()
         await self._http.stop()
 
     async def _handle(self, request: Request) -> Response | Stream:
+        kind = "" if self._queues is None else self._queues.kind(request.method, request.path)
+        if self._queues is None or not kind:
+            return await self._connect(request)
+        return await self._queues.answer(request, kind)
+
+    async def _connect(self, request: Request) -> Response | Stream:
         parts = request.path.split("/")
         is_data = len(parts) == 5 and parts[1] == "data" and parts[3] in _CONSISTENCIES and parts[4] in _METHODS
         kind = parts[4] if is_data else "metadata"

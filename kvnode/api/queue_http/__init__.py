@@ -1,0 +1,1 @@
+"""Queues over HTTP, and the JavaScript module that speaks it."""

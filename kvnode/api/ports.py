@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kvnode.codec.membership import Member, Membership
 from kvnode.machine.keyspace import DEFAULT_DATABASE
+from kvnode.node.changelog.source import Sources
 from kvnode.node.directory import Directory
 from kvnode.node.ports import Deliver, Origin, PeerHandler, SnapshotSink
 from kvnode.node.queue.queues import Queues
@@ -70,6 +71,10 @@ class ServedNode(PeerHandler, Protocol):
     @property
     def queues(self) -> Queues:
         """Its part in queues."""
+
+    @property
+    def changelog(self) -> Sources:
+        """The replicas that follow it."""
 
     @property
     def members(self) -> MemberVerbs:

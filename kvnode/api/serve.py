@@ -26,15 +26,13 @@ from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.http import Tls
 from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
 from kvnode.api.ops import OpsServer
-from kvnode.api.queue_http.node_queues import NodeQueues
-from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.queue_metrics import QueueStats
 from kvnode.api.serve_gateway import serve_gateway
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import NodeConfig
 from kvnode.base.errors import ConfigError, KvError, StateDamaged
-from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership, encode_membership
 from kvnode.node.directory_changes import learn_directory
 from kvnode.node.directory_keeper import DirectoryKeeper
 from kvnode.node.node import Node
@@ -174,6 +172,13 @@ async def _fit_together(log: Log, state: State, identity: Identity, min_commit_d
         await log.reset(applied, term)
 
 
+def _adopted_as_replica(identity: Identity) -> bool:
+    if not identity.initial_membership:
+        return False
+    member = decode_membership(identity.initial_membership).get(identity.node_id)
+    return member is not None and member.role is MemberRole.REPLICA
+
+
 async def _run_node(
     config: NodeConfig,
     disk: Disk,
@@ -198,6 +203,7 @@ async def _run_node(
         address=config.advertise or config.listen,
         cluster_id=identity.cluster_id,
         epoch=identity.epoch,
+        replica=_adopted_as_replica(identity),
         tick_ms=config.tick_ms,
         election_ticks=max(2, config.election_timeout_ms // config.tick_ms),
         log_retention_bytes=config.log_retention_bytes,
@@ -262,8 +268,7 @@ def _connect_server(config: NodeConfig, node: Node, authority: Authority, stats:
     if not config.connect_listen:
         return None
     tls = Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None
-    queues = QueueHttp(NodeQueues(node), authority, SystemClock(), stats)
-    return ConnectServer(NodeBackend(node), authority, config.connect_listen, tls=tls, stats=stats, queues=queues)
+    return ConnectServer(NodeBackend(node), authority, config.connect_listen, tls=tls, stats=stats)
 
 
 async def _until_stopped(node: Node, stopping: asyncio.Event) -> int:

@@ -116,6 +116,18 @@ MAX_PEER_BACKOFF_MS = 500
 PEER_CLOCK_SAMPLE_INTERVAL_MS = 1_000
 PEER_SILENCE_TIMEOUT_MS = 10_000  # a peer whose loop answers no clock sample for this long is taken for stuck
 PEER_CALL_TIMEOUT_MS = 5_000  # identify and adopt
+
+# The changelog, by which replicas follow.
+CHANGELOG_NOTICE_INTERVAL_MS = 100  # a source with nothing to send says so this often
+CHANGELOG_SILENCE_MS = 1_000  # a source that says nothing for this long is left for another one
+CHANGELOG_RETRY_MS = 200  # between two rounds of attempts when no source answers
+CHANGELOG_BETTER_INTERVAL_MS = 5_000  # a replica that does not follow its best source tries that again this often
+CHANGELOG_STALE_MS = 3_000  # a source whose news are older is left, if another one answers
+CHANGELOG_SHUN_MS = 10_000  # for how long it is then tried last
+CHANGELOG_ACKNOWLEDGE_INTERVAL_MS = 20
+MAX_CHANGELOG_PIECE_BYTES = 524_288  # of entries' data in one message; one entry may exceed it
+MAX_CHANGELOG_UNACKNOWLEDGED_BYTES = 8 * 1_048_576  # under way to one replica: 40 MB/s at a round trip of 200 ms
+MIN_COMPRESSED_CHANGELOG_BYTES = 1_024  # smaller pieces are sent as they are
 MAX_SNAPSHOT_ATTEMPTS_COUNT = 5  # a broken transfer is resumed this often
 SNAPSHOT_STALL_TIMEOUT_MS = 30_000
 MAX_SNAPSHOT_INSTALL_MS = 600_000  # after its last byte

@@ -83,21 +83,28 @@ def list_members(
 @member_app.command("add")
 def add_member(
     address: AddressArgument,
+    replica: Annotated[
+        bool, typer.Option("--replica", help="As a replica of another region: it follows the changelog, never votes.")
+    ] = False,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = CHANGE_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
 ) -> None:
-    """Add a running, unjoined node as a learner: it receives everything and does not vote.
+    """Add a running, unjoined node as a learner, or as a replica: it receives everything and does not vote.
 
-    Its name, region and data center are its own; start it without --bootstrap. Promote it when it has caught up.
+    Its name, region and data center are its own; start it without --bootstrap. Promote a learner when it has caught up.
 
-    Example:
+    Examples:
 
       kvnode member add 10.0.0.4:4510
+
+      kvnode member add 10.1.0.1:4510 --replica
     """
 
     async def work(admin: Admin) -> admin_pb2.MemberChangeResponse:
-        return await admin.add(_new_member(address))
+        wanted = _new_member(address)
+        wanted.role = "replica" if replica else ""
+        return await admin.add(wanted)
 
     _print_members(administer(endpoints, timeout, output, work).members, output)
 

@@ -50,6 +50,7 @@ class Driver:
 
     Args:
         leadership_changed: called after a cycle in which role, term or leader changed.
+        committed: called when the core has handed out committed entries.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Driver:
         freshness: FreshnessTracker,
         stats: Stats,
         leadership_changed: Callable[[], None],
+        committed: Callable[[], None],
     ) -> None:
         self._raft = raft
         self._log = log
@@ -77,6 +79,7 @@ class Driver:
         self._freshness = freshness
         self._stats = stats
         self._leadership_changed = leadership_changed
+        self._handed_out = committed
         self._wake = asyncio.Event()
         self._seen: tuple[bool, int, int] = (False, 0, 0)
         self._stopping = False
@@ -136,7 +139,7 @@ class Driver:
         if ready.snapshot is not None:
             await self._install(ready.snapshot)
         leads = raft.is_leader
-        self._committed.extend(ready.committed)
+        self._take_committed(ready.committed)
         if leads:
             self._apply()
         await self._persist(ready)
@@ -213,12 +216,17 @@ class Driver:
                 self._raft.applied_to(self._applier.apply(committed[start : at + 1]))
                 start, size = at + 1, 0
 
+    def _take_committed(self, entries: Sequence[Entry]) -> None:
+        if entries:
+            self._committed.extend(entries)
+            self._handed_out()
+
     def _send_urgent(self) -> None:
         if not self._raft.has_urgent():
             return
         urgent = self._raft.urgent()
         self._send(urgent.messages)
-        self._committed.extend(urgent.committed)
+        self._take_committed(urgent.committed)
         if self._raft.is_leader:
             self._apply()  # the others' acknowledgements committed it while our disk is busy with the next batch
         for read_state in urgent.read_states:

@@ -51,10 +51,26 @@ class Members:
         self._guard = guard
 
     async def add(self, wanted: Member) -> Membership:
-        """Add the node that listens at `wanted.address`, as a learner."""
+        """Add the node that listens at `wanted.address`: as a learner, or as the replica that `wanted` may ask for.
+
+        Raises:
+            InvalidRequest: MEMBER_ROLE_INVALID, a replica inside the primary region.
+        """
         self.require_leader()
         seen = await self._identify(wanted)
-        return await self._join(_as_learner(seen, wanted.address))
+        member = _newcomer(seen, wanted.address, wanted.role)
+        self._check_region(member)
+        return await self._join(member)
+
+    def _check_region(self, member: Member) -> None:
+        """Commits wait for voters, so those stand in one region; a replica there would only cost."""
+        primary = {voter.region for voter in self._raft.membership.voters}
+        if member.role is MemberRole.REPLICA and member.region in primary:
+            raise InvalidRequest(
+                "MEMBER_ROLE_INVALID",
+                f"node '{member.name}' stands in the primary region '{member.region}': add it without --replica, and "
+                "promote it if it is to vote",
+            )
 
     async def promote(self, node_id: int) -> Membership:
         """Let a caught-up learner vote."""
@@ -89,7 +105,7 @@ class Members:
         old = self._known(node_id)
         deadline_ms = self._now_ms() + (timeout_ms or CHANGE_TIMEOUT_MS * 4)
         seen = await self._identify(replacement)
-        member = _as_learner(seen, replacement.address)
+        member = _newcomer(seen, replacement.address, old.role)
         if member.node_id == node_id:
             raise InvalidRequest(
                 "MEMBER_NOT_REPLACED",
@@ -206,8 +222,10 @@ class Members:
             raise Unavailable(f"only the leader changes the membership; {where}", code="NOT_LEADER")
 
 
-def _as_learner(seen: peer_pb2.IdentifyResponse, address: str) -> Member:
-    return with_fields(member_from_wire(seen.member), address=address, role=MemberRole.LEARNER)
+def _newcomer(seen: peer_pb2.IdentifyResponse, address: str, role: MemberRole) -> Member:
+    """Whatever else is asked for: who is to vote begins as a learner."""
+    role = MemberRole.REPLICA if role is MemberRole.REPLICA else MemberRole.LEARNER
+    return with_fields(member_from_wire(seen.member), address=address, role=role)
 
 
 def _problems(membership: Membership) -> list[Problem]:

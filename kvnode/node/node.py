@@ -26,6 +26,8 @@ from kvnode.node.absent_log import AbsentLog
 from kvnode.node.applier import Applier
 from kvnode.node.barriers import Barriers, Item
 from kvnode.node.calls import Call, OpenDeliver
+from kvnode.node.changelog.follower import ChangelogFollower
+from kvnode.node.changelog.source import Sources
 from kvnode.node.clock_guard import ClockGuard, LogTime
 from kvnode.node.directory import Directory
 from kvnode.node.driver import Driver
@@ -139,6 +141,26 @@ class Node:
             self.queues.dispatcher.add,
         )
         self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake, self._guard)
+        self.changelog = Sources(
+            self.raft,
+            self.freshness,
+            lambda: self.epoch,
+            self.snapshots.send,
+            region=self.settings.region,
+            own_id=self.node_id,
+        )
+        self.follower = ChangelogFollower(
+            self.node_id,
+            self.settings.region,
+            lambda: self._known_members,
+            lambda: self.epoch,
+            self.raft,
+            self.freshness,
+            lambda: self.applied_index,
+            self.transport,
+            self.clock,
+            self.wake,
+        )
         applier = Applier(
             self.state,
             self.proposals,
@@ -164,6 +186,7 @@ class Node:
             self.freshness,
             self.stats,
             self._leadership_changed,
+            self.changelog.committed,
         )
         self.members = Members(
             self.settings,
@@ -225,7 +248,13 @@ class Node:
         if known is not None:
             return known
         s = self.settings
-        return Member(s.node_id, s.name, s.region, s.dc, s.address, MemberRole.LEARNER)
+        role = MemberRole.REPLICA if s.replica else MemberRole.LEARNER
+        return Member(s.node_id, s.name, s.region, s.dc, s.address, role)
+
+    @property
+    def is_replica(self) -> bool:
+        """Whether it follows the changelog, instead of taking part in the Raft group."""
+        return self.member.role is MemberRole.REPLICA
 
     @property
     def ready(self) -> tuple[bool, str]:
@@ -253,6 +282,8 @@ class Node:
             self._driving = loop.create_task(self._guarded(self.driver.run()), name=f"{self.name}:driver")
             self._tasks.append(self._driving)
             self.wake()
+            if self.is_replica:
+                self._tasks.append(loop.create_task(self._guarded(self.follower.run()), name=f"{self.name}:changelog"))
         self._tasks.append(loop.create_task(self._guarded(self._ticker()), name=f"{self.name}:ticker"))
 
     async def hand_over(self) -> None:
@@ -402,11 +433,18 @@ class Node:
         A node that joins replays memberships from before its time, which know neither it nor, perhaps, the present
         leader: until it meets itself in the log it also keeps those whom it was told of when it was adopted.
         """
-        known = {member.node_id: member for member in self.raft.membership.members}
-        if self.node_id not in known:
-            known = {member.node_id: member for member in self._known_at_start.members} | known
+        known = {member.node_id: member for member in self._known_members.members}
         known.pop(self.node_id, None)
         self.transport.set_members(list(known.values()))
+
+    @property
+    def _known_members(self) -> Membership:
+        """The newest membership, and those whom this node was told of if it is too old to know this node."""
+        membership = self.raft.membership
+        if membership.get(self.node_id) is not None:
+            return membership
+        known = {member.node_id: member for member in (*self._known_at_start.members, *membership.members)}
+        return Membership(tuple(known.values()), membership.min_commit_dcs)
 
     def _best_successor(self) -> int:
         voters = {member.node_id for member in self.raft.membership.voters}

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from kvnode.codec.membership import Member
-from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message
 
@@ -83,6 +83,19 @@ class SnapshotSource(Protocol):
         """The transfer is over; the file may be dropped."""
 
 
+class ChangelogStream(Protocol):
+    """What a replica follows (node/changelog)."""
+
+    async def read(self) -> changelog_pb2.FollowResponse | None:
+        """The next response; None when the stream has ended, for whatever reason."""
+
+    async def acknowledge(self, request: changelog_pb2.FollowRequest) -> None:
+        """Say what is held. On a stream that has ended nothing happens."""
+
+    async def close(self) -> None:
+        """End it."""
+
+
 class Transport(Protocol):
     """Long-lived streams to the peers."""
 
@@ -104,6 +117,9 @@ class Transport(Protocol):
 
     async def send_snapshot(self, to: int, source: SnapshotSource) -> bool:
         """Stream a snapshot, resuming at what the receiver holds; True once it is installed there."""
+
+    def follow(self, to: int, first: changelog_pb2.FollowRequest) -> ChangelogStream:
+        """Follow the changelog of `to`, from where `first` says; the transport adds the Hello."""
 
     async def identify(self, address: str) -> peer_pb2.IdentifyResponse:
         """Ask whoever listens there who it is. Raises KvError(code PEER_UNREACHABLE)."""

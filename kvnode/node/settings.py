@@ -18,6 +18,7 @@ class NodeSettings:
     address: str
     cluster_id: str
     epoch: int = 1
+    replica: bool = False  # it was adopted as one; counts until its log says what it is
     tick_ms: int = limits.TICK_MS
     election_ticks: int = limits.ELECTION_TIMEOUT_TICKS
     heartbeat_ticks: int = limits.HEARTBEAT_TICKS

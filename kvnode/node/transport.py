@@ -17,14 +17,15 @@ from grpc import aio
 
 from kvnode.base.clock import Clock
 from kvnode.codec.membership import Member
+from kvnode.node.changelog.stream import GrpcChangelogStream, NoStream
 from kvnode.node.channels import open_channel
 from kvnode.node.forward_stream import ForwardStream, OpenDeliver, deliver_safely, unreachable
 from kvnode.node.message_stream import MessageStream, hello_to
 from kvnode.node.peer_calls import adopt, identify
-from kvnode.node.ports import Deliver, Freshness, Origin, PeerHandler, SnapshotSource
+from kvnode.node.ports import ChangelogStream, Deliver, Freshness, Origin, PeerHandler, SnapshotSource
 from kvnode.node.snapshot_stream import send_snapshot
 from kvnode.node.stats import Stats
-from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message
 
@@ -126,6 +127,14 @@ class GrpcTransport:
         if peer is None:
             return False
         return await send_snapshot(peer.member.address, self._credentials, hello_to(self._handler, to), source)
+
+    def follow(self, to: int, first: changelog_pb2.FollowRequest) -> ChangelogStream:
+        """Follow the changelog of `to`, from where `first` says."""
+        peer = self._peers.get(to)
+        if peer is None:
+            return NoStream()
+        first.hello.CopyFrom(hello_to(self._handler, to))
+        return GrpcChangelogStream(peer.channel, first)
 
     async def identify(self, address: str) -> peer_pb2.IdentifyResponse:
         """Ask whoever listens there who it is. Raises KvError(code PEER_UNREACHABLE)."""

@@ -65,12 +65,13 @@ def decode_message(encoded: peer_pb2.RaftMessage) -> Message:
         encoded.hint_index,
         encoded.hint_term,
         encoded.round,
-        tuple(map(_decode_entry, encoded.entries)) if encoded.entries else (),
+        tuple(map(decode_entry, encoded.entries)) if encoded.entries else (),
         encoded.context,
     )
 
 
-def _decode_entry(encoded: peer_pb2.LogEntry) -> Entry:
+def decode_entry(encoded: peer_pb2.LogEntry) -> Entry:
+    """One entry. Raises ValueError for a kind that this version does not know."""
     kind = _ENTRY_KINDS.get(encoded.kind)
     if kind is None:
         raise ValueError(f"log entry kind {encoded.kind} is not known; this node is too old for its peer")

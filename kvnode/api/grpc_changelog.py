@@ -1,0 +1,62 @@
+"""The service kv.internal.v1.Changelog: the serving side of node/changelog."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+from grpc import aio
+
+from kvnode.api.grpc_handlers import Handlers, parse
+from kvnode.api.ports import ServedNode
+from kvnode.node.changelog.source import Source
+from kvnode.proto.kv.internal.v1 import changelog_pb2
+
+SERVICE = "kv.internal.v1.Changelog"
+
+
+class ChangelogService:
+    """Lets replicas follow the node.
+
+    Args:
+        node: the node that serves.
+    """
+
+    def __init__(self, node: ServedNode) -> None:
+        self._node = node
+
+    def handlers(self, build: Handlers) -> dict[str, grpc.RpcMethodHandler]:
+        """Method names to handlers."""
+        return {"Follow": build.streams(self._follow, lasting=True)}
+
+    async def _follow(self, context: aio.ServicerContext) -> None:
+        raw = await context.read()
+        if raw is aio.EOF:
+            return
+        request = parse(changelog_pb2.FollowRequest, raw)
+        node = self._node
+        if refused := node.check_hello(request.hello) or node.changelog.refusal(request):
+            await context.write(changelog_pb2.FollowResponse(refused=refused).SerializeToString())
+            return
+        source = node.changelog.open(request)
+        writer = asyncio.get_running_loop().create_task(_write(source, context))
+        try:
+            reader = asyncio.ensure_future(_read(source, context))
+            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            node.changelog.close(source)
+
+
+async def _write(source: Source, context: aio.ServicerContext) -> None:
+    while True:
+        response = await source.next()
+        await context.write(response.SerializeToString())
+
+
+async def _read(source: Source, context: aio.ServicerContext) -> None:
+    while (raw := await context.read()) is not aio.EOF:
+        source.acknowledge(parse(changelog_pb2.FollowRequest, raw))

@@ -1,0 +1,1 @@
+"""The changelog: how replicas outside the Raft group follow it (docs/design/regions.md)."""

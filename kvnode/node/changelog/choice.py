@@ -1,0 +1,31 @@
+"""Whom a replica follows.
+
+The replicas of a region stand in the order of their node ids. Each prefers the first of them, so that the others are
+fed inside the region and the WAN carries each byte once; the first one itself follows a voter. Because a replica only
+ever follows one with a lower id, there are no circles. Of the voters those that do not lead come first: the leader has
+enough to do. Each region begins with another one of them.
+"""
+
+from __future__ import annotations
+
+from zlib import crc32
+
+from kvnode.codec.membership import Member, Membership
+
+
+def sources(membership: Membership, node_id: int, region: str, leader_id: int) -> list[Member]:
+    """The members that a replica may follow, the best first.
+
+    Args:
+        membership: as the replica knows it.
+        node_id, region: of the replica.
+        leader_id: 0 = unknown.
+    """
+    neighbours = [m for m in membership.replicas if m.region == region and m.node_id < node_id]
+    voters = sorted(membership.voters, key=lambda m: m.node_id)
+    if voters:
+        first = crc32(region.encode()) % len(voters)
+        voters = voters[first:] + voters[:first]
+    followers = [m for m in voters if m.node_id != leader_id]
+    leading = [m for m in voters if m.node_id == leader_id]
+    return [*sorted(neighbours, key=lambda m: m.node_id), *followers, *leading]

@@ -1,0 +1,203 @@
+"""The serving side of the changelog: what one replica is sent.
+
+Theory of operation. A source sends what its core has handed out as committed, read from its own log; it keeps nothing
+in memory for a replica but a position. The position moves as pieces are sent and, when the replica got past it by a
+snapshot, by what the replica acknowledges. No more than MAX_CHANGELOG_UNACKNOWLEDGED_BYTES are under way, so a replica
+with a slow disk slows its stream and nobody else. With nothing to send, a notice goes out every
+CHANGELOG_NOTICE_INTERVAL_MS: it says who leads and how fresh the source is, and that the source lives.
+
+Where the log no longer reaches back far enough, a snapshot is sent by the way on which voters get theirs, and the
+stream goes on with notices until the replica holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from kvnode.base import limits
+from kvnode.node.changelog.pieces import put_entries
+from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.wire import encode_freshness
+from kvnode.proto.kv.internal.v1 import changelog_pb2
+from kvnode.raft.messages import Message, MessageKind
+from kvnode.raft.raft import Raft
+
+
+class Source:
+    """One replica's stream, on the side of the node that it follows.
+
+    Args:
+        raft: this node's core.
+        freshness: how fresh this node is.
+        epoch: of this node's state.
+        send_snapshot: given the message that goes with a snapshot; a transfer under way to the same node goes on.
+        request: the first one.
+        compress: whether the way is long.
+        own_id: this node's.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        freshness: FreshnessTracker,
+        epoch: Callable[[], int],
+        send_snapshot: Callable[[Message], None],
+        request: changelog_pb2.FollowRequest,
+        *,
+        compress: bool,
+        own_id: int,
+    ) -> None:
+        self.node_id = request.hello.node_id
+        self._raft = raft
+        self._freshness = freshness
+        self._epoch = epoch
+        self._send_snapshot = send_snapshot
+        self._compress = compress
+        self._own_id = own_id
+        self._next = request.index + 1
+        self._unacknowledged: deque[tuple[int, int]] = deque()  # (last index, bytes) of each piece
+        self._unacknowledged_bytes = 0
+        self._something = asyncio.Event()
+        self._begun = False
+        self.durable_index = request.index
+        self.applied_index = request.applied_index
+
+    def wake(self) -> None:
+        """More is committed."""
+        self._something.set()
+
+    def acknowledge(self, request: changelog_pb2.FollowRequest) -> None:
+        """The replica says what it holds."""
+        self.durable_index = max(self.durable_index, request.index)
+        self.applied_index = max(self.applied_index, request.applied_index)
+        while self._unacknowledged and self._unacknowledged[0][0] <= request.index:
+            self._unacknowledged_bytes -= self._unacknowledged.popleft()[1]
+        if request.index >= self._next:
+            self._next = request.index + 1
+        self._something.set()
+
+    async def next(self) -> changelog_pb2.FollowResponse:
+        """The next thing to send; waits until there is one. The first comes at once: it shows that the source lives."""
+        interval_s = limits.CHANGELOG_NOTICE_INTERVAL_MS / 1_000
+        if not self._begun:
+            self._begun = True
+            return self._take() or self._notice()
+        while True:
+            piece = self._take()
+            if piece is not None:
+                return piece
+            self._something.clear()
+            try:
+                async with asyncio.timeout(interval_s):
+                    await self._something.wait()
+            except TimeoutError:
+                return self._notice()
+
+    def _take(self) -> changelog_pb2.FollowResponse | None:
+        """The next piece, if there is one and it may be sent."""
+        log = self._raft.log
+        if self._next > log.delivered or self._unacknowledged_bytes >= limits.MAX_CHANGELOG_UNACKNOWLEDGED_BYTES:
+            return None
+        previous_term = log.term(self._next - 1)
+        if previous_term is None:
+            return None  # the next notice says so
+        entries = log.entries(self._next, log.delivered + 1, limits.MAX_CHANGELOG_PIECE_BYTES)
+        if not entries:
+            return None
+        response = self._about_us()
+        response.previous_index, response.previous_term = self._next - 1, previous_term
+        size_bytes = put_entries(response, entries, compress=self._compress)
+        self._next = entries[-1].index + 1
+        self._unacknowledged.append((entries[-1].index, size_bytes))
+        self._unacknowledged_bytes += size_bytes
+        return response
+
+    def _notice(self) -> changelog_pb2.FollowResponse:
+        response = self._about_us()
+        log = self._raft.log
+        if self._next <= log.delivered and (log.term(self._next - 1) is None or not self._holds(self._next)):
+            response.snapshot = True
+            sender = self._raft.leader_id or self._own_id
+            self._send_snapshot(Message(MessageKind.SNAPSHOT, self.node_id, sender, self._raft.term))
+        return response
+
+    def _holds(self, index: int) -> bool:
+        return bool(self._raft.log.entries(index, index + 1, 1))
+
+    def _about_us(self) -> changelog_pb2.FollowResponse:
+        raft = self._raft
+        response = changelog_pb2.FollowResponse(
+            epoch=self._epoch(), term=raft.term, leader_id=raft.leader_id, committed_index=raft.log.delivered
+        )
+        freshness = self._freshness.latest
+        if freshness is not None:
+            response.freshness.CopyFrom(encode_freshness(freshness))
+        return response
+
+
+class Sources:
+    """All replicas that follow this node.
+
+    Args:
+        region: where this node stands.
+        refusal: why a Hello is refused; empty = it is not.
+        Others: see Source.
+    """
+
+    def __init__(
+        self,
+        raft: Raft,
+        freshness: FreshnessTracker,
+        epoch: Callable[[], int],
+        send_snapshot: Callable[[Message], None],
+        *,
+        region: str,
+        own_id: int,
+    ) -> None:
+        self._raft = raft
+        self._freshness = freshness
+        self._epoch = epoch
+        self._send_snapshot = send_snapshot
+        self._region = region
+        self._own_id = own_id
+        self._open: set[Source] = set()
+
+    @property
+    def following(self) -> list[Source]:
+        """The streams that are open, for status and metrics."""
+        return list(self._open)
+
+    def refusal(self, request: changelog_pb2.FollowRequest) -> str:
+        """Why a replica that begins there cannot be fed from here; empty = it can."""
+        own = self._raft.log.term(request.index) if request.index <= self._raft.log.delivered else None
+        if own is not None and own != request.term:
+            return (
+                f"CHANGELOG_FORKED: entry {request.index} is of term {own} here and of term {request.term} at "
+                f"'{request.hello.name}': one of the two belongs to a history that a failover has ended"
+            )
+        return ""
+
+    def open(self, request: changelog_pb2.FollowRequest) -> Source:
+        """A stream; `close` ends it."""
+        source = Source(
+            self._raft,
+            self._freshness,
+            self._epoch,
+            self._send_snapshot,
+            request,
+            compress=request.region != self._region,
+            own_id=self._own_id,
+        )
+        self._open.add(source)
+        return source
+
+    def close(self, source: Source) -> None:
+        """The stream is over."""
+        self._open.discard(source)
+
+    def committed(self) -> None:
+        """The core has handed out more."""
+        for source in self._open:
+            source.wake()

@@ -58,12 +58,12 @@ def receive(core: Core, piece: Committed) -> bool:
 
 
 def _follow_leader(core: Core, piece: Committed) -> None:
-    if piece.leader_id in (0, core.node_id):
-        return
+    """A term is adopted also while nobody is known to lead it: entries of it may follow."""
+    leader_id = piece.leader_id if piece.leader_id != core.node_id else 0
     if piece.term > core.term:
-        core.become_follower(piece.term, piece.leader_id, f"node {piece.leader_id} leads term {piece.term}")
-    if piece.term == core.term:
-        core.heard_from_leader(piece.leader_id)
+        core.become_follower(piece.term, leader_id, f"the group is in term {piece.term}")
+    if leader_id and piece.term == core.term:
+        core.heard_from_leader(leader_id)
 
 
 def _check_overlap(core: Core, index: int, term: int) -> None:

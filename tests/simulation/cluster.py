@@ -112,6 +112,7 @@ class Cluster:
         dcs: the data center of each initial voter, for example "abc" or "aaabc".
         directory: for snapshot files.
         tuning: the nodes' bounds.
+        replicas_count: of another region.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Cluster:
         directory: Path,
         make_node: Callable[..., Node] = Node,
         tuning: Tuning = STANDARD,
+        replicas_count: int = 0,
     ) -> None:
         self.loop = loop
         self.network = network
@@ -134,6 +136,8 @@ class Cluster:
         self.tuning = tuning
         self._make_node = make_node
         members = tuple(_member(number + 1, dc) for number, dc in enumerate(dcs))
+        voters_count = len(members)
+        members += tuple(_replica(voters_count + 1 + number) for number in range(replicas_count))
         self.initial = Membership(members, min(2, len(set(dcs))))
         self.one_entry_appends = False
         observer.memberships.append(self.initial)
@@ -234,6 +238,7 @@ class Cluster:
             dc=member.dc,
             address=member.address,
             cluster_id=CLUSTER_ID,
+            replica=member.role is MemberRole.REPLICA,
             tick_ms=self.tuning.tick_ms,
             election_ticks=ELECTION_TICKS,
             heartbeat_ticks=1,
@@ -349,6 +354,10 @@ class Cluster:
 
 def _member(node_id: int, dc: str) -> Member:
     return Member(node_id, f"node{node_id}", "r1", dc, f"sim:{node_id}", MemberRole.VOTER)
+
+
+def _replica(node_id: int) -> Member:
+    return Member(node_id, f"node{node_id}", "r2", f"far{node_id}", f"sim:{node_id}", MemberRole.REPLICA)
 
 
 def _identity(member: Member, *, joined: bool) -> peer_pb2.IdentifyResponse:

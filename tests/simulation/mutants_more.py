@@ -9,8 +9,9 @@ from kvnode.codec.entry import HardState
 from kvnode.codec.membership import MemberRole, Membership
 from kvnode.machine.resolve import Batch
 from kvnode.machine.sessions import SessionWindow
+from kvnode.node.changelog.source import Source
 from kvnode.node.freshness import FreshnessTracker
-from kvnode.raft import leader, replication
+from kvnode.raft import changelog, leader, replication
 from kvnode.raft.configuration import MembershipHistory
 from kvnode.raft.log import RaftLog
 from kvnode.raft.messages import Message, MessageKind
@@ -180,7 +181,57 @@ def change_before_an_own_commit() -> Patch:
     return replaced(leader, "propose_membership", propose_membership)
 
 
+def stream_what_is_not_committed() -> Patch:
+    """A replica is sent all that its source's log holds."""
+    original = Source._take
+
+    def take(self: Source) -> Any:
+        log = self._raft.log
+        delivered, log.delivered = log.delivered, log.stable
+        try:
+            return original(self)
+        finally:
+            log.delivered = delivered
+
+    return replaced(Source, "_take", take)
+
+
+def keep_the_old_term() -> Patch:
+    """A replica adopts a term only when its leader is known."""
+
+    def follow(core: Any, piece: Any) -> None:
+        if piece.leader_id not in (0, core.node_id) and piece.term >= core.term:
+            if piece.term > core.term:
+                core.become_follower(piece.term, piece.leader_id)
+            core.heard_from_leader(piece.leader_id)
+
+    return replaced(changelog, "_follow_leader", follow)
+
+
+def begin_where_others_end() -> Patch:
+    """A source takes it that a replica has what the source itself has made durable."""
+    original = Source.__init__
+
+    def init(self: Source, raft: Any, *rest: Any, **named: Any) -> None:
+        original(self, raft, *rest, **named)
+        self._next = max(self._next, raft.log.delivered + 1)
+
+    return replaced(Source, "__init__", init)
+
+
+def take_a_fork() -> Patch:
+    """A replica does not compare what it has with what it is sent."""
+
+    def check(core: Any, index: int, term: int) -> None:
+        return None
+
+    return replaced(changelog, "_check_overlap", check)
+
+
 SEEN_BY_SEEDS = (
+    stream_what_is_not_committed,
+    keep_the_old_term,
+    begin_where_others_end,
     learners_count,
     count_the_leader_before_its_fsync,
     tell_the_commit_index_uncut,

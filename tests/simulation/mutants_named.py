@@ -33,6 +33,7 @@ from tests.simulation.mutants_more import (
     join_the_round_under_way,
     keep_a_truncated_membership,
     keep_the_tail_under_a_snapshot,
+    take_a_fork,
 )
 from tests.simulation.planting import Patch, replaced, replaced_handler
 
@@ -161,6 +162,7 @@ def vote_from_an_old_pre_vote() -> Patch:
 PAPER = "tests/raft/test_paper.py"
 RESOLVE = "tests/unit/machine/test_resolve.py"
 NAMED: dict[Callable[[], Patch], str] = {
+    take_a_fork: "tests/unit/raft/test_changelog.py::test_a_fork_is_refused",
     campaign_without_pre_vote: f"{PAPER}::test_t96_pre_vote_keeps_the_term_of_who_is_cut_off",
     leave_a_living_leader: f"{PAPER}::test_t423_votes_are_sticky",
     lead_without_a_quorum: f"{PAPER}::test_t62_check_quorum",

@@ -330,7 +330,7 @@ class Nemesis:
         if learners:
             learner = self._random.choice(learners)
             await self._cluster.administer(leader, lambda node: node.members.promote(learner.node_id))
-        elif len(members) < 5 and len(self._cluster.servers) < 7:
+        elif len(members) - len(leader.node.membership.replicas) < 5 and len(self._cluster.servers) < 9:
             await self._add(leader)
         elif len(members) > 3:
             victim = self._random.choice(members)
@@ -339,7 +339,7 @@ class Nemesis:
     async def _add(self, leader: Server) -> None:
         cluster = self._cluster
         node_id = max(cluster.servers) + 1
-        dc = self._random.choice([member.dc for member in cluster.initial.members])
+        dc = self._random.choice([member.dc for member in cluster.initial.voters])
         member = Member(node_id, f"node{node_id}", "r1", dc, f"sim:{node_id}", MemberRole.LEARNER)
         server = cluster.add_server(member)
         server.joined = False

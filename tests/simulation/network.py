@@ -19,9 +19,10 @@ from typing import Any
 from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.codec.membership import Member
-from kvnode.node.ports import Deliver, Freshness, Origin, PeerHandler, SnapshotSink, SnapshotSource
+from kvnode.node.changelog.stream import NoStream
+from kvnode.node.ports import ChangelogStream, Deliver, Freshness, Origin, PeerHandler, SnapshotSink, SnapshotSource
 from kvnode.node.wire import decode_freshness, decode_messages, encode_freshness, encode_message
-from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message, MessageKind
 from tests.simulation.clock import SimulatedClock
@@ -438,6 +439,16 @@ class SimulatedTransport:
             offset = await self._remote(host, lambda at=offset, data=data: sink.write(at, data), KEEPALIVE_S)  # type: ignore[misc]
         await self._remote(host, sink.finish, 60.0)
         return True
+
+    def follow(self, to: int, first: changelog_pb2.FollowRequest) -> ChangelogStream:
+        """See ports.Transport."""
+        from tests.simulation.changelog import SimulatedFollow  # it needs connections, which are made here
+
+        host = self._network.alive(to)
+        if to not in self._peers or host is None or not self._reachable(host):
+            return NoStream()
+        first.hello.CopyFrom(self._hello(to))
+        return SimulatedFollow(self._network, self._own, host, first)
 
     async def identify(self, address: str) -> peer_pb2.IdentifyResponse:
         """See ports.Transport."""

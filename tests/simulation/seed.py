@@ -26,6 +26,7 @@ from tests.simulation.tuning import draw_tuning
 from tests.simulation.workload import EVERYTHING, Client, Journal
 
 LAYOUTS = ("abc", "abc", "abc", "aaabc", "abcab")
+REPLICAS = (0, 0, 0, 1, 2, 2)  # in another region
 FIGURE_8 = 0.15  # of the seeds with three voters
 CHAOS_S = (6.0, 14.0)
 RECOVERY_S = 25.0  # from the healing on, for a write to be acknowledged again
@@ -112,10 +113,12 @@ class Scene:
             layout,
             self.directory,
             tuning=self.tuning,
+            replicas_count=self._draw_replicas(),
         )
         self.nemesis = Nemesis(loop, self.cluster, random.Random(draw.getrandbits(64)))
         self._draw_figure_8()
-        self.result.kinds = [layout, *self.nemesis.kinds]
+        replicas = len(self.cluster.initial.replicas)
+        self.result.kinds = [layout + (f"+{replicas}" if replicas else ""), *self.nemesis.kinds]
         self.clients = [
             Client(n, loop, self.network, self.cluster.hosts, self.journal, random.Random(draw.getrandbits(64)))
             for n in range(draw.choice((2, 3, 5)))
@@ -130,6 +133,10 @@ class Scene:
                 task.result()
         watch.cancel()
         self._judge()
+
+    def _draw_replicas(self) -> int:
+        """Drawn apart, so that seeds without them stay as they were."""
+        return random.Random(f"replicas {self.result.seed}").choice(REPLICAS)
 
     def _draw_figure_8(self) -> None:
         """Whether leaders fall before their first entry is everywhere: Raft's figure 8, which chance never draws.

@@ -171,6 +171,8 @@ class Sources:
 
     def refusal(self, request: changelog_pb2.FollowRequest) -> str:
         """Why a replica that begins there cannot be fed from here; empty = it can."""
+        if self._raft.membership.get(request.hello.node_id) is None:
+            return f"MEMBER_UNKNOWN: '{request.hello.name}' is no member of this cluster (any more, or yet)"
         own = self._raft.log.term(request.index) if request.index <= self._raft.log.delivered else None
         if own is not None and own != request.term:
             return (

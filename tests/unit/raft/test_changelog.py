@@ -100,6 +100,13 @@ def test_a_fork_is_refused(after: tuple[int, int]) -> None:
     assert [entry.index for entry in replica.applied] == [1, 2]
 
 
+def test_the_term_is_adopted_before_its_leader_is_known() -> None:
+    replica = Replica()
+    assert replica.take(data(1, term=6), term=6, leader=0)
+    assert (replica.raft.term, replica.raft.leader_id) == (6, 0)
+    assert replica.log.hard_state.term == 6  # or the log would hold an entry of a term beyond its own
+
+
 def test_a_source_that_is_behind_does_not_bring_an_old_leader_back() -> None:
     replica = Replica()
     assert replica.take(data(1), term=7, leader=3)

@@ -26,6 +26,8 @@ from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.http import Tls
 from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
 from kvnode.api.ops import OpsServer
+from kvnode.api.queue_http.node_queues import NodeQueues
+from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.queue_metrics import QueueStats
 from kvnode.api.serve_gateway import serve_gateway
 from kvnode.base import limits
@@ -268,7 +270,8 @@ def _connect_server(config: NodeConfig, node: Node, authority: Authority, stats:
     if not config.connect_listen:
         return None
     tls = Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None
-    return ConnectServer(NodeBackend(node), authority, config.connect_listen, tls=tls, stats=stats)
+    queues = QueueHttp(NodeQueues(node), authority, SystemClock(), stats)
+    return ConnectServer(NodeBackend(node), authority, config.connect_listen, tls=tls, stats=stats, queues=queues)
 
 
 async def _until_stopped(node: Node, stopping: asyncio.Event) -> int:

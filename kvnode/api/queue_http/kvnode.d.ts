@@ -1,1 +1,114 @@
-export {};
+/** Queues of kvnode for Deno and Node, in Deno's shape. */
+
+/** A part of a key, as in Deno KV. */
+export type KeyPart = Uint8Array | string | number | bigint | boolean;
+
+/** Where queues are, and as whom. What is left out comes from `kv`. */
+export interface Target {
+  /** Of nodes' KV Connect ports, the nearest first. Without it, and without `connect`: where this module came from. */
+  url?: string | URL | (string | URL)[];
+  /** An access token with the right to write. Without it: the variable DENO_KV_ACCESS_TOKEN. */
+  token?: string;
+  /** Name or uuid. Without it: the one that the URL names, or `default`. */
+  database?: string;
+}
+
+export interface EnqueueOptions extends Target {
+  /** The queue's name; `default` without it. */
+  queue?: string;
+  /** Milliseconds until the message is delivered, at most 30 days. */
+  delay?: number;
+  /** Keys that get the value when the last attempt has failed, at most 10. */
+  keysIfUndelivered?: KeyPart[][];
+  /** Milliseconds after each failure, at most 10 of an hour; without it 100, 1000, 5000, 30000, 60000. */
+  backoffSchedule?: number[];
+  /** Gives up when it is aborted. */
+  signal?: AbortSignal;
+}
+
+export interface ListenOptions extends Target {
+  /** The queue's name; `default` without it. */
+  queue?: string;
+  /** How many handlers run at a time, 1 to 1,000; 10 without it. */
+  concurrency?: number;
+  /** How long a message stays with a listener that is heard of no more, in milliseconds; 10,000 without it. */
+  leaseMs?: number;
+  /** A name for people to read. */
+  consumer?: string;
+  /** Closes the listener when it is aborted: handlers that run are waited for. */
+  signal?: AbortSignal;
+}
+
+/** One delivery. */
+export interface Message {
+  /** 24 hexadecimal digits, the same at every delivery. */
+  readonly id: string;
+  readonly queue: string;
+  /** 1 for the first delivery, 2 for the next. */
+  readonly attempts: number;
+  readonly enqueuedAt: Date;
+  /** Let the lease last from now on, and know that it does; it is extended without this, too. Rejects: LEASE_LOST. */
+  extend(): Promise<void>;
+}
+
+export type Handler<T = any> = (value: T, message: Message) => unknown;
+
+export interface Enqueued {
+  ok: true;
+  versionstamp: string;
+  id: string;
+}
+
+/** Nodes of one cluster, a database and a token. */
+export interface Connection {
+  readonly urls: string[];
+  readonly database: string;
+  listenQueue<T = any>(handler: Handler<T>, options?: ListenOptions): Promise<void>;
+  enqueue(value: unknown, options?: EnqueueOptions): Promise<Enqueued>;
+  /** Ends its listeners as their `signal` would. */
+  close(): void;
+}
+
+/**
+ * Where queues are.
+ *
+ * @param url of nodes' KV Connect ports, the nearest first; as for `Deno.openKv` it may name a database
+ */
+export function connect(url: string | URL | (string | URL)[], options?: Omit<Target, "url">): Connection;
+
+/**
+ * Put a message into a queue. It is there when this resolves. After a lost connection it is sent again, and may then be
+ * in the queue twice.
+ *
+ * @param kv what `connect` gave; a `Deno.Kv` or null means `url`, or where this module came from
+ */
+export function enqueue(kv: Connection | object | null, value: unknown, options?: EnqueueOptions): Promise<Enqueued>;
+
+/**
+ * Hand every message of a queue to `handler`. When it returns, the message is gone; when it throws, the message comes
+ * again by its schedule. A message may come twice. Resolves when it was closed and what ran has ended; rejects with a
+ * KvnodeError when the cluster refuses.
+ *
+ * @param kv as for `enqueue`
+ */
+export function listenQueue<T = any>(
+  kv: Connection | object | null,
+  handler: Handler<T>,
+  options?: ListenOptions,
+): Promise<void>;
+
+/** A node's refusal, or why none could be reached. */
+export class KvnodeError extends Error {
+  /** Stable, for example LEASE_LOST. */
+  readonly code: string;
+  /** Of HTTP; 0 when it came otherwise. */
+  readonly status: number;
+  /** Whether the same may succeed later. */
+  readonly retry: boolean;
+}
+
+/** An unsigned number of 64 bits, where `Deno.KvU64` does not exist. */
+export class KvU64 {
+  constructor(value: bigint);
+  readonly value: bigint;
+}

@@ -1,1 +1,589 @@
-export {};
+/**
+ * Queues of kvnode for Deno and Node, in Deno's shape; every node serves this file as /kvnode.js.
+ *
+ *     import { enqueue, listenQueue } from "http://127.0.0.1:4512/kvnode.js";
+ *     await listenQueue(kv, async (value) => { ... });
+ *
+ * Theory of operation. A listener is one HTTP request whose answer brings messages, as many at a time as it may hold
+ * (`concurrency`); acks, nacks and extensions are requests of their own, each with all that has gathered while the one
+ * before was under way. While a handler runs, the lease of its message is extended. When the answer breaks, the next
+ * one, at whichever node answers, begins with the leases that are held; what was decided and not confirmed is sent
+ * again. So a listener survives the loss of its node with its handlers running. A message whose lease is lost is
+ * delivered again.
+ *
+ * @module
+ */
+import { Buffer } from "node:buffer";
+import process from "node:process";
+import v8 from "node:v8";
+
+const DEFAULT_LEASE_MS = 10_000;
+const DEFAULT_CONCURRENCY = 10;
+const MAX_LEASES_COUNT = 1_000; // that one request may settle
+const SILENCE_MS = 15_000; // a node pings every 5 s
+const OPEN_TIMEOUT_MS = 5_000;
+const REQUEST_TIMEOUT_MS = 10_000;
+const MIN_REQUEST_TIMEOUT_MS = 1_000;
+const ENQUEUE_TIMEOUT_MS = 60_000; // for all attempts
+const CLOSE_TIMEOUT_MS = 5_000; // for what handlers have decided before
+const BACKOFF_MS = 50;
+const MAX_BACKOFF_MS = 1_000;
+const V8_HEADER = 0xff;
+
+/** A node's refusal, or why none could be reached. */
+export class KvnodeError extends Error {
+  /**
+   * @param {string} code stable, for example LEASE_LOST; docs/reference/errors.md names each
+   * @param {string} message what was wrong and what to do
+   * @param {{status?: number, retry?: boolean, cause?: unknown}} [more]
+   */
+  constructor(code, message, { status = 0, retry = false, cause } = {}) {
+    super(`${message} [${code}]`, { cause });
+    this.name = "KvnodeError";
+    this.code = code;
+    this.status = status;
+    this.retry = retry;
+  }
+}
+
+/** An unsigned number of 64 bits, where Deno's own Deno.KvU64 does not exist. */
+export class KvU64 {
+  /** @param {bigint} value */
+  constructor(value) {
+    this.value = BigInt.asUintN(64, value);
+  }
+}
+
+// Values.
+
+/** Whether V8 would write memory that is not the value's: all of the buffer that a view shows a part of. */
+function sharesMemory(value, seen) {
+  if (value === null || typeof value !== "object" || seen.has(value)) return false;
+  seen.add(value);
+  if (ArrayBuffer.isView(value)) return value.byteLength < value.buffer.byteLength;
+  if (value instanceof Map) value = [...value.keys(), ...value.values()];
+  if (value instanceof Set) value = [...value];
+  return Object.values(value).some((each) => sharesMemory(each, seen));
+}
+
+/** A copy whose views have buffers of their own. */
+function detached(value, seen = new Map()) {
+  if (value === null || typeof value !== "object") return value;
+  if (!seen.has(value)) seen.set(value, shellOf(value));
+  else return seen.get(value);
+  const made = seen.get(value);
+  if (made === value || ArrayBuffer.isView(value)) return made;
+  if (value instanceof Map) for (const [key, each] of value) made.set(detached(key, seen), detached(each, seen));
+  else if (value instanceof Set) for (const each of value) made.add(detached(each, seen));
+  else for (const key of Object.keys(value)) made[key] = detached(value[key], seen);
+  return made;
+}
+
+/** What a copy begins with; the value itself where it is nothing that holds others. */
+function shellOf(value) {
+  if (ArrayBuffer.isView(value)) {
+    const bytes = new Uint8Array(value.buffer, value.byteOffset, value.byteLength).slice();
+    return value instanceof Uint8Array ? bytes : new value.constructor(bytes.buffer);
+  }
+  if (Array.isArray(value)) return new Array(value.length);
+  if (value instanceof Map) return new Map();
+  if (value instanceof Set) return new Set();
+  const prototype = Object.getPrototypeOf(value);
+  return prototype === Object.prototype || prototype === null ? {} : value;
+}
+
+/** @returns {{payload: string, encoding: "v8" | "bytes" | "le64"}} */
+function encoded(value) {
+  if (value instanceof Uint8Array) return { payload: base64(value), encoding: "bytes" };
+  if (typeof value?.value === "bigint" && value.constructor?.name === "KvU64") {
+    const bytes = Buffer.alloc(8);
+    bytes.writeBigUInt64LE(value.value);
+    return { payload: base64(bytes), encoding: "le64" };
+  }
+  // Not v8.serialize: it writes typed arrays in a way of Node's own, which others cannot read.
+  const serializer = new v8.Serializer();
+  serializer.writeHeader();
+  serializer.writeValue(sharesMemory(value, new Set()) ? detached(value) : value);
+  return { payload: base64(serializer.releaseBuffer()), encoding: "v8" };
+}
+
+function decoded({ payload, encoding }) {
+  const bytes = Buffer.from(payload, "base64");
+  if (encoding === "bytes") return new Uint8Array(bytes);
+  if (encoding === "le64") return new (globalThis.Deno?.KvU64 ?? KvU64)(bytes.readBigUInt64LE());
+  try {
+    return v8.deserialize(bytes);
+  } catch (error) {
+    // Version 16, which newer engines write, has the tags of version 15.
+    if (bytes[0] !== V8_HEADER || bytes[1] !== 16) throw error;
+    bytes[1] = 15;
+    return v8.deserialize(bytes);
+  }
+}
+
+function base64(bytes) {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("base64");
+}
+
+function keyPart(part) {
+  if (typeof part === "bigint") return { $bigint: String(part) };
+  if (part instanceof Uint8Array) return { $bytes: base64(part) };
+  if (typeof part === "number" && !Number.isFinite(part)) return { $number: String(part) };
+  return part;
+}
+
+// Where to, and as whom.
+
+/** Nodes of one cluster, a database and a token; `close` ends what listens by it. */
+class Connection {
+  #closing = new AbortController();
+
+  constructor(url, { token, database } = {}) {
+    const places = (Array.isArray(url) ? url : [url]).map(place);
+    this.urls = places.map(({ origin }) => origin);
+    this.database = database ?? places[0].database;
+    this.token = token;
+  }
+
+  get signal() {
+    return this.#closing.signal;
+  }
+
+  listenQueue(handler, options) {
+    return listenQueue(this, handler, options);
+  }
+
+  enqueue(value, options) {
+    return enqueue(this, value, options);
+  }
+
+  close() {
+    this.#closing.abort();
+  }
+}
+
+/**
+ * Where queues are.
+ *
+ * @param {string | URL | (string | URL)[]} url of nodes' KV Connect ports, the nearest first; as for Deno.openKv, it
+ *   may name a database: http://10.0.0.1:4512/orders
+ * @param {{token?: string, database?: string}} [options]
+ */
+export function connect(url, options) {
+  return new Connection(url, options);
+}
+
+/** The origin and the database of a URL, as KV Connect's metadata exchange has them. */
+function place(url) {
+  let parsed;
+  try {
+    parsed = new URL(url);
+  } catch (cause) {
+    throw new KvnodeError("ENDPOINT_INVALID", `'${url}' is no URL: give http://host:4512`, { cause });
+  }
+  const parts = parsed.pathname.split("/").filter((part) => part && part !== "eventual");
+  const database = parts[0] === "databases" ? parts[1] : parts[0];
+  return { origin: parsed.origin, database: database ?? "default" };
+}
+
+/** @returns {{urls: string[], database: string, token: string, signals: AbortSignal[]}} */
+function resolved(kv, options) {
+  const own = import.meta.url.startsWith("http") ? new URL(import.meta.url).origin : undefined;
+  const known = Array.isArray(kv?.urls) ? kv : undefined; // also one that another node's copy of this module made
+  const named = options.url ?? (known ? undefined : own);
+  if (named === undefined && !known) {
+    throw new KvnodeError("ENDPOINT_INVALID", "no URL is known: pass connect(url) as kv, or the option url");
+  }
+  const there = named === undefined ? known : connect(named);
+  return {
+    urls: there.urls,
+    database: options.database ?? known?.database ?? there.database,
+    token: options.token ?? known?.token ?? tokenOfEnvironment(),
+    signals: [options.signal, known?.signal].filter(Boolean),
+  };
+}
+
+function tokenOfEnvironment() {
+  const token = process.env.DENO_KV_ACCESS_TOKEN; // Deno asks for --allow-env
+  if (!token) {
+    throw new KvnodeError("ACCESS_TOKEN_INVALID", "no access token: pass `token`, or set DENO_KV_ACCESS_TOKEN");
+  }
+  return token;
+}
+
+// Requests.
+
+function request(target, url, queue, method, body, signal) {
+  return fetch(`${url}/queues/${encodeURIComponent(target.database)}/${encodeURIComponent(queue)}/${method}`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${target.token}`, "content-type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+}
+
+/** The JSON of an answer. Throws KvnodeError. */
+async function answerOf(response) {
+  const text = await response.text();
+  let found;
+  try {
+    found = JSON.parse(text);
+  } catch {
+    const message = `the answer is no JSON: ${text.slice(0, 200)}`;
+    found = { code: "NOT_A_KVNODE", message, retry: response.status >= 500 };
+  }
+  if (response.ok) return found;
+  throw refusalOf(found, response.status);
+}
+
+function refusalOf({ code, message, retry }, status = 0) {
+  return new KvnodeError(code, message, { status, retry: retry || status === 429 });
+}
+
+/** Whether another attempt may do better: not when a node has refused. What is no refusal came from the network. */
+function isRetryable(error) {
+  return !(error instanceof KvnodeError) || error.retry;
+}
+
+function backoff(failures) {
+  return Math.random() * Math.min(MAX_BACKOFF_MS, BACKOFF_MS * 2 ** Math.min(failures, 10)) + BACKOFF_MS / 2;
+}
+
+function sleep(ms, signal) {
+  if (signal?.aborted) return Promise.resolve();
+  return new Promise((resolve) => {
+    const timer = setTimeout(done, ms);
+    function done() {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", done);
+      resolve();
+    }
+    signal?.addEventListener("abort", done);
+  });
+}
+
+/**
+ * Put a message into a queue. It is there when this resolves. After a lost connection it is sent again, and may then be
+ * in the queue twice.
+ *
+ * @param {object | null} kv what connect gave; with a Deno.Kv, or null, `url` or the origin of this module is meant
+ * @param {unknown} value whatever V8 can serialize
+ * @param {{queue?: string, delay?: number, keysIfUndelivered?: unknown[][], backoffSchedule?: number[],
+ *   url?: string | string[], token?: string, database?: string, signal?: AbortSignal}} [options]
+ * @returns {Promise<{ok: true, versionstamp: string, id: string}>}
+ */
+export async function enqueue(kv, value, options = {}) {
+  const target = resolved(kv, options);
+  const message = { ...encoded(value), delay_ms: options.delay };
+  message.keys_if_undelivered = options.keysIfUndelivered?.map((key) => key.map(keyPart));
+  message.backoff_schedule = options.backoffSchedule;
+  const queue = options.queue ?? "default";
+  const until = Date.now() + ENQUEUE_TIMEOUT_MS;
+  for (let attempt = 0;; attempt++) {
+    const url = target.urls[attempt % target.urls.length];
+    const signal = AbortSignal.any([AbortSignal.timeout(REQUEST_TIMEOUT_MS), ...target.signals]);
+    try {
+      const response = await request(target, url, queue, "messages", { messages: [message] }, signal);
+      const { versionstamp, ids } = await answerOf(response);
+      return { ok: true, versionstamp, id: ids[0] };
+    } catch (error) {
+      const aborted = target.signals.some((each) => each.aborted);
+      if (aborted || !isRetryable(error) || Date.now() > until) throw explained(error, target.urls);
+    }
+    await sleep(backoff(attempt / target.urls.length));
+  }
+}
+
+function explained(error, urls) {
+  if (error instanceof KvnodeError || error?.name === "AbortError") return error;
+  return new KvnodeError("UNAVAILABLE", `no node answers at ${urls.join(", ")}`, { retry: true, cause: error });
+}
+
+// Listening.
+
+/** One delivery: what the handler gets beside the value. */
+class Delivery {
+  #listener;
+  #lease;
+
+  constructor(message, listener) {
+    this.#listener = listener;
+    this.#lease = message.lease;
+    this.id = message.id;
+    this.queue = message.queue;
+    this.attempts = message.attempt;
+    this.enqueuedAt = new Date(message.enqueued_at_ms);
+  }
+
+  /** Let the lease last from now on, and make sure that it does; it is extended without this, too. */
+  async extend() {
+    await this.#listener.extend(this.#lease);
+  }
+}
+
+class Listener {
+  #target;
+  #queue;
+  #handler;
+  #concurrency;
+  #leaseMs;
+  #consumer;
+  #signal;
+  #held = new Map(); // lease -> whether it is lost; its handler runs
+  #decided = new Map(); // lease -> ack, nack or release, not confirmed
+  #extending = new Map(); // lease -> those who wait for an extension
+  #isExtending = false; // all that is held is to be extended by the next request
+  #settling = false;
+  #at = 0; // of the URL in use
+  #stream = new AbortController();
+  #over = false;
+  #failure;
+  #wake = () => {};
+
+  constructor(target, handler, options) {
+    this.#target = target;
+    this.#handler = handler;
+    this.#queue = options.queue ?? "default";
+    this.#concurrency = options.concurrency ?? DEFAULT_CONCURRENCY;
+    this.#leaseMs = options.leaseMs ?? DEFAULT_LEASE_MS;
+    this.#consumer = options.consumer;
+    this.#signal = AbortSignal.any(target.signals);
+  }
+
+  /** Resolves when it was closed and its handlers have ended. */
+  async run() {
+    const timer = setInterval(() => this.#extendAll(), this.#leaseMs / 3);
+    const close = () => this.#wake();
+    this.#signal.addEventListener("abort", close);
+    try {
+      const streaming = this.#streams();
+      while (!this.#failure && !(this.#signal.aborted && !this.#held.size)) await this.#change();
+      await this.#confirmed();
+      this.#over = true;
+      this.#stream.abort();
+      await streaming;
+    } finally {
+      clearInterval(timer);
+      this.#signal.removeEventListener("abort", close);
+    }
+    if (this.#failure) throw this.#failure;
+  }
+
+  /** Give the node a while to confirm what was decided. */
+  async #confirmed() {
+    const until = Date.now() + CLOSE_TIMEOUT_MS;
+    const late = setTimeout(() => this.#wake(), CLOSE_TIMEOUT_MS + 1);
+    while (!this.#failure && this.#decided.size && Date.now() <= until) await this.#change();
+    clearTimeout(late);
+  }
+
+  /** The next thing that may end it. */
+  #change() {
+    return new Promise((resolve) => this.#wake = resolve);
+  }
+
+  // What comes.
+
+  async #streams() {
+    for (let failures = 0; !this.#over && !this.#signal.aborted;) {
+      const opened = Date.now();
+      try {
+        await this.#listen(() => failures = 0);
+      } catch (error) {
+        if (this.#over) return;
+        if (!isRetryable(error)) {
+          this.#failure = error;
+          this.#wake();
+          return;
+        }
+      }
+      this.#at++;
+      // Another node is tried at once, unless all have failed by now.
+      if (++failures % this.#target.urls.length === 0 || Date.now() - opened < BACKOFF_MS) {
+        await sleep(backoff(failures / this.#target.urls.length), this.#signal);
+      }
+    }
+  }
+
+  /** One answer to its end. */
+  async #listen(succeeded) {
+    const abort = this.#stream = new AbortController();
+    let timer = setTimeout(() => abort.abort(), OPEN_TIMEOUT_MS);
+    try {
+      const held = this.#current();
+      const body = { credit: this.#concurrency, lease_ms: this.#leaseMs, consumer: this.#consumer, held };
+      const response = await request(this.#target, this.#url, this.#queue, "listen", body, abort.signal);
+      if (!response.ok) await answerOf(response);
+      for await (const line of linesOf(response.body)) {
+        clearTimeout(timer);
+        timer = setTimeout(() => abort.abort(), SILENCE_MS);
+        this.#take(line, succeeded);
+      }
+    } finally {
+      clearTimeout(timer);
+      abort.abort();
+    }
+  }
+
+  #take(line, succeeded) {
+    if (line.type === "opened") succeeded();
+    else if (line.type === "message") this.#handle(line);
+    else if (line.type === "failed") this.#lose(line.lease);
+    else if (line.type === "end") throw refusalOf(line);
+  }
+
+  async #handle(message) {
+    if (this.#signal.aborted) {
+      this.#decide(message.lease, "release");
+      return;
+    }
+    this.#held.set(message.lease, false);
+    let decision = "ack";
+    try {
+      const value = decoded(message);
+      await this.#handler(value, new Delivery(message, this));
+    } catch (error) {
+      console.error(`kvnode: the handler of queue '${message.queue}' failed with message ${message.id}:`, error);
+      decision = "nack";
+    }
+    this.#held.delete(message.lease);
+    this.#decide(message.lease, decision);
+    this.#wake();
+  }
+
+  #lose(lease) {
+    if (this.#held.has(lease)) this.#held.set(lease, true);
+  }
+
+  /** The leases that are held and not lost. */
+  #current() {
+    return [...this.#held].filter(([, lost]) => !lost).map(([lease]) => lease);
+  }
+
+  // What is said.
+
+  get #url() {
+    return this.#target.urls[this.#at % this.#target.urls.length];
+  }
+
+  #decide(lease, decision) {
+    this.#decided.set(lease, decision);
+    this.#settle();
+  }
+
+  #extendAll() {
+    if (!this.#held.size) return;
+    this.#isExtending = true;
+    this.#settle();
+  }
+
+  extend(lease) {
+    return new Promise((resolve, reject) => {
+      const waiting = this.#extending.get(lease) ?? [];
+      this.#extending.set(lease, [...waiting, { resolve, reject }]);
+      this.#settle();
+    });
+  }
+
+  /** Send what has gathered, one request at a time, until nothing is left. */
+  async #settle() {
+    if (this.#settling) return;
+    this.#settling = true;
+    await Promise.resolve(); // what else is decided now goes along
+    for (let failures = 0; !this.#over && this.#hasSomething();) {
+      try {
+        await this.#settleOnce(this.#target.urls[(this.#at + failures) % this.#target.urls.length]);
+        failures = 0;
+      } catch (error) {
+        if (!isRetryable(error)) this.#giveUp(error);
+        else await sleep(backoff(++failures / this.#target.urls.length));
+      }
+    }
+    this.#settling = false;
+  }
+
+  #hasSomething() {
+    return this.#decided.size > 0 || this.#extending.size > 0 || this.#isExtending;
+  }
+
+  /** One request. Throws what may go better with the next one. */
+  async #settleOnce(url) {
+    const decided = [...this.#decided].slice(0, MAX_LEASES_COUNT);
+    const extending = new Map([...this.#extending].slice(0, MAX_LEASES_COUNT - decided.length));
+    const running = this.#isExtending ? this.#current() : [];
+    this.#isExtending = false;
+    const room = MAX_LEASES_COUNT - decided.length;
+    const extend = [...new Set([...extending.keys(), ...running])].slice(0, room);
+    if (!decided.length && !extend.length) return;
+    const chosen = (verb) => decided.filter(([, decision]) => decision === verb).map(([lease]) => lease);
+    const nack = chosen("nack").map((lease) => ({ lease }));
+    const body = { ack: chosen("ack"), nack, release: chosen("release"), extend, lease_ms: this.#leaseMs };
+    body.leaving = this.#signal.aborted;
+    const timeout = Math.max(MIN_REQUEST_TIMEOUT_MS, Math.min(REQUEST_TIMEOUT_MS, this.#leaseMs / 3));
+    const signal = AbortSignal.timeout(timeout);
+    try {
+      const { settled, failed } = await answerOf(await request(this.#target, url, this.#queue, "settle", body, signal));
+      for (const lease of settled) this.#settled(lease, extending);
+      for (const each of failed) this.#notSettled(each, extending);
+      const again = failed.find(({ retry }) => retry);
+      if (again) throw refusalOf(again);
+    } catch (error) {
+      this.#isExtending ||= running.length > 0;
+      throw error;
+    } finally {
+      this.#wake();
+    }
+  }
+
+  #settled(lease, extending) {
+    this.#decided.delete(lease);
+    for (const { resolve } of extending.get(lease) ?? []) resolve();
+    if (extending.has(lease)) this.#extending.delete(lease);
+  }
+
+  #notSettled(failure, extending) {
+    const error = refusalOf(failure);
+    if (error.retry) return;
+    this.#lose(failure.lease);
+    this.#decided.delete(failure.lease); // it is, or was, delivered again; or an answer to this was lost
+    for (const { reject } of extending.get(failure.lease) ?? []) reject(error);
+    if (extending.has(failure.lease)) this.#extending.delete(failure.lease);
+  }
+
+  /** The cluster refuses this listener. */
+  #giveUp(error) {
+    for (const waiting of this.#extending.values()) for (const { reject } of waiting) reject(error);
+    this.#extending.clear();
+    this.#decided.clear();
+    this.#isExtending = false;
+    this.#failure ??= error;
+    this.#wake();
+  }
+}
+
+async function* linesOf(body) {
+  const decoder = new TextDecoder();
+  let text = "";
+  for await (const chunk of body) {
+    text += decoder.decode(chunk, { stream: true });
+    const lines = text.split("\n");
+    text = lines.pop();
+    for (const line of lines) yield JSON.parse(line);
+  }
+}
+
+/**
+ * Hand every message of a queue to `handler`. When it returns, the message is gone; when it throws, the message comes
+ * again by its schedule. A message may come twice. While a handler runs, its message is given to nobody else.
+ *
+ * @param {object | null} kv as for enqueue
+ * @param {(value: any, message: Delivery) => unknown} handler
+ * @param {{queue?: string, concurrency?: number, leaseMs?: number, consumer?: string, url?: string | string[],
+ *   token?: string, database?: string, signal?: AbortSignal}} [options] `concurrency` handlers run at a time (10);
+ *   `leaseMs` is how long a message stays with a listener that is heard of no more (10,000); `signal` closes it
+ * @returns {Promise<void>} when it was closed, and what ran has ended; rejects with a KvnodeError when the cluster
+ *   refuses
+ */
+export async function listenQueue(kv, handler, options = {}) {
+  await new Listener(resolved(kv, options), handler, options).run();
+}

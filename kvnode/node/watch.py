@@ -75,9 +75,10 @@ class WatchHub:
     def __init__(self, state: WatchedState, stats: Stats) -> None:
         self._state = state
         self._stats = stats
-        self._by_key: dict[bytes, set[KeyWatch]] = {}
-        self._ranges: dict[tuple[bytes, bytes], set[RangeWatch]] = {}
-        self._watches: set[Watch] = set()
+        # Of objects no sets: their order would be that of the memory, and each run of a seed another one.
+        self._by_key: dict[bytes, dict[KeyWatch, None]] = {}
+        self._ranges: dict[tuple[bytes, bytes], dict[RangeWatch, None]] = {}
+        self._watches: dict[Watch, None] = {}
         self._range_count = 0
         self._closed = False
 
@@ -120,7 +121,7 @@ class WatchHub:
         if not self._watches:
             return
         if self._by_key:
-            for key in self._by_key.keys() & changed.keys():
+            for key in sorted(self._by_key.keys() & changed.keys()):
                 row = _alive(changed[key], log_time_ms)
                 for watch in self._by_key[key]:
                     watch.changed(key, row)
@@ -152,7 +153,7 @@ class WatchHub:
     def _watch_keys(self, keys: list[bytes]) -> KeyWatch:
         watch = KeyWatch(self, keys)
         for key in keys:
-            self._by_key.setdefault(key, set()).add(watch)
+            self._by_key.setdefault(key, {})[watch] = None
         self._register(watch)
         return watch
 
@@ -164,31 +165,31 @@ class WatchHub:
                 phase="read",
             )
         watch = RangeWatch(self, start, end)
-        self._ranges.setdefault((start, end), set()).add(watch)
+        self._ranges.setdefault((start, end), {})[watch] = None
         self._range_count += 1
         self._register(watch)
         return watch
 
     def _register(self, watch: Watch) -> None:
-        self._watches.add(watch)
+        self._watches[watch] = None
         self._stats.watches = len(self._watches)
 
     # For the watches.
 
     def forget(self, watch: Watch) -> None:
         """The watch has ended."""
-        self._watches.discard(watch)
+        self._watches.pop(watch, None)
         self._stats.watches = len(self._watches)
         if isinstance(watch, KeyWatch):
             for key in watch.keys:
                 if watches := self._by_key.get(key):
-                    watches.discard(watch)
+                    watches.pop(watch, None)
                     if not watches:
                         del self._by_key[key]
         elif isinstance(watch, RangeWatch):
             bounds = (watch.start, watch.end)
             if watches_of_range := self._ranges.get(bounds):
-                watches_of_range.discard(watch)
+                watches_of_range.pop(watch, None)
                 self._range_count -= 1
                 if not watches_of_range:
                     del self._ranges[bounds]

@@ -162,7 +162,7 @@ class Sources:
         self._send_snapshot = send_snapshot
         self._region = region
         self._own_id = own_id
-        self._open: set[Source] = set()
+        self._open: dict[Source, None] = {}  # in the order of their coming: what runs is the same in each run of a seed
 
     @property
     def following(self) -> list[Source]:
@@ -192,12 +192,12 @@ class Sources:
             compress=request.region != self._region,
             own_id=self._own_id,
         )
-        self._open.add(source)
+        self._open[source] = None
         return source
 
     def close(self, source: Source) -> None:
         """The stream is over."""
-        self._open.discard(source)
+        self._open.pop(source, None)
 
     def committed(self) -> None:
         """The core has handed out more."""

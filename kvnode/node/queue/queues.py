@@ -51,7 +51,7 @@ class Queues:
         self.settler = Settler(write)
         release = partial(self.settler.release, unseen=True)
         self.dispatcher = Dispatcher(state, propose, release, take_back, log_time, monotonic_ms)
-        self._consumers: set[Consumer] = set()
+        self._consumers: dict[Consumer, None] = {}  # in the order of their coming
 
     @property
     def consumers_count(self) -> int:
@@ -86,12 +86,12 @@ class Queues:
             failed=failed,
             takes=takes,
         )
-        self._consumers.add(consumer)
+        self._consumers[consumer] = None
         return consumer
 
     def leave(self, consumer: Consumer, *, give_back: bool) -> None:
         """The consumer's stream has ended."""
-        self._consumers.discard(consumer)
+        self._consumers.pop(consumer, None)
         consumer.close(give_back=give_back)
 
     def peer_left(self, node_id: int) -> None:

@@ -22,6 +22,7 @@ from cluster.admin import AdminCalls, NotAnswered
 from cluster.keeper import Keeper
 from cluster.ports import free_ports
 from cluster.processes import Child
+from cluster.topology import REPLICA, VOTER, Topology
 from kvnode.base.limits import SHUTDOWN_TIMEOUT_MS
 from kvnode.proto.kv.v1 import admin_pb2
 
@@ -40,6 +41,7 @@ class NodeSpec:
         name: in the cluster.
         dc: data center.
         region: region.
+        role: "voter", or "replica" of a region that is not the primary one.
         host: address that it listens on.
         prefix: what its command is run with, for example in another network namespace.
         environment: further variables of this node.
@@ -49,13 +51,21 @@ class NodeSpec:
     name: str
     dc: str
     region: str = "us-east"
+    role: str = VOTER
     host: str = "127.0.0.1"
     prefix: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     data_dir: Path | None = None
 
 
+Advertise = Callable[[NodeSpec, str], str]
+
 THREE_DCS = (NodeSpec("a", "dc-a"), NodeSpec("b", "dc-b"), NodeSpec("c", "dc-c"))
+
+
+def specs_of(topology: Topology) -> list[NodeSpec]:
+    """The topology's nodes for this machine: names, places and roles are kept, hosts and ports are loopback's own."""
+    return [NodeSpec(node.name, node.dc, node.region, node.role) for node in topology.nodes]
 
 
 class ClusterFailed(Exception):
@@ -64,10 +74,11 @@ class ClusterFailed(Exception):
 
 @dataclass(slots=True)
 class LocalNode:
-    """One process of the cluster."""
+    """One process of the cluster. `advertised` is where the other nodes reach it: `address`, or a proxy before it."""
 
     spec: NodeSpec
     address: str
+    advertised: str
     ops_address: str
     connect_address: str
     data_dir: Path
@@ -114,11 +125,13 @@ class LocalCluster:
     Everything here blocks; a caller on an event loop puts the waiting methods on a thread.
 
     Args:
-        specs: the nodes; the first bootstraps the cluster with all of them.
+        specs: the nodes; the first bootstraps the cluster with all voters, then the replicas are added.
         folder: where data directories and logs go; a temporary one, removed at the end, when None.
         min_commit_dcs: how many data centers a commit needs.
         arguments: further flags of every node.
         environment: further variables of every node.
+        advertise: given a node and the address that it listens on, says under which the others are to reach it: a
+            proxy's, for example. Asked once, before anything is started.
     """
 
     def __init__(
@@ -129,7 +142,9 @@ class LocalCluster:
         min_commit_dcs: int = 2,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        advertise: Advertise | None = None,
     ) -> None:
+        self._advertise = advertise
         self._temporary = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="kvnode-"))
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -147,9 +162,12 @@ class LocalCluster:
         data_dir = spec.data_dir or self.folder / spec.name
         command = [*spec.prefix, sys.executable, "-m", "kvnode", "serve", "--name", spec.name, "--region", spec.region]
         command += ["--dc", spec.dc, "--data-dir", str(data_dir), "--listen", address, "--ops-listen", ops_address]
+        advertised = self._advertise(spec, address) if self._advertise else address
+        if advertised != address:
+            command += ["--advertise", advertised]
         environment = {"KVNODE_CONNECT_LISTEN": connect_address, **self._environment, **dict(spec.environment)}
         child = Child([*command, *self._common], self.folder / f"{spec.name}.log", environment, self._keeper)
-        return LocalNode(spec, address, ops_address, environment["KVNODE_CONNECT_LISTEN"], data_dir, child)
+        return LocalNode(spec, address, advertised, ops_address, environment["KVNODE_CONNECT_LISTEN"], data_dir, child)
 
     def __enter__(self) -> Self:
         return self
@@ -168,15 +186,42 @@ class LocalCluster:
         for node in others:
             node.child.start()
         flags = ["--bootstrap", "--min-commit-dcs", str(self.min_commit_dcs)]
-        if others:
-            flags += ["--peers", ",".join(node.address for node in others)]
+        voters = [node for node in others if node.spec.role == VOTER]
+        if voters:
+            flags += ["--peers", ",".join(node.advertised for node in voters)]
         plain = list(first.child.command)
         first.child.command += flags
         try:
             first.child.start()
         finally:
             first.child.command = plain
+        self.wait_ready([first.name, *(node.name for node in voters)])
+        for node in others:
+            if node.spec.role == REPLICA:
+                self.add_replica(node.name)
         self.wait_ready()
+
+    def add_replica(self, name: str, timeout_s: float = _START_TIMEOUT_S) -> None:
+        """Have a running, unjoined node taken in as a replica. Raises ClusterFailed."""
+        wanted = admin_pb2.Member(address=self.nodes[name].advertised, role=REPLICA)
+        refused = ""
+
+        def added() -> bool:
+            nonlocal refused
+            leader = self.leader()
+            try:
+                if leader:
+                    self.nodes[leader].admin.member_add(wanted)
+            except NotAnswered as error:
+                refused = str(error)
+                return "MEMBER_EXISTS" in refused or self._is_member(leader or "", name)
+            return bool(leader)
+
+        self.wait_until(added, f"node {name} does not become a replica: {refused}", timeout_s)
+
+    def _is_member(self, asked: str, name: str) -> bool:
+        status = self.nodes[asked].status()
+        return status is not None and any(member.name == name for member in status.members)
 
     def stop(self) -> None:
         """SIGTERM to every node, one after the other; then make sure that none is left."""

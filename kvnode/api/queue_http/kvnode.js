@@ -520,7 +520,7 @@ class Listener {
     const body = { ack: chosen("ack"), nack, release: chosen("release"), extend, lease_ms: this.#leaseMs };
     body.leaving = this.#signal.aborted;
     const timeout = Math.max(MIN_REQUEST_TIMEOUT_MS, Math.min(REQUEST_TIMEOUT_MS, this.#leaseMs / 3));
-    const signal = AbortSignal.timeout(timeout);
+    const signal = AbortSignal.timeout(Math.ceil(timeout)); // Node takes no fraction
     try {
       const { settled, failed } = await answerOf(await request(this.#target, url, this.#queue, "settle", body, signal));
       for (const lease of settled) this.#settled(lease, extending);

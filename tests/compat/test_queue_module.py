@@ -1,0 +1,194 @@
+"""kvnode.js in the real Deno and the real Node: the node at which they listen is killed, and no message is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+from asyncio.subprocess import PIPE, Process
+from base64 import b64encode
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+from kvnode.client import open_kv
+from tests.compat.clients import PROGRAMS, clients, deno_binary, environment, install, missing
+from tests.compat.nodes import TOKEN, Nodes, three_nodes
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "-")
+
+COUNT = 500
+FAILING = {number for number in range(COUNT) if number % 50 == 0}  # at the first attempt
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    install()
+    with three_nodes(tmp_path_factory.mktemp("queue-module")) as running:
+        yield running
+
+
+class Program:
+    """A program that enqueues and listens; `lines` is what it has said."""
+
+    def __init__(self, name: str, process: Process) -> None:
+        self.name = name
+        self.lines: list[str] = []
+        self._process = process
+        self._reading = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.lines.append(line.decode().strip())
+
+    @property
+    def handled(self) -> list[tuple[int, int]]:
+        """(number, attempt) of each message that was handled."""
+        return [(int(line.split()[1]), int(line.split()[2])) for line in self.lines if line.startswith("handled ")]
+
+    async def until(self, condition, what: str, timeout_s: float = 30.0) -> None:
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while not condition():
+            assert self._process.returncode is None, f"{self.name} ended: {self.lines[-5:]}"
+            late = asyncio.get_running_loop().time() > deadline
+            assert not late, f"{self.name}: {what}; {len(set(self.handled))} handled, {self.lines[-3:]}"
+            await asyncio.sleep(0.02)
+
+    async def close(self) -> None:
+        """Have it close its listener, and end by itself."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"close\n")
+        assert await asyncio.wait_for(self._process.wait(), 10) == 0
+        await self._reading
+        assert self.lines[-1] == "closed"
+
+    def kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+
+
+@contextlib.asynccontextmanager
+async def program(client: str, job: dict[str, object], log: Path) -> AsyncIterator[Program]:
+    command = next(each.command for each in clients() if each.name == client)[:-1]
+    with log.open("wb") as errors:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            str(PROGRAMS / "js" / "queue_module.mjs"),
+            env=environment(TOKEN) | {"JOB": json.dumps(job)},
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=errors,
+        )
+    running = Program(client, process)
+    try:
+        yield running
+    finally:
+        running.kill()
+        await process.wait()
+
+
+def fetched(url: str) -> bytes:
+    with urlopen(url, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+async def test_a_killed_node_loses_no_message(nodes: Nodes, tmp_path: Path) -> None:
+    leader = await asyncio.to_thread(nodes.cluster.wait_leader)
+    other = next(name for name in nodes.cluster.nodes if name != leader)
+    urls = [nodes.url(leader), nodes.url(other)]
+    module = tmp_path / "kvnode.mjs"
+    module.write_bytes(await asyncio.to_thread(fetched, f"{urls[0]}kvnode.js"))
+    modules = {"deno": f"{urls[0]}kvnode.js", "node": module.as_uri()}
+    async with contextlib.AsyncExitStack() as stack:
+        running = []
+        for client, specifier in modules.items():
+            job = {"module": specifier, "urls": urls, "queue": client, "name": client, "count": COUNT}
+            job |= {"pauseMs": 30, "handlerMs": 20, "concurrency": 10}
+            running.append(await stack.enter_async_context(program(client, job, tmp_path / f"{client}.txt")))
+        for each in running:
+            await each.until(lambda each=each: len(each.handled) > COUNT / 2, "half of them")
+        await asyncio.to_thread(nodes.cluster.kill, leader)
+        for each in running:
+            await each.until(lambda each=each: len({number for number, _ in each.handled}) == COUNT, "all of them")
+            await each.until(lambda each=each: "produced" in each.lines, "produced")
+            await each.close()
+    await asyncio.to_thread(nodes.cluster.restart, leader)
+    for each in running:
+        assert not [line for line in each.lines if line.startswith(("TOO MANY", "WRONG"))]
+        assert {number for number, _ in each.handled} == set(range(COUNT))
+        assert all(attempt > 1 for number, attempt in each.handled if number in FAILING)
+        print(f"{each.name}: {len(each.handled)} deliveries of {COUNT} messages")
+    async with open_kv(nodes.cluster.addresses, token=TOKEN) as kv:
+        for status in await kv.queues.status():
+            assert (status.waiting_count, status.in_flight_count, status.dead_count) == (0, 0, 0)
+
+
+async def test_a_message_goes_from_each_language_to_each_other(nodes: Nodes, tmp_path: Path) -> None:
+    """Deno with the address in its import, types and all; Node with a data: URL."""
+    url = nodes.url(nodes.follower())
+    source = await asyncio.to_thread(fetched, f"{url}kvnode.js")
+    specifiers = {"deno": f"{url}kvnode.js", "node": f"data:text/javascript;base64,{b64encode(source).decode()}"}
+    commands = {"deno": [deno_binary(), "run", "-A", "--no-lock", "--check"], "node": ["node", "--no-warnings"]}
+    suffixes = {"deno": "ts", "node": "mjs"}
+    async with open_kv(nodes.cluster.addresses, token=TOKEN) as kv:
+        for client, specifier in specifiers.items():
+            path = tmp_path / f"one.{suffixes[client]}"
+            path.write_text(ONE.replace("SPECIFIER", specifier).replace("NAME", client).replace("URL", url))
+            await kv.enqueue({"by": b"python", "list": [1, 2.5, "x"]}, queue=client)
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [*commands[client], str(path)],
+                env=environment(TOKEN),
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.splitlines() == ['python 112 [1,2.5,"x"]', "1 default"], done.stderr
+            async with kv.messages(f"{client}-answers") as messages:
+                values = []
+                for _ in range(3):
+                    message = await asyncio.wait_for(anext(messages), 5)
+                    values.append(message.value)
+                    await message.ack()
+            assert {type(value) for value in values} >= {bytes}
+            assert {"big": 12, "view": bytes([2, 3])} in values
+            (dead,) = [entry.value async for entry in kv.list((client, "dead"))]
+            assert dead == "never"
+
+
+# What it enqueues: bytes, a number of 64 bits, an object with a view on a part of a buffer; and one that always fails.
+ONE = """
+import { connect, enqueue, KvnodeError, KvU64, listenQueue } from "SPECIFIER";
+
+const closing = new AbortController();
+const kv = connect("URL");
+await listenQueue(kv, async (value, message) => {
+  console.log("python", value.by[0], JSON.stringify(value.list));
+  const queue = "NAME-answers";
+  await message.extend();
+  await enqueue(kv, new Uint8Array([1]), { queue });
+  await enqueue(kv, new KvU64(7n), { queue });
+  const view = new Uint8Array([1, 2, 3, 4]).subarray(1, 3);
+  const { ok } = await enqueue(kv, { big: 12n, view }, { queue, delay: 1 });
+  if (!ok || message.attempts !== 1) throw new Error("wrong");
+  closing.abort();
+}, { queue: "NAME", signal: closing.signal });
+
+const failing = new AbortController();
+const listening = kv.listenQueue((value) => {
+  setTimeout(() => failing.abort(), 200);
+  throw new Error(`as it should: ${value}`);
+}, { queue: "NAME-failing", signal: failing.signal });
+await kv.enqueue("never", { queue: "NAME-failing", backoffSchedule: [], keysIfUndelivered: [["NAME", "dead", 1n]] });
+await listening;
+
+const refused = await listenQueue(connect("URL", { token: "wrong" }), () => {}).catch((error) => error);
+if (!(refused instanceof KvnodeError) || refused.code !== "ACCESS_TOKEN_INVALID") throw refused;
+console.log(1, kv.database);
+"""

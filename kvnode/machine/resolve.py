@@ -25,7 +25,7 @@ from kvnode.machine import sessions, sums
 from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix, session_key
 from kvnode.machine.overlay import Overlay
 from kvnode.machine.queue.grace import LeaseGrace
-from kvnode.machine.queue.keys import database_of_key, is_lease_key
+from kvnode.machine.queue.keys import database_of_key, is_event_key
 from kvnode.machine.queue.transaction import QueueTransaction
 from kvnode.machine.session_census import SessionCensus, is_evictable, too_many_sessions
 from kvnode.machine.sessions import Outcome, RequestId, SessionWindow
@@ -140,6 +140,7 @@ class Batch:
         log_time_ms: what expiry is judged by.
         transactions_count: how many are in it.
         size_bytes: of the payload, never underestimated.
+        crons_late_ms: of each tick of a cron that it fires, how late that is.
     """
 
     __slots__ = (
@@ -152,6 +153,7 @@ class Batch:
         "_resolver",
         "_stamp",
         "_transactions",
+        "crons_late_ms",
         "index",
         "log_time_ms",
         "size_bytes",
@@ -168,6 +170,7 @@ class Batch:
         self._closed_sessions: list[SessionWindow] = []
         self._refreshed_sessions: list[tuple[SessionWindow, int]] = []
         self._grace: tuple[LeaseGrace, bytes] | None = None
+        self.crons_late_ms: list[int] = []
         self.index = index
         self.log_time_ms = log_time_ms
         self.size_bytes = 32
@@ -243,7 +246,7 @@ class Batch:
         return client_id
 
     def tick(self, due: Sequence[tuple[bytes, int]]) -> int:
-        """Add one transaction that removes what has expired; returns how many rows and sessions.
+        """Add one transaction that removes what has expired, ends leases and fires crons; returns how many of these.
 
         Args:
             due: (key, expire_at_ms) as the state lists them, sessions among them. What was changed since, or is not
@@ -263,8 +266,8 @@ class Batch:
             row = self._overlay.get(key)
             if row is None or row.expire_at_ms != expire_at_ms:
                 continue
-            if is_lease_key(key):
-                self._expire_lease(transaction, row, queues)
+            if is_event_key(key):
+                self._expire_event(transaction, row, queues)
             else:
                 transaction.facts.add(kind=log_pb2.FACT_KIND_EXPIRE, key=key)
                 self._overlay.put(key, None)
@@ -272,6 +275,7 @@ class Batch:
             count += 1
         for touched in queues.values():
             touched.finish()
+            self.crons_late_ms.extend(touched.crons_late_ms)
         if count:
             self._count_transaction()
         else:
@@ -424,7 +428,7 @@ class Batch:
         queues.finish()
         return tuple(results)
 
-    def _expire_lease(self, transaction: log_pb2.Transaction, row: Row, queues: dict[int, QueueTransaction]) -> None:
+    def _expire_event(self, transaction: log_pb2.Transaction, row: Row, queues: dict[int, QueueTransaction]) -> None:
         database = database_of_key(row.key)
         touched = queues.get(database)
         if touched is None:

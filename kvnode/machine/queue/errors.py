@@ -64,3 +64,22 @@ def dead_letter_not_found(dead_id: bytes, name: str) -> InvalidRequest:
 def unknown_action() -> InvalidRequest:
     """A newer client, or an empty message."""
     return InvalidRequest("UNKNOWN_QUEUE_ACTION", "A queue action of this write is empty or not known to this node.")
+
+
+def cron_exists(name: str) -> InvalidRequest:
+    """There is a cron of that name, and a new one was wanted."""
+    return InvalidRequest(
+        "CRON_EXISTS", f"There is a cron '{name}' already. Replace it (`kvnode cron create --replace`), or delete it."
+    )
+
+
+def cron_not_found(name: str) -> InvalidRequest:
+    """No such cron."""
+    return InvalidRequest("CRON_NOT_FOUND", f"There is no cron '{name}' in this database. See `kvnode cron list`.")
+
+
+def too_many_crons(bound: int) -> InvalidRequest:
+    """The database has as many crons as it may."""
+    return InvalidRequest(
+        "TOO_MANY_CRONS", f"The database has {bound} crons, which is the limit. Delete one (`kvnode cron delete`)."
+    )

@@ -11,6 +11,9 @@ snapshots and in the digest like any other row, and no read, watch, count or exp
     l <lease id, 12>                        it is under a lease; the row expires when the lease does
     x <length of the name, 1> <name> <dead letter id, 12>
                                             it was given up
+    c <name>                                a cron: its schedule, its next tick and its counters
+    b <name>                                what it sends, written when it is set
+    t <name>                                empty; the row expires when the cron is to be looked at
 
 A message has either a `d` row or an `l` row. An id is the versionstamp of the transaction that made it and a 2-byte
 number, so ids are in the order of commits.
@@ -29,8 +32,10 @@ _SPACE_BIT = 1 << 31
 _TIME_BYTES = 8
 
 _QUEUE, _MESSAGE, _DUE, _LEASE, _DEAD = b"q", b"m", b"d", b"l", b"x"
+_CRON, _CRON_BODY, _CRON_TICK = b"c", b"b", b"t"
 _KIND_AT = DATABASE_PREFIX_BYTES
 _LEASE_KIND, _DUE_KIND = _LEASE[0], _DUE[0]
+_EVENT_KINDS = frozenset((_LEASE[0], _CRON_TICK[0]))
 _FIRST_SPACE_BYTE = _SPACE_BIT >> 24
 
 SPACES_START = database_prefix(_SPACE_BIT)
@@ -57,9 +62,14 @@ def is_queue_key(key: bytes) -> bool:
     return key[0] >= _FIRST_SPACE_BYTE
 
 
-def is_lease_key(key: bytes) -> bool:
-    """Whether a full key is a lease of some database."""
-    return key[0] >= _FIRST_SPACE_BYTE and key[_KIND_AT] == _LEASE_KIND
+def is_event_key(key: bytes) -> bool:
+    """Whether a full key is a row whose expiry makes something happen: a lease, or a cron's next tick."""
+    return key[0] >= _FIRST_SPACE_BYTE and key[_KIND_AT] in _EVENT_KINDS
+
+
+def is_tick_key(key: bytes) -> bool:
+    """Whether the key of such a row is a cron's next tick."""
+    return key[_KIND_AT] == _CRON_TICK[0]
 
 
 def is_due_key(key: bytes) -> bool:
@@ -163,3 +173,29 @@ def dead_end(database: int, queue: str) -> bytes:
 def dead_of_key(key: bytes) -> bytes:
     """The id in a dead letter's key."""
     return key[len(key) - ID_BYTES :]
+
+
+def cron_key(database: int, name: str) -> bytes:
+    """A cron's own row."""
+    return space_prefix(database) + _CRON + name.encode()
+
+
+def cron_bounds(database: int) -> tuple[bytes, bytes]:
+    """Start and end of the rows of all crons of a database."""
+    prefix = space_prefix(database)
+    return prefix + _CRON, prefix + bytes([_CRON[0] + 1])
+
+
+def cron_body_key(database: int, name: str) -> bytes:
+    """What a cron sends."""
+    return space_prefix(database) + _CRON_BODY + name.encode()
+
+
+def cron_tick_key(database: int, name: str) -> bytes:
+    """When a cron is to be looked at."""
+    return space_prefix(database) + _CRON_TICK + name.encode()
+
+
+def cron_of_key(key: bytes) -> str:
+    """The name in any of a cron's keys."""
+    return key[_KIND_AT + 1 :].decode()

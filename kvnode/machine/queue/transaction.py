@@ -29,6 +29,7 @@ from kvnode.base.invariant import invariant
 from kvnode.codec.row import Row
 from kvnode.machine.keyspace import database_prefix
 from kvnode.machine.queue import errors, keys, schedule
+from kvnode.machine.queue.cron import Crons
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -78,6 +79,7 @@ class QueueTransaction:
         "_messages_count",
         "_queues",
         "_stamp",
+        "crons_late_ms",
         "now_ms",
     )
 
@@ -90,25 +92,39 @@ class QueueTransaction:
         self._leases_count = 0
         self._bytes_left = limits.MAX_QUEUE_ACTION_BYTES
         self.now_ms = access.log_time_ms
+        self.crons_late_ms: list[int] = []  # of each tick that was fired
 
     def enqueue(self, request: kv_pb2.Enqueue, position: int) -> None:
         """A message for later, or for now. Raises InvalidRequest: QUEUE_FULL, BAD_DEADLINE, TOO_MANY_QUEUES."""
         due_ms = self._due(request)
-        name = request.queue or keys.DEFAULT_QUEUE
-        self._make_room(name)
+        message = self.message_of(request)
+        self._make_room(message.queue)
+        self._add(message, self._id(position), due_ms)
+
+    def message_of(self, request: kv_pb2.Enqueue) -> rows.MessageRow:
+        """What is to be delivered."""
         message = rows.MessageRow(
             payload=request.payload.data,
             encoding=request.payload.encoding,
             keys_if_undelivered=request.keys_if_undelivered,
             enqueued_at_ms=self.now_ms,
-            queue=name,
+            queue=request.queue or keys.DEFAULT_QUEUE,
         )
         if not request.no_retries:
             message.backoff_intervals_ms.extend(request.backoff_intervals_ms or limits.DEFAULT_BACKOFF_INTERVALS_MS)
-        self._add(message, self._id(position), due_ms)
+        return message
+
+    def send(self, message: rows.MessageRow) -> bytes:
+        """A message of the machine's own, due now; its id. Raises InvalidRequest: QUEUE_FULL, TOO_MANY_QUEUES."""
+        self._make_room(message.queue)
+        message_id = self._id(self._messages_count)
+        self._messages_count += 1
+        self._add(message, message_id, self.now_ms)
+        return message_id
 
     def act(self, action: kv_pb2.QueueAction) -> kv_pb2.QueueActionResult:
-        """One action. Raises InvalidRequest: LEASE_LOST, QUEUE_FULL, QUEUE_NOT_EMPTY, DEAD_LETTER_NOT_FOUND."""
+        """One action. Raises InvalidRequest: LEASE_LOST, QUEUE_FULL, QUEUE_NOT_EMPTY, DEAD_LETTER_NOT_FOUND,
+        TOO_MANY_QUEUES, CRON_EXISTS, CRON_NOT_FOUND, TOO_MANY_CRONS."""
         result = kv_pb2.QueueActionResult()
         kind = action.WhichOneof("action")
         if kind == "claim":
@@ -130,19 +146,32 @@ class QueueTransaction:
             result.count = self._purge(action.purge)
         elif kind == "remove":
             self._remove(action.remove.queue)
+        elif kind == "cron_set":
+            result.next_at_ms = self._crons.set(action.cron_set)
+        elif kind == "cron_delete":
+            self._crons.delete(action.cron_delete.name)
         else:
             raise errors.unknown_action()
         return result
 
-    def expired(self, lease: Row) -> None:
-        """The time of a lease has come."""
-        self._lose(lease)
+    def expired(self, row: Row) -> None:
+        """The time of a lease, or of a cron's tick, has come."""
+        if not keys.is_tick_key(row.key):
+            self._lose(row)
+            return
+        late_ms = self._crons.tick(row)
+        if late_ms is not None:
+            self.crons_late_ms.append(late_ms)
 
     def finish(self) -> None:
         """Write the counters of the queues that were touched."""
         for name, queue in self._queues.items():
             key = keys.queue_key(self._database, name)
             self._access.put(Row(key, queue.SerializeToString(), _PLAIN, self._stamp))
+
+    @property
+    def _crons(self) -> Crons:
+        return Crons(self._access, self._database, self._stamp, self)
 
     # Messages.
 
@@ -216,6 +245,8 @@ class QueueTransaction:
             attempt=history.deliveries_count,
             enqueued_at_ms=message.enqueued_at_ms,
             due_at_ms=due_ms,
+            cron=message.cron,
+            scheduled_at_ms=message.scheduled_at_ms,
         )
 
     def _put_lease(self, lease_id: bytes, lease: rows.LeaseRow, expire_at_ms: int) -> None:
@@ -355,6 +386,10 @@ class QueueTransaction:
             queue = rows.QueueRow() if row is None else rows.QueueRow.FromString(row.value)
             self._queues[name] = queue
         return queue
+
+    def require_queue(self, name: str) -> None:
+        """Make the queue if there is none. Raises InvalidRequest: TOO_MANY_QUEUES."""
+        self._queue(name)
 
     def _require_place_for_queue(self) -> None:
         start, end = keys.queue_bounds(self._database)

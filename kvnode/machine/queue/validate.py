@@ -6,6 +6,8 @@ import re
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest
+from kvnode.machine.queue.cron import validate_cron_name
+from kvnode.machine.queue.cron_schedule import parse_schedule
 from kvnode.machine.queue.errors import bad_deadline, unknown_action
 from kvnode.machine.queue.keys import ID_BYTES
 from kvnode.proto.kv.v1 import kv_pb2
@@ -52,7 +54,8 @@ def validate_enqueue(enqueue: kv_pb2.Enqueue, position: int) -> tuple[int, int]:
 
 def validate_actions(request: kv_pb2.AtomicWriteRequest) -> None:
     """Raises InvalidRequest: UNKNOWN_QUEUE_ACTION, BAD_QUEUE_NAME, BAD_LEASE, BAD_LEASE_TIME, BAD_DEADLINE,
-    BAD_COUNT, TOO_MANY_QUEUE_ACTIONS, CONSUMER_NAME_TOO_LONG."""
+    BAD_COUNT, TOO_MANY_QUEUE_ACTIONS, CONSUMER_NAME_TOO_LONG, BAD_CRON_NAME, BAD_CRON_SCHEDULE, and what
+    validate_enqueue raises."""
     touched = sum(map(validate_action, request.actions))
     if touched > limits.MAX_QUEUE_TOUCHED_COUNT:
         raise InvalidRequest(
@@ -132,6 +135,9 @@ def validate_action(action: kv_pb2.QueueAction) -> int:
     if kind is None:
         raise unknown_action()
     named = getattr(action, kind)
+    if kind in ("cron_set", "cron_delete"):
+        _check_cron(named)
+        return 1
     if kind in ("ack", "nack", "extend", "release"):
         _check_lease(named.lease)
     else:
@@ -152,6 +158,16 @@ def validate_action(action: kv_pb2.QueueAction) -> int:
             raise _bad_count(named.max_count, limits.MAX_QUEUE_TOUCHED_COUNT)
         return int(named.max_count)
     return 1
+
+
+def _check_cron(named: kv_pb2.CronSet | kv_pb2.CronDelete) -> None:
+    validate_cron_name(named.name)
+    if isinstance(named, kv_pb2.CronDelete):
+        return
+    parse_schedule(named.schedule)
+    validate_enqueue(named.message, 0)
+    if named.message.delay_ms or named.message.due_at_ms:
+        raise bad_deadline("A cron's message has no delay of its own")
 
 
 def _check_lease(lease: bytes) -> None:

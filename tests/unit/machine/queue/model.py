@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from kvnode.base import limits
 
 RETRIES = (100, 1_000, 5_000, 30_000, 60_000)
+MINUTE = 60_000
 
 
 class Failed(Exception):
@@ -22,6 +23,7 @@ class Message:
     deliveries: int = 0
     failures: int = 0
     losses: int = 0
+    cron: tuple = ("", 0)  # (name, tick) of the cron that sent it
 
 
 @dataclass
@@ -35,12 +37,41 @@ class Queue:
 
 
 @dataclass
+class Cron:
+    schedule: str
+    next: int
+    look: int
+    message: object = None
+    overlap: bool = False
+    last_id: bytes = b""
+    fired: int = 0
+    skipped: int = 0
+    missed: int = 0
+    blocked: str = ""
+
+
+def ticks(schedule, at):
+    """Whether that minute is one of "* * * * *" or "*/n * * * *"."""
+    step = schedule.split()[0].removeprefix("*/")
+    return at % MINUTE == 0 and at // MINUTE % 60 % (1 if step == "*" else int(step)) == 0
+
+
+def next_tick(schedule, at):
+    at = (at // MINUTE + 1) * MINUTE
+    while not ticks(schedule, at):
+        at += MINUTE
+    return at
+
+
+@dataclass
 class World:
     queues: dict = field(default_factory=dict)
     waiting: dict = field(default_factory=dict)  # (queue, due, id): Message
     leases: dict = field(default_factory=dict)  # lease id: [Message, expire_at_ms]
     dead: dict = field(default_factory=dict)  # (queue, dead id): Message
     undelivered: dict = field(default_factory=dict)  # user key: payload
+    crons: dict = field(default_factory=dict)
+    fired: list = field(default_factory=list)  # (name, tick) of every firing
 
 
 class Model:
@@ -62,9 +93,14 @@ class Model:
             return str(failure)
 
     def tick(self, due, stamp, now):
-        """`due`: lease ids in the order in which the state lists them."""
+        """`due`: leases, and crons by their names, in the order in which the state lists them."""
         self.stamp, self.now, self.number = stamp, now, 0
         for lease_id, expire_at_ms in due:
+            if isinstance(lease_id, str):
+                cron = self.world.crons.get(lease_id)
+                if cron is not None and cron.look == expire_at_ms <= now:
+                    self.fire(lease_id, cron)
+                continue
             lease = self.world.leases.get(lease_id)
             if lease is not None and lease[1] == expire_at_ms <= now:
                 self.lose(lease_id)
@@ -92,11 +128,8 @@ class Model:
         queue.enqueued += 1
 
     def enqueue(self, request, position):
-        schedule = () if request.no_retries else tuple(request.backoff_intervals_ms) or RETRIES
-        name = request.queue or "default"
-        keys = tuple(request.keys_if_undelivered)
         due = max(self.now, request.due_at_ms) if request.due_at_ms else self.now + request.delay_ms
-        self.add(Message(self.id(position), name, request.payload.data, keys, schedule), due)
+        self.add(self.made(request, self.id(position)), due)
 
     def act(self, action):
         kind = action.WhichOneof("action")
@@ -124,7 +157,7 @@ class Model:
                 self.lease_number += 1
                 self.world.leases[lease_id] = [message, self.now + (action.lease_ms or 10_000)]
                 self.queue(name).claimed += 1
-                found.append((message.id, lease_id, message.payload, message.deliveries, key[1]))
+                found.append((message.id, lease_id, message.payload, message.deliveries, key[1], *message.cron))
         return found
 
     def ack(self, action):
@@ -190,7 +223,7 @@ class Model:
         chosen = self.chosen(action)
         for key in chosen:
             dead = self.world.dead.pop(key)
-            fresh = Message(self.id(self.number), dead.queue, dead.payload, dead.keys, dead.schedule)
+            fresh = Message(self.id(self.number), dead.queue, dead.payload, dead.keys, dead.schedule, cron=dead.cron)
             self.number += 1
             self.add(fresh, self.now)
         return len(chosen)
@@ -215,3 +248,46 @@ class Model:
         if self.undelivered_count(name) or any(queue == name for queue, _ in self.world.dead):
             raise Failed("QUEUE_NOT_EMPTY")
         self.world.queues.pop(name, None)
+
+    def made(self, request, message_id):
+        schedule = () if request.no_retries else tuple(request.backoff_intervals_ms) or RETRIES
+        keys = tuple(request.keys_if_undelivered)
+        return Message(message_id, request.queue or "default", request.payload.data, keys, schedule)
+
+    def cron_set(self, action):
+        cron = self.world.crons.get(action.name)
+        if cron is not None and action.must_be_new:
+            raise Failed("CRON_EXISTS")
+        self.queue(action.message.queue)
+        if cron is None or cron.schedule != action.schedule:
+            first = next_tick(action.schedule, self.now)
+            kept = cron or Cron(action.schedule, first, first)
+            kept.schedule, kept.next, kept.look, kept.blocked = action.schedule, first, first, ""
+            cron = self.world.crons[action.name] = kept
+        cron.message, cron.overlap = action.message, action.allow_overlap
+        return cron.next
+
+    def cron_delete(self, action):
+        if self.world.crons.pop(action.name, None) is None:
+            raise Failed("CRON_NOT_FOUND")
+
+    def fire(self, name, cron):
+        passed = [at for at in range(cron.next, self.now + 1, MINUTE) if ticks(cron.schedule, at)]
+        alive = [m.id for m in self.world.waiting.values()] + [m.id for m, _ in self.world.leases.values()]
+        if cron.overlap or cron.last_id not in alive:
+            message = self.made(cron.message, self.id(self.number))
+            message.cron = (name, passed[-1])
+            try:
+                self.add(message, self.now)
+            except Failed as failure:
+                cron.blocked, cron.look = str(failure), self.now + limits.CRON_RETRY_MS
+                return
+            self.number += 1
+            self.world.fired.append(message.cron)
+            cron.last_id = message.id
+            cron.fired += 1
+        else:
+            cron.skipped += 1
+        cron.blocked = ""
+        cron.missed += len(passed) - 1
+        cron.next = cron.look = next_tick(cron.schedule, self.now)

@@ -1,7 +1,7 @@
-"""Queues against a naive model: random transactions, application that lags, new leaders after a gap, discards, ticks.
+"""Queues and crons against a naive model: random transactions, lagging application, new leaders, discards, ticks.
 
 What is compared: every result and error, the rows that the state ends up with (messages, leases, dead letters,
-counters, keys_if_undelivered), and a second replica that cuts the log into runs differently.
+counters, keys_if_undelivered, crons), and a second replica that cuts the log into runs differently.
 """
 
 import copy
@@ -26,7 +26,8 @@ from tests.unit.machine.queue.model import Model
 EPOCH = 3
 DATABASES = (1, 7)
 QUEUES = ["", "default", "a", "ab"]
-TIME_STEPS = [0, 0, 1, 40, 100, 900, 4_000, 12_000, 40_000]
+CRONS = ["a", "a b", "c"]
+TIME_STEPS = [0, 0, 1, 40, 100, 900, 4_000, 12_000, 40_000, 150_000]
 
 
 @pytest.fixture(autouse=True)
@@ -72,9 +73,12 @@ class Harness:
     def action(self, number):
         chance = self.chance
         made = kv_pb2.QueueAction(skip_if_lost=chance.random() < 0.3)
-        kind = chance.choice(["claim"] * 5 + ["ack"] * 3 + ["nack"] * 4 + ["extend", "release", "release"] + ["rare"])
+        kind = chance.choice(["claim"] * 5 + ["ack"] * 3 + ["nack"] * 4 + ["extend", "release", "release", "rare", "cron", "cron"])
         if kind == "rare":
             kind = chance.choice(["configure", "requeue", "requeue", "purge", "purge", "remove"])
+        if kind == "cron":
+            self.cron(made)
+            return made
         named = getattr(made, kind)
         named.SetInParent()
         if kind in ("ack", "nack", "extend", "release"):
@@ -98,6 +102,17 @@ class Harness:
         if kind in ("purge", "requeue") and dead and chance.random() < 0.3:
             named.queue, named.dead_letter = chance.choice(dead)
         return made
+
+    def cron(self, made):
+        chance = self.chance
+        if chance.random() < 0.2:
+            made.cron_delete.name = chance.choice(CRONS)
+            return
+        cron = made.cron_set
+        cron.name, cron.schedule = chance.choice(CRONS), chance.choice(["* * * * *", "*/2 * * * *", "*/7 * * * *"])
+        cron.allow_overlap, cron.must_be_new = chance.random() < 0.6, chance.random() < 0.2
+        cron.message.CopyFrom(self.enqueue())
+        cron.message.delay_ms = cron.message.due_at_ms = 0
 
     def request(self, number):
         chance = self.chance
@@ -134,8 +149,13 @@ class Harness:
         due = self.leader.due(self.now)
         for number, model in self.models.items():
             space = keys.space_prefix(number)
-            found = [(keys.lease_of_key(key), at) for key, at in due if key.startswith(space + b"l")]
+            found = [
+                (keys.cron_of_key(key) if keys.is_tick_key(key) else keys.lease_of_key(key), at)
+                for key, at in due
+                if key.startswith(space) and keys.is_event_key(key)
+            ]
             model.tick(found, stamp, self.now)
+            assert len(set(model.world.fired)) == len(model.world.fired)
         return bool(batch.tick(due))
 
     def transaction(self, batch, index, order):
@@ -193,14 +213,15 @@ class Harness:
 def comparable(result):
     if result.lost:
         return "lost"
-    if result.count:
-        return result.count
-    return [(m.id, m.lease, m.payload.data, m.attempt, m.due_at_ms) for m in result.messages] or None
+    if result.count or result.next_at_ms:
+        return result.count or result.next_at_ms
+    found = result.messages
+    return [(m.id, m.lease, m.payload.data, m.attempt, m.due_at_ms, m.cron, m.scheduled_at_ms) for m in found] or None
 
 
 def compare(state, number, world):
     space = keys.space_prefix(number)
-    found = {kind: {} for kind in "qmdlx"}
+    found = {kind: {} for kind in "qmdlxcbt"}
     for key, row in state.rows.items():
         if key.startswith(space):
             found[chr(key[4])][key] = row
@@ -222,8 +243,32 @@ def compare(state, number, world):
     assert {key[5:].decode() for key in found["q"]} >= set(world.queues)
     for key, row in found["q"].items():
         check_counters(rows.QueueRow.FromString(row.value), keys.queue_of_key(key), world)
+    check_crons(found, world)
     prefix = database_prefix(number)
     assert {key[4:]: row.value for key, row in state.rows.items() if key.startswith(prefix)} == world.undelivered
+
+
+def check_crons(found, world):
+    made = {keys.cron_of_key(key): rows.CronRow.FromString(row.value) for key, row in found["c"].items()}
+    assert {
+        name: (
+            c.schedule,
+            c.next_at_ms,
+            c.last_message_id,
+            c.fired_total,
+            c.skipped_total,
+            c.missed_total,
+            c.blocked_by,
+        )
+        for name, c in made.items()
+    } == {
+        name: (c.schedule, c.next, c.last_id, c.fired, c.skipped, c.missed, c.blocked)
+        for name, c in world.crons.items()
+    }
+    assert {keys.cron_of_key(key): row.expire_at_ms for key, row in found["t"].items()} == {
+        name: cron.look for name, cron in world.crons.items()
+    }
+    assert {keys.cron_of_key(key) for key in found["b"]} == set(world.crons)
 
 
 def check_counters(row, name, world):

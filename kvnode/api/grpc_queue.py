@@ -12,7 +12,7 @@ from kvnode.api.auth.gate import Gate
 from kvnode.api.grpc_handlers import Handlers, timeout_ms
 from kvnode.api.grpc_listening import serve_listen
 from kvnode.api.ports import ServedNode
-from kvnode.node.queue import views
+from kvnode.node.queue import cron_views, views
 from kvnode.proto.kv.v1 import queue_pb2
 
 SERVICE = "kv.v1.Queue"
@@ -39,6 +39,7 @@ class QueueService:
             "List": build.unary(queue_pb2.QueueListRequest, self._list),
             "Peek": build.unary(queue_pb2.QueuePeekRequest, self._peek),
             "DeadLetters": build.unary(queue_pb2.DeadLettersRequest, self._dead_letters),
+            "Crons": build.unary(queue_pb2.CronsRequest, self._crons),
         }
 
     async def _listen(self, context: aio.ServicerContext) -> None:
@@ -63,9 +64,17 @@ class QueueService:
         found = await views.dead_letters(reader, request.queue, request.max_count, request.after)
         return queue_pb2.DeadLettersResponse(dead_letters=found)
 
+    async def _crons(self, request: queue_pb2.CronsRequest, context: aio.ServicerContext) -> queue_pb2.CronsResponse:
+        reader = await self._reader(request, context)
+        found = cron_views.show_cron(reader, request.name) if request.name else cron_views.list_crons(reader)
+        return queue_pb2.CronsResponse(crons=await found)
+
     async def _reader(
         self,
-        request: queue_pb2.QueueListRequest | queue_pb2.QueuePeekRequest | queue_pb2.DeadLettersRequest,
+        request: queue_pb2.QueueListRequest
+        | queue_pb2.QueuePeekRequest
+        | queue_pb2.DeadLettersRequest
+        | queue_pb2.CronsRequest,
         context: aio.ServicerContext,
     ) -> views.QueueReader:
         permit = await self._gate.permit(context.invocation_metadata())

@@ -22,6 +22,7 @@ from kvnode.api.auth.authority import Authority
 from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.node_backend import NodeBackend
 from kvnode.api.connect.server import ConnectServer
+from kvnode.api.cron_metrics import CronStats
 from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.http import Tls
 from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
@@ -237,7 +238,8 @@ async def _run_node(
     connect_stats = ConnectStats()
     connect = _connect_server(config, node, authority, connect_stats)
     queue_stats = QueueStats(state, node.directory.view, clock.now_ms, lambda: node.queues.consumers_count)
-    ops = OpsServer(node, config.ops_listen, [connect_stats, queue_stats] if connect else [queue_stats])
+    cron_stats = CronStats(state, node.directory.view)
+    ops = OpsServer(node, config.ops_listen, [*([connect_stats] if connect else []), queue_stats, cron_stats])
     helpers: list[asyncio.Task[None]] = []
     try:
         await server.start()

@@ -62,6 +62,7 @@ COUNTED: tuple[Metric, ...] = (
     Metric("kvnode_snapshots_created", _C, "Snapshots made.", "snapshots_created"),
     Metric("kvnode_snapshots_sent", _C, "Snapshots that a peer installed.", "snapshots_sent"),
     Metric("kvnode_snapshots_installed", _C, "Snapshots installed here.", "snapshots_installed"),
+    Metric("kvnode_cron_late_ms", _H, "From a cron's tick to its firing, at the leader.", "cron_late_ms"),
     Metric("kvnode_expired_keys", _C, "Keys deleted because their time had come.", "expired_keys"),
     Metric("kvnode_watches_count", _G, "Watches open at present.", "watches"),
     Metric("kvnode_watch_frames", _C, "Frames handed to watchers.", "watch_frames"),

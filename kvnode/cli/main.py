@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "ttl": Command("kvnode.cli.ttl", "ttl_app", DATA),
     "atomic": Command("kvnode.cli.atomic", "atomic", DATA),
     "queue": Command("kvnode.cli.queue", "queue_app", DATA),
+    "cron": Command("kvnode.cli.cron", "cron_app", DATA),
     "export": Command("kvnode.cli.export", "export", DATA),
     "import": Command("kvnode.cli.import_", "import_", DATA),
     "status": Command("kvnode.cli.status", "status", CLUSTER),

@@ -129,6 +129,7 @@ def peek(
             "value": payload_json(message.payload),
             "due_at_ms": message.due_at_ms,
             "deliveries": message.deliveries_count,
+            **tick_json(message),
         }
         for message in found
     ]
@@ -156,6 +157,7 @@ def dead_letters(
             "value": payload_json(dead.payload),
             "died_at_ms": dead.died_at_ms,
             "deliveries": dead.deliveries_count,
+            **tick_json(dead),
         }
         for dead in found
     ]
@@ -255,6 +257,11 @@ def status_json(status: queue_pb2.QueueStatus) -> dict[str, Any]:
         "max_messages": status.max_messages_count,
         "next_due_ms": status.next_due_ms or None,
     }
+
+
+def tick_json(message: queue_pb2.WaitingMessage | queue_pb2.DeadLetter) -> dict[str, Any]:
+    """Which tick of a cron a message is for, if one sent it."""
+    return {"cron": message.cron, "scheduled_at_ms": message.scheduled_at_ms} if message.cron else {}
 
 
 def payload_json(payload: kv_pb2.Value) -> object:

@@ -181,13 +181,9 @@ class AtomicOperation:
             backoff_schedule: milliseconds before each further attempt, up to 10 of an hour at most; None = 100, 1,000,
                 5,000, 30,000, 60,000; empty = the first failure is the last.
         """
-        data, encoding = encode_payload(value)
-        message = self.request.enqueues.add(queue=queue, delay_ms=int(delay))
-        message.payload.data, message.payload.encoding = data, encoding  # type: ignore[assignment]
-        message.keys_if_undelivered.extend(encode_key(key) for key in keys_if_undelivered)
-        if backoff_schedule is not None:
-            message.backoff_intervals_ms.extend(int(interval) for interval in backoff_schedule)
-            message.no_retries = not message.backoff_intervals_ms
+        message = message_of(value, queue, keys_if_undelivered, backoff_schedule)
+        message.delay_ms = int(delay)
+        self.request.enqueues.append(message)
         return self
 
     def ack(self, message: QueueMessage) -> AtomicOperation:
@@ -214,6 +210,23 @@ class AtomicOperation:
                 message.acknowledged()
             return CommitResult(True, response.versionstamp.hex())
         return CommitResult(False, None, tuple(response.failed_checks))
+
+
+def message_of(
+    value: object,
+    queue: str,
+    keys_if_undelivered: Sequence[Sequence[KeyPart]],
+    backoff_schedule: Sequence[int] | None,
+) -> kv_pb2.Enqueue:
+    """A message, as AtomicOperation.enqueue describes it."""
+    data, encoding = encode_payload(value)
+    message = kv_pb2.Enqueue(queue=queue)
+    message.payload.data, message.payload.encoding = data, encoding  # type: ignore[assignment]
+    message.keys_if_undelivered.extend(encode_key(key) for key in keys_if_undelivered)
+    if backoff_schedule is not None:
+        message.backoff_intervals_ms.extend(int(interval) for interval in backoff_schedule)
+        message.no_retries = not message.backoff_intervals_ms
+    return message
 
 
 def _expire_at_ms(expire_in: int | None) -> int:

@@ -14,6 +14,7 @@ from kvnode.base.errors import InvalidRequest
 from kvnode.client import rpc
 from kvnode.client.atomic import COMMIT_VERSIONSTAMP, AtomicOperation, CommitVersionstamp, WritableKey
 from kvnode.client.channel import parse_endpoints
+from kvnode.client.cron_admin import CronAdmin
 from kvnode.client.listing import KvList
 from kvnode.client.queue import Handler, QueueListener, run_handlers
 from kvnode.client.queue_admin import QueueAdmin
@@ -106,6 +107,7 @@ class Kv:
         )
         self._unary_reads_count = 0
         self.queues = QueueAdmin(self._unary, self._commit, timeout_ms)
+        self.crons = CronAdmin(self._unary, self._commit, timeout_ms)
 
     async def __aenter__(self) -> Kv:
         return self
@@ -406,6 +408,17 @@ class Kv:
         """
         listener = self.messages(queue, concurrency=concurrency, lease_ms=lease_ms, consumer=consumer)
         await run_handlers(listener, handler)
+
+    async def cron(self, name: str, schedule: str, value: object = None, *, queue: str = "") -> None:
+        """Send a message at each tick of a schedule: `await kv.cron("nightly", "0 3 * * *", queue="reports")`.
+
+        The cluster does so whether this program runs or not; `listen_queue` receives the messages. It may be called at
+        every start: with the same schedule it goes on where it was. `kv.crons` has all options, and ends it.
+
+        Args:
+            name, schedule, value, queue: as for CronAdmin.set.
+        """
+        await self.crons.set(name, schedule, value, queue=queue)
 
     # ---- watches -----------------------------------------------------------------------------------------------
 

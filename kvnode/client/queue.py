@@ -46,11 +46,24 @@ class QueueMessage:
         queue: the queue's name.
         attempt: 1 for the first delivery, 2 for the next.
         enqueued_at_ms: when it was enqueued, milliseconds since 1970.
+        cron: the name of the cron that sent it; None = none did.
+        scheduled_at_ms: the tick for which that did, or None; at a late firing it is earlier than enqueued_at_ms.
         lease: of this delivery.
         lost: set when the lease was lost while it was held.
     """
 
-    __slots__ = ("_listener", "attempt", "enqueued_at_ms", "id", "lease", "lost", "queue", "raw")
+    __slots__ = (
+        "_listener",
+        "attempt",
+        "cron",
+        "enqueued_at_ms",
+        "id",
+        "lease",
+        "lost",
+        "queue",
+        "raw",
+        "scheduled_at_ms",
+    )
 
     def __init__(self, message: kv_pb2.QueueMessage, listener: QueueListener) -> None:
         self._listener = listener
@@ -59,6 +72,8 @@ class QueueMessage:
         self.raw = (message.payload.data, int(message.payload.encoding))
         self.attempt = message.attempt
         self.enqueued_at_ms = message.enqueued_at_ms
+        self.cron: str | None = message.cron or None
+        self.scheduled_at_ms: int | None = message.scheduled_at_ms or None
         self.lease = message.lease
         self.lost = asyncio.Event()
 

@@ -27,6 +27,7 @@ QUEUE_LISTEN = Method("/kv.v1.Queue/Listen", queue_pb2.ListenRequest, queue_pb2.
 QUEUE_LIST = Method("/kv.v1.Queue/List", queue_pb2.QueueListRequest, queue_pb2.QueueListResponse)
 QUEUE_PEEK = Method("/kv.v1.Queue/Peek", queue_pb2.QueuePeekRequest, queue_pb2.QueuePeekResponse)
 DEAD_LETTERS = Method("/kv.v1.Queue/DeadLetters", queue_pb2.DeadLettersRequest, queue_pb2.DeadLettersResponse)
+CRONS = Method("/kv.v1.Queue/Crons", queue_pb2.CronsRequest, queue_pb2.CronsResponse)
 
 STATUS = Method("/kv.v1.Admin/Status", admin_pb2.StatusRequest, admin_pb2.StatusResponse)
 CLUSTER_STATUS = Method("/kv.v1.Admin/ClusterStatus", admin_pb2.ClusterStatusRequest, admin_pb2.ClusterStatusResponse)

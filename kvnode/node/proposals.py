@@ -180,6 +180,8 @@ class Proposals:
         if tick and resolver.settled:
             due = self._due.due(log_time_ms, limits.MAX_EXPIRED_KEYS_PER_TICK_COUNT)
             self._stats.expired_keys += batch.tick(due)
+            for late_ms in batch.crons_late_ms:
+                self._stats.cron_late_ms.observe(late_ms)
         queue = self._queue
         while (
             queue

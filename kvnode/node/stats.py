@@ -12,6 +12,7 @@ from collections.abc import Sequence
 # Bounds are upper ones, inclusive, as Prometheus has them. A duration of 1, 2 or 5 times a power of ten
 # keeps the error of a quantile under a factor of 2.5 with few buckets.
 LATENCY_BUCKETS_MS: tuple[float, ...] = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
+LATE_BUCKETS_MS: tuple[float, ...] = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000, 600_000)
 COUNT_BUCKETS: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
 SIZE_BUCKETS_BYTES: tuple[float, ...] = tuple(float(256 << 2 * step) for step in range(9))  # 256 B to 16 MiB
 
@@ -66,6 +67,7 @@ class Stats:
         "check_failures",
         "commit_latency_ms",
         "conflicts_resent",
+        "cron_late_ms",
         "elections",
         "expired_keys",
         "forwarded",
@@ -102,6 +104,7 @@ class Stats:
         self.check_failures = 0  # transactions refused by a failed check
         self.conflicts_resent = 0  # resends answered from the session's outcomes
         self.commit_latency_ms = Histogram()  # submit to answer, of writes
+        self.cron_late_ms = Histogram(LATE_BUCKETS_MS)  # a tick's time to its firing
         self.batch_transactions = Histogram(COUNT_BUCKETS)
         self.batch_bytes = Histogram(SIZE_BUCKETS_BYTES)
         self.fsync_ms = Histogram()

@@ -47,6 +47,9 @@ export interface Message {
   /** 1 for the first delivery, 2 for the next. */
   readonly attempts: number;
   readonly enqueuedAt: Date;
+  /** The cron that sent it, if one did, and the tick for which. */
+  readonly cron?: string;
+  readonly scheduledAt?: Date;
   /** Let the lease last from now on, and know that it does; it is extended without this, too. Rejects: LEASE_LOST. */
   extend(): Promise<void>;
 }

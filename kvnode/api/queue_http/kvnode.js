@@ -313,6 +313,10 @@ class Delivery {
     this.queue = message.queue;
     this.attempts = message.attempt;
     this.enqueuedAt = new Date(message.enqueued_at_ms);
+    if (message.cron) {
+      this.cron = message.cron;
+      this.scheduledAt = new Date(message.scheduled_at_ms);
+    }
   }
 
   /** Let the lease last from now on, and make sure that it does; it is extended without this, too. */

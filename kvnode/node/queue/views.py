@@ -79,6 +79,8 @@ async def peek(reader: QueueReader, queue: str, count: int) -> list[queue_pb2.Wa
                         due_at_ms=due_ms,
                         deliveries_count=rows.DueRow.FromString(entry.value).deliveries_count,
                         keys_if_undelivered=message.keys_if_undelivered,
+                        cron=message.cron,
+                        scheduled_at_ms=message.scheduled_at_ms,
                     )
                 )
     return shown
@@ -103,6 +105,8 @@ def _dead_letter(entry: kv_pb2.Entry) -> queue_pb2.DeadLetter:
         died_at_ms=dead.died_at_ms,
         deliveries_count=dead.deliveries_count,
         keys_if_undelivered=dead.message.keys_if_undelivered,
+        cron=dead.message.cron,
+        scheduled_at_ms=dead.message.scheduled_at_ms,
     )
 
 

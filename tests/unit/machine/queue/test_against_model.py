@@ -73,7 +73,9 @@ class Harness:
     def action(self, number):
         chance = self.chance
         made = kv_pb2.QueueAction(skip_if_lost=chance.random() < 0.3)
-        kind = chance.choice(["claim"] * 5 + ["ack"] * 3 + ["nack"] * 4 + ["extend", "release", "release", "rare", "cron", "cron"])
+        kind = chance.choice(
+            ["claim"] * 5 + ["ack"] * 3 + ["nack"] * 4 + ["extend", "release", "release", "rare", "cron", "cron"]
+        )
         if kind == "rare":
             kind = chance.choice(["configure", "requeue", "requeue", "purge", "purge", "remove"])
         if kind == "cron":

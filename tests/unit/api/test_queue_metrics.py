@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from kvnode.api.cron_metrics import CronStats
 from kvnode.api.queue_metrics import QueueStats
 from kvnode.machine.directory.view import DirectoryView
+from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.machine.queue.test_transactions import Database, act
 
 
@@ -29,4 +31,23 @@ def test_each_queue_shows_how_it_stands() -> None:
         "acknowledged_total": 0,
         "dead_total": 0,
         "consumers_count": 3,
+    }
+
+
+def test_each_cron_shows_how_it_stands() -> None:
+    db = Database()
+    made = kv_pb2.CronSet(name="a cron", schedule="* * * * *")
+    made.message.payload.encoding = kv_pb2.VALUE_ENCODING_BYTES
+    db.run(act(cron_set=made))
+    for after_ms in (60_000, 60_000, 180_000):  # fired; skipped; two passed over, and skipped
+        db.tick(after_ms)
+    view = DirectoryView("c")
+    view.load([])
+    samples = {sample.name: sample for family in CronStats(db.state, view).collect() for sample in family.samples}
+    assert samples["kvnode_cron_fired_total"].labels == {"database": "default", "cron": "a cron"}
+    assert {name.removeprefix("kvnode_cron_"): sample.value for name, sample in samples.items()} == {
+        "fired_total": 1,
+        "skipped_total": 2,
+        "missed_total": 2,
+        "blocked": 0,
     }

@@ -25,7 +25,14 @@ $(STAMP): requirements/dev.txt | check-python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@touch $@
 
-$(PROTO_STAMP): $(STAMP) $(shell find protos -name '*.proto') tools/generate_protos.py
+# Not installed by pip, so that what runs is always the code of this folder, wherever that folder goes.
+$(BIN)/kvnode: | $(STAMP)
+	@printf '%s\n' '#!/bin/sh' 'bin=$$(dirname "$$(readlink -f "$$0")")' \
+		'PYTHONPATH="$$bin/../.." exec "$$bin/python" -m kvnode "$$@"' > $@
+	@chmod +x $@
+
+$(PROTO_STAMP): $(STAMP) | $(BIN)/kvnode
+$(PROTO_STAMP): $(shell find protos -name '*.proto') tools/generate_protos.py
 	@$(BIN)/python tools/generate_protos.py
 	@touch $@
 

@@ -14,6 +14,7 @@ from kvnode.cli.exits import Exit
 from kvnode.cli.run import flush_output
 from kvnode.cli.selection import with_selection
 
+PROGRAM = "kvnode"  # also when it is run as `python -m kvnode`: shell completion goes by this name
 DEBUG_ENVIRONMENT = "KVNODE_DEBUG"
 DATA, CLUSTER, NODE = "Data", "Cluster", "Node"
 
@@ -128,7 +129,7 @@ def main() -> None:
     """Run the command line; never ends with a traceback unless KVNODE_DEBUG is set."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's notes on lost connections are not for users
     try:
-        app()
+        app(prog_name=PROGRAM)
     except KeyboardInterrupt:
         sys.exit(Exit.INTERRUPTED)
     except Exception as error:

@@ -188,9 +188,22 @@ def replace_member(
                 raise
             print(f"kvnode: no member is called '{member}' any more, and {address} votes: done", file=sys.stderr)
             return known
-        return await admin.replace(old.node_id, replacement)
+        try:
+            return await admin.replace(old.node_id, replacement)
+        except InvalidRequest as error:
+            if error.code != "MEMBER_NOT_REPLACED" or not await _is_sound(admin, old.node_id):
+                raise
+            said = f"'{member}' is the node at {address} (id {old.node_id}) already, and it is well: nothing to do"
+            print(f"kvnode: {said}", file=sys.stderr)
+            return await admin.members()
 
     _print_members(administer(endpoints, timeout, output, work).members, output)
+
+
+async def _is_sound(admin: Admin, node_id: int) -> bool:
+    """Whether a member answers and reports no problem: what was replaced under its own name, and not what is to be."""
+    nodes = (await admin.cluster_status()).nodes
+    return any(n.member.node_id == node_id and n.HasField("status") and not n.status.problems for n in nodes)
 
 
 @leader_app.command("transfer")

@@ -119,6 +119,7 @@ async def test_a_node_with_a_damaged_log_is_rebuilt_in_its_place(cluster: LocalC
     await asyncio.to_thread(cluster.restart, victim, wait=False)
     await eventually(lambda: node.http("/readyz")[0] == 503, "it does not say that it cannot serve")
     assert "damaged" in node.status().problems[0]
+    assert "MEMBER_NOT_REPLACED" in await refused(cluster, "member", "replace", victim, node.address), "it is not well"
     assert await asyncio.to_thread(cluster.terminate, victim), "it did not end by itself"
     shutil.rmtree(node.data_dir)
     await asyncio.to_thread(cluster.restart, victim, wait=False)
@@ -127,6 +128,8 @@ async def test_a_node_with_a_damaged_log_is_rebuilt_in_its_place(cluster: LocalC
     assert roles(answer) == {"a": VOTER, "b": VOTER, "c": VOTER}
     assert old_id not in {member["node_id"] for member in answer["members"]}
     await asyncio.to_thread(cluster.wait_ready)
+    again = await kvnode(cluster, "member", "replace", victim, node.address)
+    assert again == answer, "said again, it finds that all is done"
     assert await get(node.address, "key-7") == b"value"
     await put(node.address, "after")
     await assert_equal_digests(cluster)

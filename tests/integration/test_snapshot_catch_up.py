@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import contextlib
+import time
+from functools import partial
+from pathlib import Path
 
 from cluster.launcher import LocalCluster
 from tests.integration.conftest import MakeCluster
@@ -48,13 +51,51 @@ async def test_comes_back_by_snapshot(make_cluster: MakeCluster) -> None:
     assert scrubbed.matches
 
 
+class Install:
+    """What the data directory of a follower says of the snapshot that it is being sent."""
+
+    def __init__(self, data_dir: Path, size_bytes: int) -> None:
+        self._state = data_dir / "state"
+        self._size_bytes = size_bytes
+        self._before = self._generations()
+
+    def _generations(self) -> set[str]:
+        return {path.name for path in self._state.glob("state-*.db")}
+
+    def held_bytes(self) -> int:
+        """Of the snapshot, so far."""
+        sizes = [0]
+        for part in self._state.glob("incoming/*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes.append(part.stat().st_size)
+        return max(sizes)
+
+    def has_part(self, part: float) -> bool:
+        """So much of it has arrived, and not all."""
+        return part * self._size_bytes < self.held_bytes() < self._size_bytes
+
+    def is_complete(self) -> bool:
+        """All of it has arrived: it is being verified."""
+        return self.held_bytes() == self._size_bytes
+
+    def is_moved(self) -> bool:
+        """It is verified, and is being put in the state's place."""
+        return bool(self._generations() - self._before)
+
+
 async def test_survives_kills_in_the_middle_of_the_install(make_cluster: MakeCluster, rounds: int) -> None:
     cluster = make_cluster(arguments=SMALL_LOG)
     away = await leave_one_behind(cluster, 40 * MIB)
-    chance = random.Random(7)
-    for _ in range(3 + rounds):
+    sender = cluster.nodes[await asyncio.to_thread(cluster.wait_leader)]
+    size_bytes = (await asyncio.to_thread(sender.admin.snapshot)).size_bytes
+    install = Install(cluster.nodes[away].data_dir, size_bytes)
+    parts = [(number + 1) / (rounds + 2) for number in range(rounds)]
+    for reached in (*(partial(install.has_part, part) for part in parts), install.is_complete, install.is_moved):
         await asyncio.to_thread(cluster.restart, away, wait=False)
-        await asyncio.sleep(0.6 + chance.random())
+        deadline = time.monotonic() + 30
+        while not reached():
+            assert time.monotonic() < deadline, f"never {reached}: {install.held_bytes()} of {size_bytes} bytes"
+            await asyncio.sleep(0.001)
         await asyncio.to_thread(cluster.kill, away)
     await asyncio.to_thread(cluster.restart, away)
     await put(cluster.addresses[0], "late")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,8 +179,22 @@ def test_starting_stays_quick() -> None:
     assert ran.stdout == "[]\n"
 
 
-def test_shell_completion_is_offered() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "kvnode", "--show-completion", "bash"], capture_output=True, text=True, check=False
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("kvnode mem", ["member"]),
+        ("kvnode member re", ["remove", "replace"]),
+        ("kvnode get --cons", ["--consistency"]),
+        ("kvnode get --consistency ", ["strong", "eventual"]),
+    ],
+)
+def test_shell_completion(typed: str, offered: list[str]) -> None:
+    script = subprocess.run(
+        [sys.executable, "-m", "kvnode", "--show-completion"], capture_output=True, text=True, check=True
     )
-    assert "complete" in ran.stdout + ran.stderr
+    assert "complete -o default -F _kvnode_completion kvnode" in script.stdout
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_KVNODE_COMPLETE": "complete_bash"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "kvnode"], env={**os.environ, **words}, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout.split() == offered, ran.stdout + ran.stderr

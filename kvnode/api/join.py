@@ -75,7 +75,9 @@ def check_adoption(member: Member, cluster_id: str, request: peer_pb2.AdoptReque
         )
 
 
-async def wait_for_adoption(joining: Joining, address: str) -> tuple[str, int, bytes]:
+async def wait_for_adoption(
+    joining: Joining, address: str, credentials: grpc.ServerCredentials | None = None
+) -> tuple[str, int, bytes]:
     """Listen on `address` until a cluster adopts this node; returns (cluster id, epoch, initial membership)."""
     server = aio.server(options=SERVER_OPTIONS)
 
@@ -94,7 +96,7 @@ async def wait_for_adoption(joining: Joining, address: str) -> tuple[str, int, b
         "Adopt": grpc.unary_unary_rpc_method_handler(adopt),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("kv.internal.v1.Peer", handlers),))
-    bind(server, address)
+    bind(server, address, credentials)
     await server.start()
     try:
         return await joining.adopted

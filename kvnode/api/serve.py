@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 
 from kvnode.api.auth.authority import Authority
@@ -31,6 +32,7 @@ from kvnode.api.queue_http.node_queues import NodeQueues
 from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.queue_metrics import QueueStats
 from kvnode.api.serve_gateway import serve_gateway
+from kvnode.api.tls import GrpcTls, grpc_tls
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import NodeConfig
@@ -82,6 +84,7 @@ async def _serve(config: NodeConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    tls = grpc_tls(config)
     stats = Stats()
     disk = SystemDisk(observe_sync=lambda seconds: stats.fsync_ms.observe(seconds * 1_000))
     directory = DataDirectory.open(disk, str(config.data_dir))
@@ -90,12 +93,12 @@ async def _serve(config: NodeConfig) -> int:
             name=config.name, region=config.region, dc=config.dc, random_source=random.SystemRandom()
         )
         if not identity.cluster_id:
-            joined = asyncio.ensure_future(_join(config, directory, identity))
+            joined = asyncio.ensure_future(_join(config, directory, identity, tls))
             bound = await _unless_stopped(joined, stopping)
             if bound is None:
                 return EXIT_OK
             identity = bound
-        return await _run_node(config, disk, directory, identity, stats, stopping)
+        return await _run_node(config, disk, directory, identity, stats, stopping, tls)
     finally:
         directory.close()
 
@@ -112,7 +115,7 @@ async def _unless_stopped(work: asyncio.Future[Identity], stopping: asyncio.Even
     return None
 
 
-async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity) -> Identity:
+async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity, tls: GrpcTls) -> Identity:
     me = _member(config, identity)
     if config.bootstrap:
         _log.info("bootstrapping a new cluster")
@@ -120,13 +123,13 @@ async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity
             me,
             list(config.peers),
             config.min_commit_dcs,
-            identify,
+            partial(identify, credentials=tls.peers),
             random.SystemRandom(),
             allow_unsafe=config.allow_unsafe_topology,
         )
         return await directory.bind(identity, cluster_id, FIRST_EPOCH, encode_membership(membership))
     _log.info("this node (id %d) belongs to no cluster yet: waiting at %s to be adopted", me.node_id, config.listen)
-    cluster_id, epoch, initial = await wait_for_adoption(Joining(me), config.listen)
+    cluster_id, epoch, initial = await wait_for_adoption(Joining(me), config.listen, tls.server)
     return await directory.bind(identity, cluster_id, epoch, initial)
 
 
@@ -189,6 +192,7 @@ async def _run_node(
     identity: Identity,
     stats: Stats,
     stopping: asyncio.Event,
+    tls: GrpcTls,
 ) -> int:
     clock = SystemClock()
     log, state = await _open_storage(config, disk, directory, identity, clock)
@@ -213,7 +217,7 @@ async def _run_node(
     )
 
     def make_transport(handler: PeerHandler) -> Transport:
-        return GrpcTransport(handler, clock, stats=stats)
+        return GrpcTransport(handler, clock, stats=stats, credentials=tls.peers)
 
     try:
         node = Node(settings, log, state, clock, random.SystemRandom(), make_transport, stats)
@@ -230,6 +234,8 @@ async def _run_node(
     server = GrpcServer(
         node,
         config.listen,
+        tls.server,
+        peer_credentials=tls.peers,
         adoption=Joining(_member(config, identity), identity.cluster_id),
         authority=authority,
         needs_token=config.grpc_auth,
@@ -251,7 +257,12 @@ async def _run_node(
         if config.bootstrap and identity.initial_membership:
             me = _member(config, identity)
             work = adopt_initial_members(
-                me, identity.cluster_id, identity.epoch, identity.initial_membership, identify, adopt
+                me,
+                identity.cluster_id,
+                identity.epoch,
+                identity.initial_membership,
+                partial(identify, credentials=tls.peers),
+                partial(adopt, credentials=tls.peers),
             )
             helpers.append(asyncio.ensure_future(work))
         _log.info(

@@ -24,6 +24,7 @@ from kvnode.api.http import HttpServer, Request, Response, Tls
 from kvnode.api.metrics import CONTENT_TYPE
 from kvnode.api.remote_backend import RemoteBackend
 from kvnode.api.remote_directory import RemoteDirectory
+from kvnode.api.tls import grpc_tls
 from kvnode.base import limits
 from kvnode.base.clock import SystemClock
 from kvnode.base.config import NodeConfig
@@ -39,8 +40,9 @@ async def serve_gateway(config: NodeConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    directory = RemoteDirectory(config.peers, token=config.access_token)
-    backend = RemoteBackend(config.name, config.peers, directory.view, token=config.access_token)
+    nodes = grpc_tls(config).peers
+    directory = RemoteDirectory(config.peers, token=config.access_token, credentials=nodes)
+    backend = RemoteBackend(config.name, config.peers, directory.view, token=config.access_token, credentials=nodes)
     authority = Authority(directory.view, SystemClock(), static_token=config.access_token, learn=directory.learn)
     stats = ConnectStats()
     tls = Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None

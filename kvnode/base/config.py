@@ -43,6 +43,16 @@ KEYS: dict[str, Key] = {
     ),
     "tls_cert": Key(str, "", "PEM file with the certificate and its chain: KV Connect is then https; empty = http"),
     "tls_key": Key(str, "", "PEM file with the certificate's private key"),
+    "grpc_tls_cert": Key(
+        str, "", "PEM file with the node's certificate and chain: the gRPC port then speaks TLS; empty = plain text"
+    ),
+    "grpc_tls_key": Key(str, "", "PEM file with that certificate's private key"),
+    "grpc_tls_ca": Key(
+        str, "", "PEM file with the authorities that vouch for the nodes' certificates, by which nodes know each other"
+    ),
+    "grpc_tls_client_auth": Key(
+        bool, False, "whoever calls gRPC, node or client, must show a certificate that grpc_tls_ca vouches for"
+    ),
     "peers": Key(
         list,
         [],
@@ -88,6 +98,10 @@ class NodeConfig:
     connect_listen: str
     tls_cert: str
     tls_key: str
+    grpc_tls_cert: str
+    grpc_tls_key: str
+    grpc_tls_ca: str
+    grpc_tls_client_auth: bool
     peers: tuple[str, ...]
     bootstrap: bool
     min_commit_dcs: int
@@ -196,12 +210,7 @@ def _check(config: NodeConfig) -> None:
         address = getattr(config, name)
         if address or name not in ("advertise", "connect_listen"):
             split_address(address, name)
-    if bool(config.tls_cert) != bool(config.tls_key):
-        raise ConfigError("'tls_cert' and 'tls_key' are given together, or neither is")
-    for name in ("tls_cert", "tls_key"):
-        path = getattr(config, name)
-        if path and not Path(path).is_file():
-            raise ConfigError(f"'{name}' names no file: {path}")
+    _check_tls(config)
     for address in config.peers:
         split_address(address, "peers")
     if config.role not in ("node", "gateway"):
@@ -223,6 +232,20 @@ def _check(config: NodeConfig) -> None:
     _check_access_token(config.access_token)
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"'log_level' must be debug, info, warning or error, not {config.log_level!r}")
+
+
+def _check_tls(config: NodeConfig) -> None:
+    for cert, key in (("tls_cert", "tls_key"), ("grpc_tls_cert", "grpc_tls_key")):
+        if bool(getattr(config, cert)) != bool(getattr(config, key)):
+            raise ConfigError(f"'{cert}' and '{key}' are given together, or neither is")
+    for name in ("tls_cert", "tls_key", "grpc_tls_cert", "grpc_tls_key", "grpc_tls_ca"):
+        path = getattr(config, name)
+        if path and not Path(path).is_file():
+            raise ConfigError(f"'{name}' names no file: {path}")
+    if config.role == "node" and bool(config.grpc_tls_cert) != bool(config.grpc_tls_ca):
+        raise ConfigError("a node needs 'grpc_tls_cert' and 'grpc_tls_ca' together: its own proof, and the others'")
+    if config.grpc_tls_client_auth and not config.grpc_tls_cert:
+        raise ConfigError("'grpc_tls_client_auth' needs 'grpc_tls_cert': in plain text nobody shows a certificate")
 
 
 def _check_access_token(token: str) -> None:

@@ -54,7 +54,14 @@ def connect(endpoints: str, timeout_ms: int) -> Kv:
     """The client for one command."""
     from kvnode.client import open_kv
 
-    return open_kv(endpoints, database=chosen.database, token=chosen.token, timeout_ms=timeout_ms, fail_fast=True)
+    return open_kv(
+        endpoints,
+        database=chosen.database,
+        token=chosen.token,
+        credentials=chosen.credentials(),
+        timeout_ms=timeout_ms,
+        fail_fast=True,
+    )
 
 
 def parse_key(text: str) -> Key:

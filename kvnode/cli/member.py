@@ -39,7 +39,9 @@ def administer(endpoints: str, timeout_ms: int, output: Output | None, work: Cal
         from kvnode.client import Admin
         from kvnode.client.channel import parse_endpoints
 
-        async with Admin(parse_endpoints(endpoints), token=chosen.token, timeout_ms=timeout_ms) as admin:
+        async with Admin(
+            parse_endpoints(endpoints), token=chosen.token, credentials=chosen.credentials(), timeout_ms=timeout_ms
+        ) as admin:
             return await work(admin)
 
     return run(connected(), output)

@@ -41,15 +41,19 @@ def flush_output() -> None:
 
 def fail(error: KvError, output: Output | None = None) -> NoReturn:
     """Say what went wrong, where and what to do, on standard error; as one JSON object with -o json."""
-    if output is Output.JSON:
-        shown = {
-            "code": error.code,
-            "message": error.message,
-            "phase": error.phase,
-            "endpoint": error.endpoint,
-            "not_applied": error.not_applied,
-        }
-        print(json.dumps({"error": shown}, ensure_ascii=False), file=sys.stderr)
-    else:
-        print(f"kvnode: {error}", file=sys.stderr)
+    print(error_text(error, output), file=sys.stderr)
     raise typer.Exit(exit_of(error))
+
+
+def error_text(error: KvError, output: Output | None) -> str:
+    """An error as a sentence, or with -o json as one JSON object on a line."""
+    if output is not Output.JSON:
+        return f"kvnode: {error}"
+    fields = {
+        "code": error.code,
+        "message": error.message,
+        "phase": error.phase,
+        "endpoint": error.endpoint,
+        "not_applied": error.not_applied,
+    }
+    return json.dumps({"error": fields}, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""--database and --token: options that commands get because of where they belong, not each by itself.
+"""--database, --token and --tls-*: options that commands get because of where they belong, not each by itself.
 
 They stand for what `kvnode.client` sends with every call, so no command has anything to do with their values: its
 connection reads them here.
@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    import grpc
 
 DATABASE_ENVIRONMENT = "KVNODE_DATABASE"
 TOKEN_ENVIRONMENT = "KVNODE_TOKEN"
 _DATABASE, _TOKEN = "selected_database", "selected_token"
+_CA, _CERT, _KEY = "selected_tls_ca", "selected_tls_cert", "selected_tls_key"
 
 _DatabaseOption = Annotated[
     str,
@@ -34,6 +38,29 @@ _TokenOption = Annotated[
         help="An access token, where the nodes ask for one (grpc_auth). Others see flags: better in the environment.",
     ),
 ]
+_CaOption = Annotated[
+    str,
+    typer.Option(
+        "--tls-ca",
+        envvar="KVNODE_GRPC_TLS_CA",
+        metavar="FILE",
+        help="Speak TLS: the PEM file of the authorities that vouch for the nodes (their grpc_tls_ca).",
+    ),
+]
+_CertOption = Annotated[
+    str,
+    typer.Option(
+        "--tls-cert",
+        envvar="KVNODE_GRPC_TLS_CERT",
+        metavar="FILE",
+        help="The caller's own certificate, where the nodes ask for one (grpc_tls_client_auth).",
+    ),
+]
+_KeyOption = Annotated[
+    str,
+    typer.Option("--tls-key", envvar="KVNODE_GRPC_TLS_KEY", metavar="FILE", help="That certificate's private key."),
+]
+_ALWAYS = {_TOKEN: _TokenOption, _CA: _CaOption, _CERT: _CertOption, _KEY: _KeyOption}
 
 
 class Selection:
@@ -42,17 +69,28 @@ class Selection:
     def __init__(self) -> None:
         self.database = ""
         self.token = ""
+        self.tls_ca = ""
+        self.tls_cert = ""
+        self.tls_key = ""
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """For every connection; None = plain text. Raises InvalidRequest."""
+        if not (self.tls_ca or self.tls_cert):
+            return None
+        from kvnode.client.tls import tls_credentials
+
+        return tls_credentials(self.tls_ca, self.tls_cert, self.tls_key)
 
 
 chosen = Selection()
 
 
 def with_selection(command: Callable[..., None], *, database: bool) -> Callable[..., None]:
-    """Give a command --token, and --database where `database` says so, after its own options."""
+    """Give a command --token and --tls-*, and --database where `database` says so, after its own options."""
     if hasattr(command, "__wrapped_command__"):
         return command
     added: dict[str, Any] = {_DATABASE: _DatabaseOption} if database else {}
-    added[_TOKEN] = _TokenOption
+    added |= _ALWAYS
     parameters = [*inspect.signature(command, eval_str=True).parameters.values()]
     parameters += [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default="", annotation=annotation)
@@ -62,6 +100,7 @@ def with_selection(command: Callable[..., None], *, database: bool) -> Callable[
     def wrapper(**values: Any) -> None:
         chosen.database = values.pop(_DATABASE, "")
         chosen.token = values.pop(_TOKEN, "")
+        chosen.tls_ca, chosen.tls_cert, chosen.tls_key = (values.pop(name, "") for name in (_CA, _CERT, _KEY))
         command(**values)
 
     wrapper.__name__ = command.__name__

@@ -20,7 +20,7 @@ from kvnode.cli.options import (
     TimeoutOption,
     parse_timeout,
 )
-from kvnode.cli.run import run
+from kvnode.cli.run import error_text, run
 from kvnode.cli.selection import chosen
 from kvnode.cli.show import print_json, print_table
 
@@ -61,14 +61,16 @@ async def _status(endpoints: str, timeout_ms: int, local: bool, interval_ms: int
     from kvnode.client import Admin
     from kvnode.client.channel import parse_endpoints
 
-    async with Admin(parse_endpoints(endpoints), token=chosen.token, timeout_ms=timeout_ms) as admin:
+    async with Admin(
+        parse_endpoints(endpoints), token=chosen.token, credentials=chosen.credentials(), timeout_ms=timeout_ms
+    ) as admin:
         while True:
             try:
                 cluster = await _ask(admin, local)
             except KvError as error:
                 if not interval_ms:
                     raise
-                print(f"kvnode: {error}")
+                print(error_text(error, output), flush=True)
             else:
                 _print(cluster, output, clear=bool(interval_ms))
                 if not interval_ms:

@@ -20,6 +20,7 @@ from kvnode.client.kv import Kv, open_kv
 from kvnode.client.listing import KvList
 from kvnode.client.results import CommitResult, Entry, PrefixChanges
 from kvnode.client.session import Session
+from kvnode.client.tls import tls_credentials
 from kvnode.codec.bigint import BigInt
 from kvnode.codec.values import KvU64
 
@@ -44,4 +45,5 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "open_kv",
+    "tls_credentials",
 ]

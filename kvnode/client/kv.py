@@ -50,7 +50,7 @@ def open_kv(
         database: name or uuid; none = the default one.
         token: an access token, as `kvnode token create` shows it; needed where the nodes ask for one (`grpc_auth`).
         timeout_ms: how long an operation may take, waiting for a leader and sending again included.
-        credentials: for TLS (grpc.ssl_channel_credentials); None = plain text.
+        credentials: for TLS (`tls_credentials`); None = plain text.
         fail_fast: raise as soon as no endpoint could be reached, rather than wait for one until the deadline.
         clock: the source of deadlines.
         random: the source of back-off jitter.

@@ -156,6 +156,12 @@ def _classify(status: grpc.StatusCode, details: str) -> tuple[str, str, str]:
         return "NOT_A_KVNODE", "dial", "another kind of server, or an older kvnode, listens there"
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "DEADLINE_EXCEEDED", "leader", "the node did not answer in time; try another endpoint"
+    if status is grpc.StatusCode.UNAVAILABLE and _CONNECT_FAILED in lowered and "socket closed" in lowered:
+        return (
+            "UNAVAILABLE",
+            "dial",
+            "who listens there hung up: a node that speaks TLS does so to plain text (--tls-ca)",
+        )
     if status is grpc.StatusCode.UNAVAILABLE:
         return "UNAVAILABLE", "dial", "check that the node runs and that the address is right"
     if status is grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -34,7 +34,7 @@ def serve(*arguments: str, **variables: str) -> tuple[int, str]:
 
 def flags(data_dir: Path, listen: int, ops: int) -> list[str]:
     addresses = ["--listen", f"127.0.0.1:{listen}", "--ops-listen", f"127.0.0.1:{ops}"]
-    return ["--name", "x", "--data-dir", str(data_dir), *addresses]
+    return ["--name", "x", "--data-dir", str(data_dir), *addresses, "--connect-listen", "127.0.0.1:0"]
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def test_second_process_on_one_data_directory(single: LocalCluster) -> None:
     assert "Traceback" not in output, output
 
 
-@pytest.mark.parametrize("which", ["--listen", "--ops-listen"])
+@pytest.mark.parametrize("which", ["--listen", "--ops-listen", "--connect-listen"])
 def test_port_in_use(single: LocalCluster, tmp_path: Path, which: str) -> None:
     listen, ops = free_ports(2)
     taken = int(single.addresses[0].rpartition(":")[2])
-    numbers = (taken, ops) if which == "--listen" else (listen, taken)
-    status, output = serve(*flags(tmp_path / "other", *numbers), "--bootstrap", "--allow-unsafe-topology",
-                           "--min-commit-dcs", "1")  # fmt: skip
+    # The flag that is given last counts.
+    status, output = serve(*flags(tmp_path / "other", listen, ops), "--bootstrap", "--allow-unsafe-topology",
+                           "--min-commit-dcs", "1", which, f"127.0.0.1:{taken}")  # fmt: skip
     assert status != 0
     assert "in use" in output, output
     assert str(taken) in output, output

@@ -87,3 +87,23 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_every_key_says_what_it_means() -> None:
     assert all(key.help for key in KEYS.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("grpc_tls_cert",), "'grpc_tls_cert' and 'grpc_tls_key' are given together"),
+        (("grpc_tls_cert", "grpc_tls_key"), "a node needs 'grpc_tls_cert' and 'grpc_tls_ca' together"),
+        (("grpc_tls_ca",), "a node needs 'grpc_tls_cert' and 'grpc_tls_ca' together"),
+    ],
+)
+def test_tls_between_nodes_is_whole_or_absent(tmp_path: Path, given: tuple[str, ...], said: str) -> None:
+    file = write(tmp_path, "")
+    with pytest.raises(ConfigError, match=said):
+        load_config(dict.fromkeys(given, str(file)), {})
+    with pytest.raises(ConfigError, match="names no file"):
+        load_config({"grpc_tls_ca": str(tmp_path / "none.pem")}, {})
+    with pytest.raises(ConfigError, match="needs 'grpc_tls_cert'"):
+        load_config({"grpc_tls_client_auth": True}, {})
+    gateway = {"role": "gateway", "peers": ["h:1"], "grpc_tls_ca": str(file)}
+    assert load_config(gateway, {}).config.grpc_tls_ca == str(file)

@@ -1,0 +1,137 @@
+"""Every command against three real nodes with -o json: what it prints is JSON, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.launcher import ROOT, LocalCluster
+
+KEY = '["k"]'
+COMMANDS: list[tuple[str, ...]] = [
+    ("set", KEY, '{"n": 1}'),
+    ("get", KEY),
+    ("list",),
+    ("list", "--keys-only"),
+    ("count",),
+    ("ttl", "set", KEY, "1h"),
+    ("ttl", "get", KEY),
+    ("ttl", "clear", KEY),
+    ("set", '["p", 1]', "1"),
+    ("delete", '["p", 1]'),
+    ("delete", "--prefix", '["p"]'),
+    ("database", "create", "orders"),
+    ("database", "list"),
+    ("database", "show", "orders"),
+    ("database", "rename", "orders", "bills"),
+    ("database", "set", "bills", "--mode", "read-only"),
+    ("database", "delete", "bills", "--yes"),
+    ("token", "create", "--label", "t"),
+    ("token", "list"),
+    ("status",),
+    ("status", "--local"),
+    ("member", "list"),
+    ("leader", "transfer"),
+    ("queue", "send", '"hello"'),
+    ("queue", "list"),
+    ("queue", "peek"),
+    ("queue", "stats"),
+    ("queue", "dead-letters"),
+    ("queue", "purge"),
+    ("config", "show"),
+]
+REFUSED: list[tuple[tuple[str, ...], int]] = [
+    (("get", '["none"]'), 6),
+    (("set", '["a"]', "1", "--if-versionstamp", "0" * 19 + "1"), 3),
+    (("set", "[]", "1"), 2),
+    (("member", "remove", "nobody"), 2),
+    (("database", "show", "none"), 6),
+    (("token", "revoke", "aaaaaaaa"), 6),
+]
+
+
+def run(cluster: LocalCluster, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "KVNODE_ENDPOINTS": ",".join(cluster.addresses)}
+    return subprocess.run(
+        [sys.executable, "-m", "kvnode", *arguments, "-o", "json"],
+        input=stdin,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def objects(text: str) -> list[Any]:
+    """One JSON object a line. Raises ValueError."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+async def test_every_command_prints_json(cluster: LocalCluster, tmp_path: Path) -> None:
+    wrong: list[object] = []
+    atomic = json.dumps({"mutations": [{"type": "sum", "key": ["n"], "value": 1}]})
+    rows = tmp_path / "rows"
+    commands = [(command, "") for command in COMMANDS]
+    commands += [(("atomic",), atomic), (("export", str(rows)), ""), (("import", str(rows)), "")]
+    for command, stdin in commands:
+        ran = await asyncio.to_thread(run, cluster, *command, stdin=stdin)
+        try:
+            assert ran.returncode == 0 and (objects(ran.stdout) or command == ("queue", "dead-letters"))
+        except (AssertionError, ValueError):
+            wrong.append((command, ran))
+    for command, status in REFUSED:
+        ran = await asyncio.to_thread(run, cluster, *command)
+        try:
+            assert ran.returncode == status and objects(ran.stdout) + objects(ran.stderr)
+        except (AssertionError, ValueError):
+            wrong.append((command, ran))
+    assert not wrong, wrong
+
+
+async def test_status_again_and_again_through_a_loss(cluster: LocalCluster) -> None:
+    address = cluster.addresses[0]
+    command = [
+        sys.executable,
+        "-m",
+        "kvnode",
+        "status",
+        "--watch",
+        "--interval",
+        "200ms",
+        "--timeout",
+        "1s",
+        "-o",
+        "json",
+    ]
+    process = await asyncio.create_subprocess_exec(
+        *command, "--endpoints", address, stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT), "PATH": ""}
+    )
+    assert process.stdout is not None
+
+    async def seen(wanted: bool) -> Any:
+        async with asyncio.timeout(20):
+            while True:
+                shown = json.loads(await process.stdout.readline())  # type: ignore[union-attr]
+                if shown.get("healthy", False) is wanted and ("error" in shown or "healthy" in shown):
+                    return shown
+
+    try:
+        assert (await seen(True))["nodes"]
+        cluster.kill("a")
+        lost = await seen(False)
+        assert lost.get("error", {}).get("endpoint") == address, lost
+        await asyncio.to_thread(cluster.restart, "a")
+        await seen(True)
+        process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(process.communicate(), 10)
+        assert process.returncode == 130
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()

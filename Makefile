@@ -52,7 +52,7 @@ lint: $(PROTO_STAMP)  ## Types, style and import direction
 	@$(BIN)/lint-imports
 
 chaos: $(PROTO_STAMP)  ## What must survive, on real processes, ROUNDS times each
-	@KVNODE_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration -o timeout=3600 $(ARGS)
+	@KVNODE_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration -o timeout=3600 -rP $(ARGS)
 
 sim: $(PROTO_STAMP)  ## The seeded simulation: SEEDS=n START=s
 	@$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) --start $(START) $(ARGS)

@@ -29,12 +29,13 @@ class Load:
         count: sums onto its counter.
         records: check-guarded records.
         seconds: over which both are spread.
-        kills: of the leader, evenly spread over the same time.
+        kills: of the leader, evenly spread over the same time, with as much again behind the last one: a busy machine
+            takes long to bring a node back.
     """
 
     count: int = 2_000
     records: int = 400
-    seconds: float = 36.0
+    seconds: float = 48.0
     kills: int = 3
 
 
@@ -68,15 +69,12 @@ def run(nodes: Nodes, route: Route, keep: str, load: Load, report: Callable[[str
     """
     programs = {client.title: _start(client, route, load) for client in clients() if client.name != "wire"}
     try:
-        killed = _kill_leaders(nodes, keep, load, report)
-        running = [title for title, process in programs.items() if process.poll() is None]
-        outcomes = [_outcome(title, process, route, load) for title, process in programs.items()]
+        _kill_leaders(nodes, keep, load, report)
+        early = {title for title, process in programs.items() if process.poll() is not None}
+        outcomes = [_outcome(title, process, route, load, title in early) for title, process in programs.items()]
     finally:
         for process in programs.values():
             process.kill()
-    if len(running) < len(programs):
-        ended = ", ".join(sorted(set(programs) - set(running)))
-        raise AssertionError(f"{ended}: ended before the {killed} kills were over: the load is too small")
     return outcomes
 
 
@@ -95,17 +93,16 @@ def _start(client: Client, route: Route, load: Load) -> subprocess.Popen[str]:
     )
 
 
-def _kill_leaders(nodes: Nodes, keep: str, load: Load, report: Callable[[str], None]) -> int:
+def _kill_leaders(nodes: Nodes, keep: str, load: Load, report: Callable[[str], None]) -> None:
     start = time.monotonic()
     for number in range(load.kills):
-        due = start + load.seconds * (number + 0.3) / load.kills
+        due = start + load.seconds * (number + 0.3) / (load.kills + 1)
         time.sleep(max(0.0, due - time.monotonic()))
         leader = _leader_to_kill(nodes, keep)
         nodes.cluster.kill(leader)
         report(f"killed the leader, {leader}")
         time.sleep(_DEAD_S)
         nodes.cluster.restart(leader)
-    return load.kills
 
 
 def _leader_to_kill(nodes: Nodes, keep: str) -> str:
@@ -120,7 +117,7 @@ def _leader_to_kill(nodes: Nodes, keep: str) -> str:
     raise ClusterFailed(f"{keep} does not hand its leadership over")
 
 
-def _outcome(title: str, process: subprocess.Popen[str], route: Route, load: Load) -> Outcome:
+def _outcome(title: str, process: subprocess.Popen[str], route: Route, load: Load, is_early: bool) -> Outcome:
     try:
         output, errors = process.communicate(timeout=load.seconds + _PROGRAM_GRACE_S)
     except subprocess.TimeoutExpired:
@@ -129,6 +126,8 @@ def _outcome(title: str, process: subprocess.Popen[str], route: Route, load: Loa
         return Outcome(title, route.name, (f"ended with {process.returncode}: {errors.strip()[-1_000:]}",), 0, 0)
     seen = json.loads(output.splitlines()[-1])
     problems = [f"exception: {error}" for error in seen["errors"]]
+    if is_early:
+        problems.append("it was over before the last kill: the load is too small for this machine")
     if seen["counter"] != load.count:
         problems.append(f"the counter stands at {seen['counter']} after {load.count} sums")
     if seen["records"] != load.records:

@@ -128,7 +128,13 @@ async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity
             allow_unsafe=config.allow_unsafe_topology,
         )
         return await directory.bind(identity, cluster_id, FIRST_EPOCH, encode_membership(membership))
-    _log.info("this node (id %d) belongs to no cluster yet: waiting at %s to be adopted", me.node_id, config.listen)
+    _log.info(
+        "this node (id %d) belongs to no cluster yet: waiting at %s to be adopted, by a node that is started with "
+        "--bootstrap and names it in --peers, or by `kvnode member add %s`",
+        me.node_id,
+        config.listen,
+        me.address,
+    )
     cluster_id, epoch, initial = await wait_for_adoption(Joining(me), config.listen, tls.server)
     return await directory.bind(identity, cluster_id, epoch, initial)
 

@@ -111,11 +111,23 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _refuse_sqlite_path(given: str | None) -> None:
+    """The denokv server takes it before `serve`; there, too, its users are told what to do instead."""
+    if given:
+        from kvnode.base.denokv import FOREIGN_NAMES, refusal_of_flag
+
+        name = next(name for name in FOREIGN_NAMES if name.flag == "--sqlite-path")
+        raise typer.BadParameter(refusal_of_flag(name).message)
+
+
 @app.callback()
 def kvnode(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    _sqlite_path: Annotated[
+        str | None, typer.Option("--sqlite-path", hidden=True, is_eager=True, callback=_refuse_sqlite_path)
+    ] = None,
 ) -> None:
     """Deno KV as a replicated database: strictly serializable transactions that survive the loss of a data center.
 

@@ -86,5 +86,8 @@ async def test_flags_of_denokv_are_answered(cli: Cli) -> None:
         refused = await cli("serve", *flags)
         assert refused.status == 2
         assert says in refused.err
+    first = await cli("--sqlite-path", "x.db", "serve")  # where the denokv server takes it
+    assert first.status == 2
+    assert "kvnode import" in " ".join(first.err.replace("│", " ").split())
     hidden = await cli("serve", "--help")
     assert "sqlite" not in hidden.out

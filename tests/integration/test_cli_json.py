@@ -44,6 +44,10 @@ COMMANDS: list[tuple[str, ...]] = [
     ("queue", "stats"),
     ("queue", "dead-letters"),
     ("queue", "purge"),
+    ("cron", "create", "nightly", "30 3 * * *", "1"),
+    ("cron", "list"),
+    ("cron", "show", "nightly"),
+    ("cron", "delete", "nightly"),
     ("config", "show"),
 ]
 REFUSED: list[tuple[tuple[str, ...], int]] = [

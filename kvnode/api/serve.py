@@ -31,6 +31,7 @@ from kvnode.api.ops import OpsServer
 from kvnode.api.queue_http.node_queues import NodeQueues
 from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.queue_metrics import QueueStats
+from kvnode.api.self_join import SelfJoin
 from kvnode.api.serve_gateway import serve_gateway
 from kvnode.api.tls import GrpcTls, grpc_tls
 from kvnode.base import limits
@@ -92,13 +93,18 @@ async def _serve(config: NodeConfig) -> int:
         identity = await directory.identity(
             name=config.name, region=config.region, dc=config.dc, random_source=random.SystemRandom()
         )
-        if not identity.cluster_id:
-            joined = asyncio.ensure_future(_join(config, directory, identity, tls))
-            bound = await _unless_stopped(joined, stopping)
-            if bound is None:
-                return EXIT_OK
-            identity = bound
-        return await _run_node(config, disk, directory, identity, stats, stopping, tls)
+        asking = SelfJoin(config, _member(config, identity), tls.peers)
+        try:
+            if not identity.cluster_id:
+                asking.begin()
+                joined = asyncio.ensure_future(_join(config, directory, identity, tls))
+                bound = await _unless_stopped(joined, stopping)
+                if bound is None:
+                    return EXIT_OK
+                identity = bound
+            return await _run_node(config, disk, directory, identity, stats, stopping, tls, asking)
+        finally:
+            await asking.stop()
     finally:
         directory.close()
 
@@ -198,7 +204,7 @@ async def _run_node(
     identity: Identity,
     stats: Stats,
     stopping: asyncio.Event,
-    tls: GrpcTls,
+    asking: SelfJoin,
 ) -> int:
     clock = SystemClock()
     log, state = await _open_storage(config, disk, directory, identity, clock)
@@ -253,6 +259,8 @@ async def _run_node(
     cron_stats = CronStats(state, node.directory.view)
     ops = OpsServer(node, config.ops_listen, [*([connect_stats] if connect else []), queue_stats, cron_stats])
     helpers: list[asyncio.Task[None]] = []
+    if not state.meta.applied_index:
+        asking.begin()  # it was adopted, and ended before the cluster had listed it
     try:
         await server.start()
         await node.start()

@@ -59,6 +59,13 @@ KEYS: dict[str, Key] = {
         "addresses of the initial voters, this node included or not; read with bootstrap only, and by a gateway",
     ),
     "bootstrap": Key(bool, False, "make a new cluster of this node and its peers; ignored once it belongs to one"),
+    "join": Key(
+        list,
+        [],
+        "addresses of members that a node without a cluster asks to be taken in, until it is; ignored once it belongs "
+        "to one",
+    ),
+    "replica": Key(bool, False, "with join: as a replica of another region, rather than as a learner"),
     "min_commit_dcs": Key(int, 2, "data centers in which a write is durable before it is acknowledged; at bootstrap"),
     "allow_unsafe_topology": Key(bool, False, "start although the loss of one data center stops writes"),
     "tick_ms": Key(int, limits.TICK_MS, "milliseconds between two ticks of the consensus core"),
@@ -104,6 +111,8 @@ class NodeConfig:
     grpc_tls_client_auth: bool
     peers: tuple[str, ...]
     bootstrap: bool
+    join: tuple[str, ...]
+    replica: bool
     min_commit_dcs: int
     allow_unsafe_topology: bool
     tick_ms: int
@@ -147,7 +156,7 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
         for name, value in layer.items():
             values[name] = _convert(name, value, origin)
             origins[name] = origin
-    values["peers"] = tuple(values["peers"])
+    values |= {name: tuple(values[name]) for name, key in KEYS.items() if key.kind is list}
     config = NodeConfig(**values)
     _check(config)
     return Loaded(config, origins, tuple(notices))
@@ -211,8 +220,13 @@ def _check(config: NodeConfig) -> None:
         if address or name not in ("advertise", "connect_listen"):
             split_address(address, name)
     _check_tls(config)
-    for address in config.peers:
-        split_address(address, "peers")
+    for name in ("peers", "join"):
+        for address in getattr(config, name):
+            split_address(address, name)
+    if config.join and config.bootstrap:
+        raise ConfigError("'join' and 'bootstrap' exclude one another: a node founds a cluster or is taken into one")
+    if config.replica and not config.join:
+        raise ConfigError("'replica' says as what 'join' asks to be taken in: give 'join', the host:port of members")
     if config.role not in ("node", "gateway"):
         raise ConfigError(f"'role' must be node or gateway, not {config.role!r}")
     if config.role == "gateway" and not (config.peers and config.connect_listen):

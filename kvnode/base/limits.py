@@ -115,6 +115,8 @@ MIN_PEER_BACKOFF_MS = 50
 MAX_PEER_BACKOFF_MS = 500
 PEER_CLOCK_SAMPLE_INTERVAL_MS = 1_000
 PEER_SILENCE_TIMEOUT_MS = 10_000  # a peer whose loop answers no clock sample for this long is taken for stuck
+SELF_JOIN_RETRY_MS = 1_000  # between two attempts of a node that asks to be taken in
+SELF_JOIN_TIMEOUT_MS = 10_000  # for one of them: an adoption and a commit
 PEER_CALL_TIMEOUT_MS = 5_000  # identify and adopt
 
 # The changelog, by which replicas follow.

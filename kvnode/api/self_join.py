@@ -1,9 +1,9 @@
 """A node that asks to be taken in (`join`), so that nobody has to run `kvnode member add` for it.
 
 It asks the members at the addresses of `join`, one after the other, until one says that it is listed; the leader then
-calls it back and adopts it, as ever. It asks only as long as nothing of a cluster's log has come here: a member that was
-removed stays removed, whatever its configuration says. A refusal does not end the node: it may still be adopted, by
-`kvnode member replace` for example.
+calls it back and adopts it, as ever. It asks only as long as nothing of a cluster's log has come here: a member that
+was removed stays removed, whatever its configuration says. A refusal does not end the node: it may still be adopted,
+by `kvnode member replace` for example.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ START ?= 0
 ROUNDS ?= 10
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo test lint sim mutants chaos compat compat-lock bench bench-connect bench-setup proto lock clean check-python
+.PHONY: help demo test lint sim mutants chaos compat compat-lock compose-check bench bench-connect bench-setup proto lock clean check-python
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ mutants: $(PROTO_STAMP)  ## Plant known bugs and show that the simulation sees e
 
 compat: $(PROTO_STAMP)  ## Deno, @deno/kv and denokv against three nodes; writes docs/reference/compatibility.md
 	@$(BIN)/python -m tests.compat.run $(ARGS)
+
+compose-check: $(PROTO_STAMP)  ## Build the image and bring docker-compose.yml up with podman (root, Debian, minutes)
+	@$(BIN)/python -m tests.compose.check $(ARGS)
 
 bench: $(PROTO_STAMP)  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for a short look
 	@$(BIN)/python -m bench.run $(ARGS)

@@ -204,11 +204,11 @@ def _regions(top: Fields) -> list[Region]:
     return found
 
 
-_NODE_KEYS = ("name", "region", "dc", "role", "host", "grpc_port", "ops_port", "connect_port")
+NODE_KEYS = ("name", "region", "dc", "role", "host", "grpc_port", "ops_port", "connect_port")
 
 
 def _node(table: Mapping[str, Any], ports: Mapping[str, int]) -> TopologyNode:
-    fields = Fields(table, f"node '{table.get('name', '?')}'", _NODE_KEYS)
+    fields = Fields(table, f"node '{table.get('name', '?')}'", NODE_KEYS)
     name = fields.label("name")
     return TopologyNode(
         name,

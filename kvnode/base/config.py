@@ -214,6 +214,9 @@ def _parse(name: str, kind: type, text: str, origin: str) -> Any:
         raise ConfigError(f"'{name}' ({origin}) must be a whole number, not {text!r}") from None
 
 
+_EVERYWHERE = frozenset({"0.0.0.0", "::"})
+
+
 def _check(config: NodeConfig) -> None:
     for name in ("listen", "ops_listen", "advertise", "connect_listen"):
         address = getattr(config, name)
@@ -227,6 +230,8 @@ def _check(config: NodeConfig) -> None:
         raise ConfigError("'join' and 'bootstrap' exclude one another: a node founds a cluster or is taken into one")
     if config.replica and not config.join:
         raise ConfigError("'replica' says as what 'join' asks to be taken in: give 'join', the host:port of members")
+    if (config.bootstrap and config.peers) or config.join:
+        _check_reachable(config)
     if config.role not in ("node", "gateway"):
         raise ConfigError(f"'role' must be node or gateway, not {config.role!r}")
     if config.role == "gateway" and not (config.peers and config.connect_listen):
@@ -260,6 +265,16 @@ def _check_tls(config: NodeConfig) -> None:
         raise ConfigError("a node needs 'grpc_tls_cert' and 'grpc_tls_ca' together: its own proof, and the others'")
     if config.grpc_tls_client_auth and not config.grpc_tls_cert:
         raise ConfigError("'grpc_tls_client_auth' needs 'grpc_tls_cert': in plain text nobody shows a certificate")
+
+
+def _check_reachable(config: NodeConfig) -> None:
+    """The other members are told one address, and it must be somebody's in particular."""
+    address = config.advertise or config.listen
+    if split_address(address, "listen")[0] in _EVERYWHERE:
+        raise ConfigError(
+            f"the other nodes cannot reach this one by {address}, which is every address of a machine: say by which "
+            "one they can, with 'advertise'"
+        )
 
 
 def _check_access_token(token: str) -> None:

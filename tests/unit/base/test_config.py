@@ -52,6 +52,8 @@ def test_texts_become_what_the_key_holds() -> None:
         ({"peers": "a"}, {}, "'peers' must be host:port"),
         ({"join": "a:1", "bootstrap": True}, {}, "'join' and 'bootstrap' exclude one another"),
         ({"join": "a"}, {}, "'join' must be host:port"),
+        ({"join": "a:1", "listen": "0.0.0.0:4510"}, {}, "cannot reach this one by 0.0.0.0:4510"),
+        ({"bootstrap": True, "peers": "a:1", "advertise": "[::]:1"}, {}, "with 'advertise'"),
         ({"replica": True}, {}, "'replica' says as what 'join' asks"),
         ({"name": ""}, {}, "'name' may not be empty"),
         ({"min_commit_dcs": 0}, {}, "'min_commit_dcs' must be at least 1"),

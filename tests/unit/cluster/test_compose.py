@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from cluster.compose import ROOT, compose_text, files_of, host_ports, main, node_settings
 from cluster.dashboard import DATASOURCE_UID, PANELS, expressions
@@ -13,6 +14,7 @@ from cluster.topology import load_topology
 from cluster.yaml_text import Alias, to_yaml
 from kvnode.base.config import load_config
 from kvnode.base.topology import topology_problems
+from kvnode.cli.main import app
 
 
 def test_the_files_of_the_tree_are_what_the_topology_says(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,6 +62,20 @@ def test_the_settings_are_a_configuration_and_one_node_founds_the_cluster() -> N
     assert all(config.join == configs[0].peers for config in configs if config.replica)
     places = [(config.dc, config.region, not config.replica) for config in configs]
     assert topology_problems(places, configs[0].min_commit_dcs) == []
+
+
+def test_config_check_takes_the_voters_and_the_others_places(tmp_path: Path) -> None:
+    topology = load_topology()
+    command = ["config", "check"]
+    for node in topology.voters:
+        file = tmp_path / f"{node.name}.toml"
+        lines = [f'{name} = "{value}"' for name, value in node_settings(topology, node).items()]
+        file.write_text("\n".join(lines))
+        command.append(str(file))
+    for node in topology.replicas:
+        command += ["--place", f"{node.region}/{node.dc}/learner"]
+    checked = CliRunner().invoke(app, command)
+    assert (checked.exit_code, checked.stdout) == (0, "OK\n")
 
 
 def test_published_ports_are_different_and_loopback_alone() -> None:

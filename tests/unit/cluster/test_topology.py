@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launcher import specs_of
-from cluster.topology import TOPOLOGIES, load_topology, parse_topology
+from cluster.launcher import ROOT, specs_of
+from cluster.topology import DEFAULT_PORTS, NODE_KEYS, TOPOLOGIES, load_topology, parse_topology
 from kvnode.base.errors import ConfigError
 
 SMALL = """
@@ -109,3 +109,9 @@ def test_the_file_is_named(tmp_path: Path) -> None:
         load_topology(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match=r"no topology is called 'nowhere': .* default, three"):
         load_topology("nowhere")
+
+
+def test_every_key_is_on_its_page() -> None:
+    page = (ROOT / "docs/reference/topology.md").read_text()
+    keys = {"min_commit_dcs", "primary", "delay_ms", "between", "one_way_ms", *DEFAULT_PORTS, *NODE_KEYS}
+    assert {key for key in keys if f"`{key}`" not in page} == set()

@@ -1,0 +1,1 @@
+"""The compose file for real: `make compose-check`. Not part of `make test`."""

@@ -85,7 +85,7 @@ def compose_text(topology: Topology) -> str:
     }
     services: dict[str, Any] = {node.name: _service(topology, node) for node in topology.nodes}
     services |= {PROMETHEUS: _prometheus(), GRAFANA: _grafana()}
-    volumes = {name: {} for name in [*(node.name for node in topology.nodes), PROMETHEUS, GRAFANA]}
+    volumes: dict[str, Any] = {name: {} for name in [*(node.name for node in topology.nodes), PROMETHEUS, GRAFANA]}
     document = {"x-node": Alias("&node", shared), "services": services, "volumes": volumes}
     return _HEADER.format(name=topology.name) + to_yaml(document)
 

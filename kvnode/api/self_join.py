@@ -69,8 +69,9 @@ class SelfJoin:
             await asyncio.sleep(limits.SELF_JOIN_RETRY_MS / 1_000)
 
     async def _ask_once(self) -> None:
-        options = {"token": self._token, "credentials": self._credentials, "timeout_ms": limits.SELF_JOIN_TIMEOUT_MS}
-        async with Admin(self._addresses, **options) as admin:
+        async with Admin(
+            self._addresses, token=self._token, credentials=self._credentials, timeout_ms=limits.SELF_JOIN_TIMEOUT_MS
+        ) as admin:
             members = (await admin.members()).members
             if all(member.node_id != self._me.node_id for member in members):
                 await admin.add(self._wanted)

@@ -204,6 +204,7 @@ async def _run_node(
     identity: Identity,
     stats: Stats,
     stopping: asyncio.Event,
+    tls: GrpcTls,
     asking: SelfJoin,
 ) -> int:
     clock = SystemClock()

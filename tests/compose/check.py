@@ -27,6 +27,7 @@ from kvnode.client import open_kv
 from tests.compose.engine import PROJECT, WORK, CheckFailed, Engine, install
 from tests.compose.prometheus import Prometheus, check_configuration
 
+IMAGE = "kvnode:latest"
 ROWS_COUNT = 200
 _HEALTHY_TIMEOUT_S = 120.0
 _STOP_LIMIT_S = 12.0
@@ -57,8 +58,8 @@ class Check:
         name = self.engine.import_base()
         say(f"base image {name}, from debootstrap ({time.monotonic() - began:.0f} s)")
         began = time.monotonic()
-        self.engine.compose("build", self.names[0])
-        config = json.loads(self.engine.podman("image", "inspect", "kvnode:latest"))[0]
+        self.engine.build(self.names[0], IMAGE)
+        config = json.loads(self.engine.podman("image", "inspect", IMAGE))[0]
         require(config["Config"]["User"] == f"{_USER}:{_USER}", "the image does not run as its own user")
         require(
             "/readyz" in str(config.get("HealthCheck") or config.get("Healthcheck")), "the image has no health check"

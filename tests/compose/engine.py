@@ -82,7 +82,15 @@ class Engine:
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         """What a podman-compose command prints, for the real docker-compose.yml. Raises CheckFailed."""
-        return run("podman-compose", "-p", PROJECT, *arguments, environment=self.environment, check=check).stdout
+        done = run("podman-compose", "-p", PROJECT, *arguments, environment=self.environment, check=check)
+        return done.stdout + done.stderr
+
+    def build(self, service: str, image: str) -> None:
+        """Build a service's image. podman-compose calls a failed build a success. Raises CheckFailed."""
+        self.podman("untag", image, check=False)
+        said = self.compose("build", service)
+        if run("podman", "image", "exists", image, environment=self.environment, check=False).returncode:
+            raise CheckFailed("the image was not built:\n" + "\n".join(said.splitlines()[-15:]))
 
     def container(self, service: str) -> str:
         """The name of a service's container."""
@@ -143,8 +151,10 @@ def _containers_conf() -> str:
 
 def _as_this_machine(folder: Path) -> None:
     """Certificates that the administrator added, and where pip looks for packages."""
+    target = folder / "usr/local/share/ca-certificates"
+    target.mkdir(parents=True, exist_ok=True)
     for certificate in sorted(_CERTIFICATES.glob("*.crt")):
-        shutil.copy(certificate, folder / "usr/local/share/ca-certificates")
+        shutil.copy(certificate, target)
     lines = [f"{key} = {value}" for key, value in _pip_settings().items()]
     if lines:
         (folder / "etc/pip.conf").write_text("\n".join(["[global]", *lines, ""]))

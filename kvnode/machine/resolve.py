@@ -47,6 +47,7 @@ _FACT_DELETE = log_pb2.FACT_KIND_DELETE
 _COMMITTED = int(log_pb2.OUTCOME_KIND_COMMITTED)
 _FACT_OVERHEAD_BYTES = 24  # tags, lengths, encoding, expiry: an upper bound, so that a batch closes early, never late
 _TRANSACTION_OVERHEAD_BYTES = 40
+_POSITION_BYTES = 3  # of one queue action, at most
 
 
 class Resolver:
@@ -223,7 +224,10 @@ class Batch:
             return self._rejected(error, request, window)
         self._count_transaction()
         if request is not None and window is not None:
-            self._remember(transaction, request, window, Settled(_COMMITTED, stamp, (), None))
+            lost = tuple(position for position, result in enumerate(results) if result.lost)
+            transaction.lost_actions.extend(lost)
+            self.size_bytes += _POSITION_BYTES * len(lost)
+            self._remember(transaction, request, window, Settled(_COMMITTED, stamp, (), None, lost))
         return Accepted(stamp, order, results)
 
     def open_session(self) -> bytes:

@@ -72,12 +72,13 @@ def decode_session(value: bytes) -> SessionRow:
 
 def encode_outcome(sequence: int, order: int, transaction: log_pb2.Transaction) -> bytes:
     """One outcome for an outcome row's value, which is several of these in sequence."""
-    if not transaction.outcome:
+    if not transaction.outcome and not transaction.lost_actions:
         return _OUTCOME.pack(sequence, order, 0, 0)
     detail = log_pb2.Transaction(
         failed_checks=transaction.failed_checks,
         error_code=transaction.error_code,
         error_message=transaction.error_message,
+        lost_actions=transaction.lost_actions,
     ).SerializeToString(deterministic=True)
     return _OUTCOME.pack(sequence, order, transaction.outcome, len(detail)) + detail
 
@@ -92,16 +93,17 @@ def decode_outcomes(row: Row) -> dict[int, Outcome]:
         stamp = entry_stamp + order.to_bytes(2, "big")
         settled = Settled(kind, stamp if kind == _COMMITTED else b"", (), None)
         if detail_bytes:
-            settled = _negative(kind, value[position : position + detail_bytes])
+            settled = _detailed(settled, value[position : position + detail_bytes])
             position += detail_bytes
         outcomes[sequence] = Outcome(0, order, settled)
     return outcomes
 
 
-def _negative(kind: int, detail: bytes) -> Settled:
+def _detailed(plain: Settled, detail: bytes) -> Settled:
     transaction = log_pb2.Transaction.FromString(detail)
     error = InvalidRequest(transaction.error_code, transaction.error_message) if transaction.error_code else None
-    return Settled(kind, b"", tuple(transaction.failed_checks), error)
+    failed, lost = tuple(transaction.failed_checks), tuple(transaction.lost_actions)
+    return plain._replace(failed_checks=failed, error=error, lost_actions=lost)
 
 
 class SessionWindow:

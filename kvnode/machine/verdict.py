@@ -38,12 +38,16 @@ class Rejected(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """A resend of what was applied before; the outcome is in the state. `kind` is an OutcomeKind of the log."""
+    """A resend of what was applied before; the outcome is in the state.
+
+    `kind` is an OutcomeKind of the log, `lost_actions` the positions of the queue actions whose leases were lost.
+    """
 
     kind: int
     versionstamp: bytes
     failed_checks: tuple[int, ...]
     error: KvError | None
+    lost_actions: tuple[int, ...] = ()
 
 
 class InFlight(NamedTuple):

@@ -387,4 +387,8 @@ def settled_body(verdict: Settled) -> Body:
         return error_message(verdict.error)
     if verdict.failed_checks:
         return kv_pb2.AtomicWriteResponse(status=_CHECK_FAILED, failed_checks=verdict.failed_checks)
-    return kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=verdict.versionstamp)
+    response = kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=verdict.versionstamp)
+    if verdict.lost_actions:
+        lost = set(verdict.lost_actions)
+        response.results.extend(kv_pb2.QueueActionResult(lost=at in lost) for at in range(max(lost) + 1))
+    return response

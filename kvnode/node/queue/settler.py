@@ -107,7 +107,6 @@ class Settler:
             for _, done in items:
                 done(error)
             return
-        # An answer to a write that was sent again has no results: which leases it passed over is then not known.
         lost = {position for position, result in enumerate(response.results) if result.lost}
         for position, (action, done) in enumerate(items):
             done(lease_lost(_lease_of(action)) if position in lost else None)

@@ -8,6 +8,7 @@ from kvnode.machine.keyspace import database_prefix
 from kvnode.machine.queue import keys
 from kvnode.machine.resolve import RequestId, Resolver
 from kvnode.machine.verdict import Accepted, CheckFailed, Rejected
+from kvnode.node.proposals import settled_body
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.machine.fakes import SET, MemoryState, entry, mutation, write
@@ -153,6 +154,23 @@ def test_a_lost_lease_can_be_passed_over(db):
     request.actions.append(kv_pb2.QueueAction(skip_if_lost=True, ack={"lease": good}))
     assert [result.lost for result in db.run(request).results] == [True, False]
     assert db.queue().acknowledged_total == 1
+
+
+def test_a_copy_of_a_write_is_told_which_leases_the_first_one_passed_over(db):
+    batch = db.resolver.begin(db.index + 1, db.now)
+    session = batch.open_session()
+    db.commit(batch)
+    db.enqueue()
+    request = act(skip_if_lost=True, ack={"lease": db.claim()[0].lease})
+    request.actions.append(kv_pb2.QueueAction(skip_if_lost=True, ack={"lease": bytes(12)}))
+    first = db.run(request, RequestId(session, 1, 1, False))
+    assert [result.lost for result in first.results] == [False, True]
+    again = db.run(request, RequestId(session, 1, 1, True))  # the leader has it in memory
+    assert (again.versionstamp, again.lost_actions) == (first.versionstamp, (1,))
+    db.elect(after_ms=100)  # and its successor in the state
+    again = db.run(request, RequestId(session, 1, 1, True))
+    assert (again.versionstamp, again.lost_actions) == (first.versionstamp, (1,))
+    assert [result.lost for result in settled_body(again).results] == [False, True]
 
 
 @pytest.mark.parametrize("kind", ["ack", "nack", "extend", "release"])

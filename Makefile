@@ -9,10 +9,11 @@ START ?= 0
 ROUNDS ?= 10
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo test lint sim mutants chaos compat compat-lock compose-check bench bench-connect bench-setup proto lock clean check-python
+.PHONY: help demo queue-drill test lint sim mutants chaos compat compat-lock compose-check bench bench-connect bench-queue
+.PHONY: bench-setup proto lock clean check-python
 
 help:  ## Show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' is missing: install python3 (3.11 or newer), on Debian 'apt install python3 python3-venv'"; exit 1; }
@@ -40,6 +41,9 @@ proto: $(PROTO_STAMP)  ## Generate the protobuf code
 
 demo: $(PROTO_STAMP)  ## Three data centers on this machine, a killed leader, every write accounted for
 	@$(BIN)/python -m kvnode demo $(ARGS)
+
+queue-drill: $(PROTO_STAMP)  ## 100,000 messages, consumers in Python, Deno and Node, leaders and consumers killed, none lost
+	@deno=$$($(BIN)/python -m tests.compat.clients); $(BIN)/python -m cluster.queue_drill --deno "$$deno" $(ARGS)
 
 test: $(PROTO_STAMP)  ## Lint, then every test (under 20 minutes on 2 cores)
 	@$(MAKE) --no-print-directory lint
@@ -71,6 +75,9 @@ bench: $(PROTO_STAMP)  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for
 
 bench-connect: $(PROTO_STAMP)  ## Measure KV Connect: wrk, h2load and Deno, beside etcd and Deno's embedded KV
 	@$(BIN)/python -m bench.connect.run $(ARGS)
+
+bench-queue: $(PROTO_STAMP)  ## Measure queues, beside PostgreSQL with SKIP LOCKED; delays and memory of 1,000,000 that wait
+	@$(BIN)/python -m bench.queue.run $(ARGS)
 
 bench-setup: $(PROTO_STAMP)  ## Install what the benchmark needs (apt-get, as root)
 	@$(BIN)/python -m bench.tools

@@ -160,3 +160,18 @@ def environment(token: str, certificate: Path | None = None) -> dict[str, str]:
     if certificate is not None:
         kept |= dict.fromkeys(("DENO_CERT", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"), str(certificate))
     return kept
+
+
+def main() -> int:
+    """Install, and print where Deno is: `python -m tests.compat.clients`."""
+    try:
+        install()
+        print(deno_binary())
+    except ClientsMissing as error:
+        print(f"compat: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

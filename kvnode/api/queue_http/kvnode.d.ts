@@ -50,6 +50,8 @@ export interface Message {
   /** The cron that sent it, if one did, and the tick for which. */
   readonly cron?: string;
   readonly scheduledAt?: Date;
+  /** Of this delivery, 24 hexadecimal digits; another at the next one. */
+  readonly lease: string;
   /** Let the lease last from now on, and know that it does; it is extended without this, too. Rejects: LEASE_LOST. */
   extend(): Promise<void>;
 }

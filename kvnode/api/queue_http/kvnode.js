@@ -304,11 +304,10 @@ function explained(error, urls) {
 /** One delivery: what the handler gets beside the value. */
 class Delivery {
   #listener;
-  #lease;
 
   constructor(message, listener) {
     this.#listener = listener;
-    this.#lease = message.lease;
+    this.lease = message.lease;
     this.id = message.id;
     this.queue = message.queue;
     this.attempts = message.attempt;
@@ -321,7 +320,7 @@ class Delivery {
 
   /** Let the lease last from now on, and make sure that it does; it is extended without this, too. */
   async extend() {
-    await this.#listener.extend(this.#lease);
+    await this.#listener.extend(this.lease);
   }
 }
 

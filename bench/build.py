@@ -12,14 +12,15 @@ from bench import tools
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "bench" / "go"
 BUILD = ROOT / "bench" / ".build"
-PROTO = ROOT / "protos" / "kv" / "v1" / "kv.proto"
+PROTOS = ROOT / "protos"
+COMPILED = ("kv/v1/kv.proto", "kv/v1/queue.proto")
 LOADGEN = BUILD / "loadgen"
 
 
 def build() -> Path:
     """Build it when a source is newer, and return its path."""
     tools.require()
-    sources = [*SOURCE.glob("*.go"), PROTO]
+    sources = [*SOURCE.glob("*.go"), *(PROTOS / name for name in COMPILED)]
     if LOADGEN.exists() and LOADGEN.stat().st_mtime > max(path.stat().st_mtime for path in sources):
         return LOADGEN
     package = BUILD / "gopath" / "src" / "kvbench"
@@ -29,8 +30,12 @@ def build() -> Path:
         stale.unlink()
     for path in SOURCE.glob("*.go"):
         (package / path.name).symlink_to(path)
-    options = "plugins=grpc,paths=source_relative,Mkv.proto=kvbench/kvpb;kvpb"
-    _run(["protoc", f"-I{PROTO.parent}", f"--go_out={options}:{messages}", PROTO.name])
+    # Side by side in one package, so that one may use the other's messages.
+    options = ",".join(["plugins=grpc", "paths=source_relative", *(f"M{name}=kvbench/kvpb;kvpb" for name in COMPILED)])
+    _run(["protoc", f"-I{PROTOS}", f"--go_out={options}:{package}", *COMPILED])
+    for name in COMPILED:
+        generated = package / Path(name).with_suffix(".pb.go")
+        generated.replace(messages / generated.name)
     environment = {
         **os.environ,
         "GO111MODULE": "off",

@@ -52,25 +52,29 @@ class PostgresGroup:
         self._run("initdb", "--auth=trust", "-D", str(primary), "--username", USER)
         self._configure(primary, self.ports[0], "wal_level = replica\nmax_wal_senders = 8\nmax_connections = 400\n")
         self._control("start", primary)
-        self._sql("CREATE TABLE kv (key bigint PRIMARY KEY, value text)")
+        self.sql("CREATE TABLE kv (key bigint PRIMARY KEY, value text)")
         for number in (1, 2):
             standby = self.folder / f"standby{number}"
             connection = f"host=127.0.0.1 port={self.ports[0]} user={USER} application_name=s{number}"
             self._run("pg_basebackup", "-D", str(standby), "-d", connection, "-R", "-X", "stream", "-c", "fast")
             self._configure(standby, self.ports[number], "")
             self._control("start", standby)
-        self._sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (s1, s2)'")
-        self._sql("SELECT pg_reload_conf()")
+        self.sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (s1, s2)'")
+        self.sql("SELECT pg_reload_conf()")
         time.sleep(1)
 
     def load(self, keys_count: int, value_bytes: int) -> None:
-        self._sql(f"INSERT INTO kv SELECT n, repeat('x', {value_bytes}) FROM generate_series(0, {keys_count}) n")
-        self._sql("VACUUM ANALYZE kv")
+        self.sql(f"INSERT INTO kv SELECT n, repeat('x', {value_bytes}) FROM generate_series(0, {keys_count}) n")
+        self.sql("VACUUM ANALYZE kv")
 
     def measure(self, callers: int, seconds: int, keys_count: int, value_bytes: int) -> dict[str, Any]:
         """Upserts through prepared statements; the same fields as the load generator's."""
-        script = self.folder / "upsert.sql"
-        script.write_text(UPSERT.format(keys=keys_count, bytes=value_bytes))
+        return self.pgbench("put", UPSERT.format(keys=keys_count, bytes=value_bytes), callers, seconds)
+
+    def pgbench(self, mode: str, text: str, callers: int, seconds: int) -> dict[str, Any]:
+        """Callers that run a script through prepared statements, each on a connection of its own."""
+        script = self.folder / f"{mode}.sql"
+        script.write_text(text)
         prefix = self.folder / f"latency-{callers}"
         before = self._cpu()
         started = time.monotonic()
@@ -89,7 +93,7 @@ class PostgresGroup:
             path.unlink()
         count = len(latencies)
         return {
-            "mode": "put", "callers": callers, "seconds": elapsed, "operations": count,
+            "mode": mode, "callers": callers, "seconds": elapsed, "operations": count,
             "operations_per_second": count / elapsed, "errors": 0,
             "p50_ms": latencies[count // 2], "p99_ms": latencies[int(count * 0.99)], "max_ms": latencies[-1],
             "server_cpu_us_per_operation": cpu / count * 1e6,
@@ -121,7 +125,8 @@ class PostgresGroup:
         mode = ["-m", "immediate"] if verb == "stop" else []
         self._run("pg_ctl", "-D", str(data), "-l", f"{data}.log", "-w", *mode, verb, check=check)
 
-    def _sql(self, statement: str) -> None:
+    def sql(self, statement: str) -> None:
+        """Run it at the primary."""
         self._run("psql", "-h", "127.0.0.1", "-p", str(self.ports[0]), "-U", USER, "-q", "-c", statement, "postgres")
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> None:

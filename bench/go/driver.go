@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Version is what a store calls the state of one key: a mod revision or a versionstamp. Empty: the key is absent.
@@ -15,6 +16,12 @@ type Driver interface {
 	// CompareAndPut writes only if the key is still at version, and returns its next one.
 	CompareAndPut(ctx context.Context, key, value []byte, version Version) (Version, error)
 	Get(ctx context.Context, key []byte, strong bool) error
+}
+
+// QueueDriver passes messages through a queue.
+type QueueDriver interface {
+	// Pass enqueues a message and returns when it was delivered and acknowledged; at is the delivery.
+	Pass(ctx context.Context, payload []byte) (at time.Time, err error)
 }
 
 // Store hands out drivers that share one connection.
@@ -29,7 +36,7 @@ var (
 	errNoRow    = errors.New("the key was not there")
 )
 
-func openStore(ctx context.Context, system, transport, endpoint string) (Store, error) {
+func openStore(ctx context.Context, system, transport, endpoint, listenEndpoint string) (Store, error) {
 	switch system + "/" + transport {
 	case "etcd/unary":
 		return openEtcd(ctx, endpoint)
@@ -39,6 +46,8 @@ func openStore(ctx context.Context, system, transport, endpoint string) (Store, 
 		return openKvSession(ctx, endpoint, false)
 	case "kvnode/streams":
 		return openKvSession(ctx, endpoint, true)
+	case "kvnode/queue":
+		return openKvQueue(ctx, endpoint, listenEndpoint)
 	}
 	return nil, fmt.Errorf("unknown system and transport %s/%s", system, transport)
 }

@@ -18,9 +18,10 @@ import (
 
 func main() {
 	system := flag.String("system", "kvnode", "etcd or kvnode")
-	transport := flag.String("transport", "unary", "unary; kvnode also session (one stream for all callers) and streams (one each)")
+	transport := flag.String("transport", "unary", "unary; kvnode also session (one stream for all callers), streams (one each), queue")
 	endpoint := flag.String("endpoint", "127.0.0.1:4512", "host:port of the node to load")
-	modes := flag.String("modes", "put", "of put, cas (compare and put), get (linearizable), stale; or load (write every key once)")
+	listenEndpoint := flag.String("listen-endpoint", "", "where a queue is listened to; the endpoint when empty")
+	modes := flag.String("modes", "put", "of put, cas (compare and put), get (linearizable), stale, pass (by a queue); or load (write every key once), delayed (that many messages)")
 	callers := flag.String("callers", "1,16,64,256", "numbers of concurrent callers")
 	warmup := flag.Duration("warmup", time.Second, "time before each measurement")
 	duration := flag.Duration("duration", 5*time.Second, "length of each measurement")
@@ -30,7 +31,10 @@ func main() {
 	flag.Parse()
 
 	ctx := context.Background()
-	store, err := openStore(ctx, *system, *transport, *endpoint)
+	if *listenEndpoint == "" {
+		*listenEndpoint = *endpoint
+	}
+	store, err := openStore(ctx, *system, *transport, *endpoint, *listenEndpoint)
 	exitOn(err)
 	defer store.Close()
 	plan := Plan{Warmup: *warmup, Duration: *duration, KeysCount: *keysCount, ValueBytes: *valueBytes, Pids: numbers(*pids)}
@@ -38,6 +42,13 @@ func main() {
 	for _, mode := range strings.Split(*modes, ",") {
 		if mode == "load" {
 			exitOn(load(ctx, store, plan))
+			continue
+		}
+		if mode == "delayed" {
+			seconds, err := loadDelayed(ctx, *endpoint, plan)
+			exitOn(err)
+			loaded := map[string]interface{}{"mode": mode, "operations": plan.KeysCount, "seconds": seconds}
+			exitOn(json.NewEncoder(os.Stdout).Encode(loaded))
 			continue
 		}
 		for _, count := range numbers(*callers) {

@@ -12,7 +12,7 @@ import (
 
 // Plan says what one measurement does.
 type Plan struct {
-	Mode       string // put, cas, get, stale
+	Mode       string // put, cas, get, stale, pass
 	Callers    int
 	Warmup     time.Duration
 	Duration   time.Duration
@@ -34,6 +34,8 @@ type Result struct {
 	Max          float64 `json:"max_ms"`
 	Errors       int     `json:"errors"`
 	FirstError   string  `json:"first_error,omitempty"`
+	DeliveredP50 float64 `json:"delivered_p50_ms,omitempty"`
+	DeliveredP99 float64 `json:"delivered_p99_ms,omitempty"`
 	ServerCPU    float64 `json:"server_cpu_us_per_operation"`
 	GeneratorCPU float64 `json:"generator_cpu_us_per_operation"`
 }
@@ -50,6 +52,8 @@ type caller struct {
 	versions  [casKeysPerCaller]Version
 	firstKey  int
 	latencies []time.Duration
+	delivered time.Duration // of the last operation, until its message was delivered
+	deliver   []time.Duration
 	errors    int
 	failure   error
 }
@@ -107,6 +111,9 @@ func (each *caller) run(ctx context.Context, phase *int32) {
 			time.Sleep(10 * time.Millisecond)
 		} else if at == phaseMeasure && atomic.LoadInt32(phase) == phaseMeasure {
 			each.latencies = append(each.latencies, took)
+			if each.delivered > 0 {
+				each.deliver = append(each.deliver, each.delivered)
+			}
 		}
 	}
 }
@@ -121,6 +128,11 @@ func (each *caller) once(ctx context.Context, count int) error {
 		return each.driver.Get(ctx, each.randomKey(), true)
 	case "stale":
 		return each.driver.Get(ctx, each.randomKey(), false)
+	case "pass":
+		started := time.Now()
+		at, err := each.driver.(QueueDriver).Pass(ctx, each.freshValue())
+		each.delivered = at.Sub(started)
+		return err
 	case "cas":
 		slot := count % casKeysPerCaller
 		key := each.store.Key(each.firstKey + slot)
@@ -144,15 +156,17 @@ func (each *caller) freshValue() []byte {
 
 func summarize(plan Plan, callers []*caller, elapsed time.Duration, servers, own float64) Result {
 	result := Result{Mode: plan.Mode, Callers: plan.Callers, Seconds: elapsed.Seconds()}
-	var all []time.Duration
+	var all, deliver []time.Duration
 	for _, each := range callers {
 		all = append(all, each.latencies...)
+		deliver = append(deliver, each.deliver...)
 		result.Errors += each.errors
 		if each.failure != nil {
 			result.FirstError = each.failure.Error()
 		}
 	}
 	sort.Slice(all, func(i, j int) bool { return all[i] < all[j] })
+	sort.Slice(deliver, func(i, j int) bool { return deliver[i] < deliver[j] })
 	result.Operations = len(all)
 	if len(all) == 0 {
 		return result
@@ -161,6 +175,9 @@ func summarize(plan Plan, callers []*caller, elapsed time.Duration, servers, own
 	result.PerSecond = count / elapsed.Seconds()
 	result.P50, result.P90 = quantile(all, 0.50), quantile(all, 0.90)
 	result.P99, result.Max = quantile(all, 0.99), quantile(all, 1)
+	if len(deliver) > 0 {
+		result.DeliveredP50, result.DeliveredP99 = quantile(deliver, 0.50), quantile(deliver, 0.99)
+	}
 	result.ServerCPU, result.GeneratorCPU = servers/count*1e6, own/count*1e6
 	return result
 }

@@ -9,6 +9,7 @@ import grpc
 from grpc import aio
 
 from kvnode.api.cluster_status import cluster_status
+from kvnode.api.grpc_failover import fail_over
 from kvnode.api.grpc_handlers import Handlers
 from kvnode.api.ports import ServedNode
 from kvnode.codec.membership import Membership
@@ -52,6 +53,7 @@ class AdminService:
             "MemberRemove": unary(admin_pb2.MemberRemoveRequest, self._member_remove),
             "MemberReplace": unary(admin_pb2.MemberReplaceRequest, self._member_replace),
             "TransferLeadership": unary(admin_pb2.TransferLeadershipRequest, self._transfer_leadership),
+            "Failover": unary(admin_pb2.FailoverRequest, self._failover),
             "Snapshot": unary(admin_pb2.SnapshotRequest, self._snapshot),
             "Digest": unary(admin_pb2.DigestRequest, self._digest),
         }
@@ -98,6 +100,9 @@ class AdminService:
     ) -> admin_pb2.TransferLeadershipResponse:
         await self._node.transfer_leadership(request.to_node_id)
         return admin_pb2.TransferLeadershipResponse(leader_id=self._node.leader_id, term=self._node.status().term)
+
+    async def _failover(self, request: admin_pb2.FailoverRequest, _context: Context) -> admin_pb2.FailoverResponse:
+        return await fail_over(self._node, request)
 
     async def _snapshot(self, _request: admin_pb2.SnapshotRequest, _context: Context) -> admin_pb2.SnapshotResponse:
         return await self._node.snapshot_now()

@@ -35,8 +35,9 @@ class ChangelogService:
             return
         request = parse(changelog_pb2.FollowRequest, raw)
         node = self._node
-        if refused := node.check_hello(request.hello) or node.changelog.refusal(request):
-            await context.write(changelog_pb2.FollowResponse(refused=refused).SerializeToString())
+        refused = node.changelog.refuse(request, node.check_hello(request.hello))
+        if refused is not None:
+            await context.write(refused.SerializeToString())
             return
         source = node.changelog.open(request)
         writer = asyncio.get_running_loop().create_task(_write(source, context))

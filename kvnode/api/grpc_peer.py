@@ -73,7 +73,8 @@ class PeerService:
             return
         hello = parse(peer_pb2.PeerBatch, raw).hello
         if refused := node.check_hello(hello):
-            await context.write(peer_pb2.PeerReply(refused=refused).SerializeToString())
+            reply = peer_pb2.PeerReply(refused=refused, hello=hello_to(node, hello.node_id))
+            await context.write(reply.SerializeToString())
             return
         with self._lanes.offered(partial(_take_batch, node, hello.node_id)) as offer:
             await self._take_messages(context, hello.node_id, offer)
@@ -137,6 +138,8 @@ class PeerService:
 def _take_batch(node: ServedNode, sender: int, raw: bytes) -> int:
     """Hand a batch to the node; returns the sender's clock sample, 0 without. Raises InvalidRequest."""
     batch = parse(peer_pb2.PeerBatch, raw)
+    if batch.HasField("hello"):
+        node.check_hello(batch.hello)
     freshness = decode_freshness(batch)
     if batch.messages or freshness is not None:
         try:

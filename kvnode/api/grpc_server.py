@@ -14,13 +14,14 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from kvnode.api import grpc_admin, grpc_changelog, grpc_kv, grpc_peer, grpc_queue
+from kvnode.api import grpc_admin, grpc_changelog, grpc_failover, grpc_kv, grpc_peer, grpc_queue
 from kvnode.api.auth.authority import Authority
 from kvnode.api.auth.gate import Gate
 from kvnode.api.calls_under_way import CallsUnderWay
 from kvnode.api.grpc_admin import AdminService
 from kvnode.api.grpc_changelog import ChangelogService
 from kvnode.api.grpc_directory import DirectoryService
+from kvnode.api.grpc_failover import FailoverService
 from kvnode.api.grpc_handlers import Handlers
 from kvnode.api.grpc_kv import KvService
 from kvnode.api.grpc_peer import PeerService
@@ -91,6 +92,7 @@ class GrpcServer:
             (grpc_queue.SERVICE, QueueService(node, gate, self._stopping).handlers(build)),
             (grpc_admin.SERVICE, {**admin, **directory}),
             (grpc_changelog.SERVICE, ChangelogService(node).handlers(build)),
+            (grpc_failover.SERVICE, FailoverService(node).handlers(build)),
             (grpc_peer.SERVICE, PeerService(node, adoption, self._clock, self._stopping, self._lanes).handlers(build)),
         ):
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, methods),))

@@ -10,6 +10,8 @@ from kvnode.codec.membership import Member, Membership
 from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.node.changelog.source import Sources
 from kvnode.node.directory import Directory
+from kvnode.node.failover.coordinator import Coordinator
+from kvnode.node.failover.participant import Participant
 from kvnode.node.ports import Deliver, Origin, PeerHandler, SnapshotSink
 from kvnode.node.queue.queues import Queues
 from kvnode.node.stats import Stats
@@ -75,6 +77,14 @@ class ServedNode(PeerHandler, Protocol):
     @property
     def changelog(self) -> Sources:
         """The replicas that follow it."""
+
+    @property
+    def failover(self) -> Participant:
+        """Its part in failovers that others coordinate."""
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """Carries failovers out."""
 
     @property
     def members(self) -> MemberVerbs:

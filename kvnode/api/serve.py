@@ -41,6 +41,7 @@ from kvnode.base.errors import ConfigError, KvError, StateDamaged
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership, encode_membership
 from kvnode.node.directory_changes import learn_directory
 from kvnode.node.directory_keeper import DirectoryKeeper
+from kvnode.node.failover.fork import RejoinNeeded
 from kvnode.node.node import Node
 from kvnode.node.peer_calls import adopt, identify
 from kvnode.node.ports import PeerHandler, Transport
@@ -48,8 +49,10 @@ from kvnode.node.settings import NodeSettings
 from kvnode.node.stats import Stats
 from kvnode.node.transport import GrpcTransport
 from kvnode.storage.disk import Disk
+from kvnode.storage.fork_file import ForkFiles
 from kvnode.storage.identity import DataDirectory, Identity
 from kvnode.storage.log import Log
+from kvnode.storage.rejoin import rejoin_if_decided
 from kvnode.storage.state import State
 from kvnode.storage.system_disk import SystemDisk
 
@@ -61,6 +64,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
 FIRST_EPOCH = 1
+_REJOIN = -1  # no exit status: the node is to be started again
 
 
 def run(config: NodeConfig) -> int:
@@ -102,7 +106,11 @@ async def _serve(config: NodeConfig) -> int:
                 if bound is None:
                     return EXIT_OK
                 identity = bound
-            return await _run_node(config, disk, directory, identity, stats, stopping, tls, asking)
+            while True:
+                status = await _run_node(config, disk, directory, identity, stats, stopping, tls, asking)
+                if status != _REJOIN or stopping.is_set():
+                    return max(EXIT_OK, status)
+                _log.warning("beginning anew as a replica of what a failover has kept")
         finally:
             await asking.stop()
     finally:
@@ -160,6 +168,7 @@ async def _open_storage(
     try:
         state = await State.open(data_dir / "state", clock=clock)
         try:
+            await rejoin_if_decided(disk, directory.path, log, state)
             await _fit_together(log, state, identity, config.min_commit_dcs)
             await directory.confirm_storage(identity)
         except BaseException:
@@ -233,7 +242,8 @@ async def _run_node(
         return GrpcTransport(handler, clock, stats=stats, credentials=tls.peers)
 
     try:
-        node = Node(settings, log, state, clock, random.SystemRandom(), make_transport, stats)
+        forks = ForkFiles(disk, directory.path)
+        node = Node(settings, log, state, clock, random.SystemRandom(), make_transport, stats, forks)
     except BaseException:
         await state.close()  # a process that leaves a connection to SQLite open never ends
         await log.close()
@@ -308,6 +318,8 @@ async def _until_stopped(node: Node, stopping: asyncio.Event) -> int:
     stop.cancel()
     if node.failed.done():
         error = node.failed.result()
+        if isinstance(error, RejoinNeeded):
+            return _REJOIN
         _log.critical("the node stops, nothing more is acknowledged: %s", error, exc_info=error)
         return EXIT_FAILED
     _log.info("stopping: handing over, draining")

@@ -130,6 +130,14 @@ CHANGELOG_ACKNOWLEDGE_INTERVAL_MS = 20
 MAX_CHANGELOG_PIECE_BYTES = 524_288  # of entries' data in one message; one entry may exceed it
 MAX_CHANGELOG_UNACKNOWLEDGED_BYTES = 8 * 1_048_576  # under way to one replica: 40 MB/s at a round trip of 200 ms
 MIN_COMPRESSED_CHANGELOG_BYTES = 1_024  # smaller pieces are sent as they are
+# Failovers between regions.
+FAILOVER_ASK_TIMEOUT_MS = 10_000  # of one question that may take a while
+FAILOVER_INSPECT_TIMEOUT_MS = 1_500  # who does not answer within this counts as gone
+FAILOVER_EXCLUSIVE_MS = 10_000  # after a promise no other failover is let in for so long
+FAILOVER_TAKE_OVER_TIMEOUT_MS = 15_000  # for the new voters to elect a leader
+MAX_FAILOVER_TAIL_BYTES = 1_048_576  # of entries in one message
+MAX_FAILOVER_LAG_MS = 60_000  # what a forced failover may lose without being forced twice
+MAX_MOVE_LAG_MS = 2_000  # by which the target of a planned move may lag when the seal is written
 MAX_SNAPSHOT_ATTEMPTS_COUNT = 5  # a broken transfer is resumed this often
 SNAPSHOT_STALL_TIMEOUT_MS = 30_000
 MAX_SNAPSHOT_INSTALL_MS = 600_000  # after its last byte

@@ -12,6 +12,8 @@ class EntryKind(IntEnum):
     DATA = 0  # an EntryPayload (protos/kv/internal/v1/log.proto)
     NOOP = 1  # a new leader's first entry; data is empty
     MEMBERSHIP = 2  # an encoded membership (codec/membership.py)
+    EPOCH = 3  # the first entry of an epoch (codec/epoch.py)
+    SEAL = 4  # the last entry of an epoch whose primary moves as planned; holds the EPOCH entry that follows
 
 
 class Entry(NamedTuple):
@@ -24,8 +26,15 @@ class Entry(NamedTuple):
 
 
 class HardState(NamedTuple):
-    """What a voter must remember across a crash (Raft, figure 2). `vote` 0 = none."""
+    """What a voter must remember across a crash (Raft, figure 2). `vote` 0 = none.
+
+    Attributes:
+        epoch, ballot: the epoch that this node has promised to a failover, and which one; 0 = none. It takes no part
+            in an earlier epoch any more, and in this one only under that ballot.
+    """
 
     term: int = 0
     vote: int = 0
     commit: int = 0
+    epoch: int = 0
+    ballot: int = 0

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from kvnode.base import limits
 from kvnode.base.invariant import invariant
 from kvnode.codec.entry import Entry, EntryKind
+from kvnode.codec.epoch import decode_epoch_start
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.apply_sessions import SessionRun
+from kvnode.machine.epochs import epoch_began, sealed
 from kvnode.machine.keyspace import SYSTEM_PREFIX
 from kvnode.machine.state_reader import StateReader
 from kvnode.proto.kv.internal.v1 import log_pb2
@@ -29,8 +31,8 @@ class AppliedRun:
 
     Attributes:
         writes: final row by key, None for a key that is gone. A key listed as gone may never have existed.
-        log_time_ms: of the last entry; 0 if the run holds no data entry.
-        epoch: of the last entry; 0 likewise.
+        log_time_ms: of the last data entry; 0 if the run holds none.
+        epoch: of the last entry that holds data or begins an epoch; 0 if there is none.
         versionstamp: of the last transaction, or of the last data entry if that holds none; empty likewise.
         transactions_count: transactions in the run.
     """
@@ -53,7 +55,7 @@ def apply_entries(entries: Sequence[Entry], state: StateReader, *, log_time_ms: 
     """Fold committed entries into the writes they make on `state`.
 
     Args:
-        entries: in log order, directly after what the state shows. Entries that hold no data are passed over.
+        entries: in log order, directly after what the state shows. No-ops and memberships are passed over.
         state: shows exactly the entry before the first.
         log_time_ms: of the state; an entry below it breaks an invariant.
     """
@@ -61,6 +63,7 @@ def apply_entries(entries: Sequence[Entry], state: StateReader, *, log_time_ms: 
     sessions = SessionRun(state, run.writes)
     for entry in entries:
         if entry.kind != EntryKind.DATA:
+            _apply_mark(run, entry)
             continue
         payload = log_pb2.EntryPayload.FromString(entry.data)
         invariant(payload.log_time_ms >= log_time_ms, f"log time goes back to {payload.log_time_ms} in {entry.index}")
@@ -68,6 +71,15 @@ def apply_entries(entries: Sequence[Entry], state: StateReader, *, log_time_ms: 
         _apply_entry(run, sessions, payload, versionstamp(payload.epoch, entry.index, 0)[:8], state)
     sessions.finish()
     return run
+
+
+def _apply_mark(run: AppliedRun, entry: Entry) -> None:
+    if entry.kind is EntryKind.EPOCH:
+        start = decode_epoch_start(entry.data)
+        run.writes.update(epoch_began(start, entry.index))
+        run.epoch = start.epoch
+    elif entry.kind is EntryKind.SEAL:
+        run.writes.update(sealed(entry))
 
 
 def _apply_entry(

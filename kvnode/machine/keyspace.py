@@ -6,6 +6,8 @@ own; the default user database is number 1; numbers from 2^31 on are the queues 
 
     s <client id, 10>                   a session (sessions.py)
     o <client id, 10> <sequence, 8>     outcomes of one session in one entry; the sequence is the greatest among them
+    e <epoch, 2>                        an epoch that a failover began (epochs.py)
+    z                                   the seal behind which the next epoch begins, while it has not
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ DATABASE_PREFIX_BYTES = 4
 SYSTEM_PREFIX = bytes(DATABASE_PREFIX_BYTES)
 SESSION_PREFIX = SYSTEM_PREFIX + b"s"
 OUTCOME_PREFIX = SYSTEM_PREFIX + b"o"
+EPOCH_PREFIX = SYSTEM_PREFIX + b"e"
+EPOCHS_END = SYSTEM_PREFIX + b"f"
+SEAL_KEY = SYSTEM_PREFIX + b"z"
 _SEQUENCE_BYTES = 8
 
 

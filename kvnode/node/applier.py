@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.codec.entry import Entry, EntryKind
+from kvnode.codec.epoch import membership_of
+from kvnode.codec.membership import encode_membership
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.apply import apply_entries
 from kvnode.node.barriers import Barriers
@@ -24,12 +26,18 @@ from kvnode.node.stats import Stats
 from kvnode.node.watch import WatchHub
 from kvnode.storage.state import State
 
+_OF_EPOCHS = frozenset((EntryKind.EPOCH, EntryKind.SEAL))
+_WITH_FACTS = _OF_EPOCHS | {EntryKind.DATA}
 _LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1
 
 
 @dataclass(slots=True)
 class Applier:
-    """Applies, then wakes everyone who waits for it."""
+    """Applies, then wakes everyone who waits for it.
+
+    Attributes:
+        epochs_applied: told when an epoch has begun or been sealed in the state, or may have.
+    """
 
     state: State
     proposals: Proposals
@@ -42,34 +50,38 @@ class Applier:
     clock: Clock
     membership_applied: Callable[[bytes], None]
     dispatcher: Dispatcher
+    epochs_applied: Callable[[], None]
 
     def apply(self, entries: Sequence[Entry]) -> int:
         """Apply a run of committed, locally durable entries; returns its last index."""
         begun = self.clock.monotonic_ms()
         state = self.state
         meta = state.meta
-        data = [entry for entry in entries if entry.kind is EntryKind.DATA]
-        memberships = [entry.data for entry in entries if entry.kind is EntryKind.MEMBERSHIP]
+        facts = [entry for entry in entries if entry.kind in _WITH_FACTS]
+        membership = _last_membership(entries)
         last = entries[-1]
         log_time_ms, epoch = meta.log_time_ms, meta.epoch
         writes = {}
-        if data:
-            run = apply_entries(data, state, log_time_ms=log_time_ms)
-            writes, log_time_ms, epoch = run.writes, run.log_time_ms, run.epoch
+        if facts:
+            run = apply_entries(facts, state, log_time_ms=log_time_ms)
+            writes, log_time_ms, epoch = run.writes, run.log_time_ms or log_time_ms, run.epoch or epoch
         state.apply(
             writes,
             applied_index=last.index,
             applied_term=last.term,
             log_time_ms=log_time_ms,
             epoch=epoch,
-            membership=memberships[-1] if memberships else None,
+            membership=membership,
         )
         self.directory.applied(writes)
         now = self.clock.monotonic_ms()
         self.stats.apply_ms.observe(now - begun)
         self._publish(entries, writes, now)
-        if memberships:
-            self.membership_applied(memberships[-1])
+        if any(entry.kind in _OF_EPOCHS for entry in facts):
+            self.watches.resync()
+            self.epochs_applied()
+        if membership is not None:
+            self.membership_applied(membership)
         return last.index
 
     @property
@@ -86,6 +98,7 @@ class Applier:
         self.reads.applied()
         self.watches.resync()
         self.dispatcher.look_everywhere()
+        self.epochs_applied()
         self.membership_applied(meta.membership)
 
     def _publish(self, entries: Sequence[Entry], writes: dict, now: float) -> None:  # type: ignore[type-arg]
@@ -98,3 +111,14 @@ class Applier:
         self.reads.applied()
         self.watches.publish(writes, versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER), meta.log_time_ms)
         self.dispatcher.applied(writes)
+
+
+def _last_membership(entries: Sequence[Entry]) -> bytes | None:
+    """The encoded membership that is in force behind a run; None when the run leaves it as it is."""
+    for entry in reversed(entries):
+        if entry.kind is EntryKind.MEMBERSHIP:
+            return entry.data
+        if entry.kind is EntryKind.EPOCH:
+            membership = membership_of(entry)
+            return None if membership is None else encode_membership(membership)
+    return None

@@ -128,7 +128,7 @@ class Driver:
         self._notice_leadership()
         if self._committed and (self._gathered or raft.is_leader or self._applier.awaited):
             self._apply()
-        if raft.own_term_committed and not self._proposals.resolving and self._all_data_applied():
+        if raft.own_term_committed and not self._proposals.resolving and not raft.sealed and self._all_data_applied():
             self._proposals.begin_leadership()
         self._proposals.flush()
         self._barriers.flush()

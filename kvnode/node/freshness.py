@@ -83,6 +83,12 @@ class FreshnessTracker:
         while self._waiting and self._waiting[0][0] <= index:
             self._reached_sent_at = self._waiting.popleft()[1]
 
+    def reached_sent_at_ms(self) -> int:
+        """When the round that the state has reached was sent, as a time of the own wall clock; 0 = unknown."""
+        if self._reached_sent_at is None:
+            return 0
+        return int(self._clock.now_ms() - (self._clock.monotonic_ms() - self._reached_sent_at))
+
     def age_ms(self) -> int:
         """An upper bound on the age of an eventual read now; -1 while nothing is known.
 

@@ -62,7 +62,7 @@ class Gateway:
     def route(self, call: Call) -> None:
         """Send a strong operation on its way. It has been validated."""
         raft = self._raft
-        if raft.is_leader:
+        if raft.is_leader and not raft.sealed:
             if call.operation is not None and call.operation.HasField("read"):
                 self._barriers.add(call)
                 self._wake()

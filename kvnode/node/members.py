@@ -41,7 +41,9 @@ class Members:
         applied_index: Callable[[], int],
         now_ms: Callable[[], float],
         guard: Guard,
+        epoch: Callable[[], int],
     ) -> None:
+        self._epoch = epoch
         self._settings = settings
         self._raft = raft
         self._transport = transport
@@ -173,7 +175,7 @@ class Members:
             member.address,
             peer_pb2.AdoptRequest(
                 cluster_id=self._settings.cluster_id,
-                epoch=self._settings.epoch,
+                epoch=self._epoch(),
                 node_id=member.node_id,
                 members=[member_to_wire(m) for m in membership.members],
                 membership=encode_membership(membership),  # until the log's own: it must know whom to answer

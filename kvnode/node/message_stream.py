@@ -47,6 +47,8 @@ def hello_to(handler: PeerHandler, node_id: int) -> peer_pb2.Hello:
         node_id=identity.node_id,
         name=identity.name,
         to_node_id=node_id,
+        established_epoch=identity.established_epoch,
+        ballot=identity.ballot,
     )
 
 
@@ -82,6 +84,7 @@ class MessageStream(PeerStream):
         self._call: RawCall | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sample_due = False
+        self._hello_due = False
         self._sampled_at: tuple[int, float] = (0, 0.0)  # wall clock sent, monotonic then
         self._unanswered_samples = 0
 
@@ -105,6 +108,11 @@ class MessageStream(PeerStream):
         else:
             self._fill_lane()
 
+    def announce(self) -> None:
+        """Say Hello again."""
+        self._hello_due = True
+        self._wake()
+
     @property
     def has_lane(self) -> bool:
         """Whether messages leave by the lane."""
@@ -116,11 +124,15 @@ class MessageStream(PeerStream):
     def _refusal(self, welcome: bytes) -> str:
         reply = peer_pb2.PeerReply.FromString(welcome)
         self._lane_offer = (reply.lane_port, reply.lane_token)
-        return reply.refused or self._handler.check_hello(reply.hello)
+        if reply.refused and not reply.HasField("hello"):
+            return reply.refused
+        refused = self._handler.check_hello(reply.hello)  # which learns of a later epoch
+        return reply.refused or refused
 
     def _went_up(self, call: RawCall) -> None:
         self._call = call
         self._unanswered_samples = 0
+        self._hello_due = False
         self._sample()
         if self._lane_host and self._lane_offer[0]:
             self._lane_opening = asyncio.get_running_loop().create_task(self._open_lane())
@@ -164,9 +176,12 @@ class MessageStream(PeerStream):
 
     def _next_batch(self) -> bytes | None:
         is_ours = self._lane is None and bool(self._queue or self._freshness)
-        if not (is_ours or self._sample_due):
+        if not (is_ours or self._sample_due or self._hello_due):
             return None
         batch = peer_pb2.PeerBatch()
+        if self._hello_due:
+            self._hello_due = False
+            batch.hello.CopyFrom(hello_to(self._handler, self._node_id))
         if self._sample_due:
             self._sample_due = False
             self._sampled_at = (self._clock.now_ms(), self._clock.monotonic_ms())

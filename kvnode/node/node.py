@@ -18,6 +18,7 @@ from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
+from kvnode.machine.epochs import read_seal
 from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.machine.queue.validate import validate_pull
 from kvnode.machine.resolve import Resolver
@@ -31,10 +32,15 @@ from kvnode.node.changelog.source import Sources
 from kvnode.node.clock_guard import ClockGuard, LogTime
 from kvnode.node.directory import Directory
 from kvnode.node.driver import Driver
+from kvnode.node.epochs import Epochs
+from kvnode.node.failover.coordinator import Coordinator
+from kvnode.node.failover.fork import ForkKeeper, Forks
+from kvnode.node.failover.participant import Participant
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.gateway import Gateway
 from kvnode.node.guard import Guard
 from kvnode.node.members import Members
+from kvnode.node.message_stream import hello_to
 from kvnode.node.own_session import OwnSession
 from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
 from kvnode.node.proposals import Proposals, deadline_error
@@ -66,6 +72,7 @@ class Node:
         clock, random_source: the seams for time and chance.
         make_transport: given this node as the handler of what arrives.
         stats: where it counts.
+        forks: where it saves what a failover has cut off; without it, such a node stays as it is.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class Node:
         random_source: random.Random,
         make_transport: Callable[[PeerHandler], Transport],
         stats: Stats,
+        forks: ForkKeeper | None = None,
     ) -> None:
         self.settings = settings
         self.log = log
@@ -91,7 +99,11 @@ class Node:
         membership = decode_membership(meta.membership)
         self._known_at_start = membership
         view = log if log.damage is None else AbsentLog(meta.applied_index, meta.applied_term)
-        self.raft = Raft(config, view, log.hard_state, membership, meta.applied_index, random_source)
+        sealed = read_seal(state) is not None
+        self.raft = Raft(config, view, log.hard_state, membership, meta.applied_index, random_source, sealed=sealed)
+        self.epochs = Epochs(self.raft, state, lambda: state.meta, self._epoch_heard)
+        self._fork_keeper = forks
+        self._random_source = random_source
         self.clock_guard = ClockGuard(clock, settings.max_clock_offset_ms)
         self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
         self.watches = WatchHub(state, stats)
@@ -148,18 +160,26 @@ class Node:
             self.snapshots.send,
             region=self.settings.region,
             own_id=self.node_id,
+            epochs=lambda: self.epochs.table,
+            hello=lambda request: hello_to(self, request.hello.node_id),
+        )
+        self.forks = Forks(
+            self.settings, self.raft, lambda: self.epoch, self.clock, self._fork_keeper, self.wake, self._fail
         )
         self.follower = ChangelogFollower(
             self.node_id,
             self.settings.region,
             lambda: self._known_members,
-            lambda: self.epoch,
+            lambda: self.epochs.latest,
             self.raft,
             self.freshness,
             lambda: self.applied_index,
             self.transport,
             self.clock,
             self.wake,
+            is_active=lambda: self.follows_changelog,
+            learn=self.check_hello,
+            forked=self.forks.meet,
         )
         applier = Applier(
             self.state,
@@ -173,6 +193,7 @@ class Node:
             self.clock,
             self._membership_applied,
             self.queues.dispatcher,
+            self._epochs_applied,
         )
         self.driver = Driver(
             self.raft,
@@ -196,6 +217,28 @@ class Node:
             lambda: self.applied_index,
             self.clock.monotonic_ms,
             self._guard,
+            lambda: self.epoch,
+        )
+        self.failover = Participant(
+            self.settings,
+            self.raft,
+            self.epochs,
+            lambda: self.state.meta,
+            self.freshness,
+            self.transport,
+            self.clock,
+            self._epoch_heard,
+            self._guard,
+        )
+        self.coordinator = Coordinator(
+            self.settings,
+            self.raft,
+            self.epochs,
+            self.failover,
+            self.transport,
+            self.clock,
+            self._random_source,
+            lambda: self._known_members,
         )
         self._own_session = OwnSession(self._submit_one, self._open_call, self.settings.operation_timeout_ms)
 
@@ -257,6 +300,11 @@ class Node:
         return self.member.role is MemberRole.REPLICA
 
     @property
+    def follows_changelog(self) -> bool:
+        """Whether it follows the changelog: as a replica, or as what was a voter in an epoch that has ended."""
+        return self.is_replica or self.raft.promised_epoch > self.raft.history.epoch
+
+    @property
     def ready(self) -> tuple[bool, str]:
         """Whether it serves, and why not."""
         if self.failed.done():
@@ -282,8 +330,7 @@ class Node:
             self._driving = loop.create_task(self._guarded(self.driver.run()), name=f"{self.name}:driver")
             self._tasks.append(self._driving)
             self.wake()
-            if self.is_replica:
-                self._tasks.append(loop.create_task(self._guarded(self.follower.run()), name=f"{self.name}:changelog"))
+            self._tasks.append(loop.create_task(self._guarded(self.follower.run()), name=f"{self.name}:changelog"))
         self._tasks.append(loop.create_task(self._guarded(self._ticker()), name=f"{self.name}:ticker"))
 
     async def hand_over(self) -> None:
@@ -426,6 +473,19 @@ class Node:
     def _membership_applied(self, data: bytes) -> None:
         del data
         self._connect()
+        self.follower.look()
+
+    def _epoch_heard(self) -> None:
+        self.follower.look()
+        self.wake()
+
+    def _epochs_applied(self) -> None:
+        """An epoch began or was sealed in the state, or a snapshot may have brought one."""
+        self.epochs.applied()
+        if self.epochs.seal is not None and not self.raft.sealed:
+            self.raft.stands_at_seal()
+        self.transport.announce()
+        self.follower.look()
 
     def _connect(self) -> None:
         """Have streams to all members.
@@ -586,7 +646,8 @@ class Node:
 
     def identity(self) -> NodeIdentity:
         """See ports.PeerHandler."""
-        return NodeIdentity(self.cluster_id, self.epoch, self.node_id, self.name)
+        epochs = self.epochs
+        return NodeIdentity(self.cluster_id, epochs.latest, self.node_id, self.name, epochs.established, epochs.ballot)
 
     def check_hello(self, hello: peer_pb2.Hello) -> str:
         """See ports.PeerHandler."""
@@ -597,9 +658,9 @@ class Node:
                 f"node '{hello.name}' expects node {hello.to_node_id} here, but this is '{self.name}' with the id "
                 f"{self.node_id}: a new data directory is a new node; use `kvnode member replace`"
             )
-        if hello.epoch < self.epoch:
-            return f"node '{hello.name}' is of epoch {hello.epoch}, which ended; this node is of {self.epoch}"
-        return ""
+        if self.log.damage is not None:
+            return ""
+        return self.epochs.refusal(hello)
 
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """See ports.PeerHandler."""

@@ -9,10 +9,11 @@ from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.client.status import ERROR_METADATA_KEY, error_from_proto
 from kvnode.node.channels import open_channel
-from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.internal.v1 import failover_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 
 IDENTIFY_METHOD = "/kv.internal.v1.Peer/Identify"
+FAILOVER_METHOD = "/kv.internal.v1.Failover/Ask"
 ADOPT_METHOD = "/kv.internal.v1.Peer/Adopt"
 
 
@@ -31,10 +32,27 @@ async def adopt(
     )
 
 
-async def _call(address: str, credentials: grpc.ChannelCredentials | None, method: str, request: bytes) -> bytes:
+async def ask_failover(
+    address: str,
+    request: failover_pb2.FailoverRequest,
+    timeout_ms: int,
+    credentials: grpc.ChannelCredentials | None = None,
+) -> failover_pb2.FailoverResponse:
+    """Ask about a failover (node/failover). Raises KvError: PEER_UNREACHABLE, or what the node answered."""
+    reply = await _call(address, credentials, FAILOVER_METHOD, request.SerializeToString(), timeout_ms)
+    return failover_pb2.FailoverResponse.FromString(reply)
+
+
+async def _call(
+    address: str,
+    credentials: grpc.ChannelCredentials | None,
+    method: str,
+    request: bytes,
+    timeout_ms: int = limits.PEER_CALL_TIMEOUT_MS,
+) -> bytes:
     async with open_channel(address, credentials) as channel:
         try:
-            reply: bytes = await channel.unary_unary(method)(request, timeout=limits.PEER_CALL_TIMEOUT_MS / 1_000)
+            reply: bytes = await channel.unary_unary(method)(request, timeout=timeout_ms / 1_000)
         except aio.AioRpcError as error:
             raise error_of_call(error, address) from error
     return reply

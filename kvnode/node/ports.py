@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from kvnode.codec.membership import Member
-from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message
 
@@ -35,9 +35,11 @@ class NodeIdentity(NamedTuple):
     """What a node says of itself in a Hello."""
 
     cluster_id: str
-    epoch: int
+    epoch: int  # the latest that it knows of
     node_id: int
     name: str
+    established_epoch: int = 0  # the one of its state
+    ballot: int = 0  # of `epoch`
 
 
 Deliver = Callable[[kv_pb2.OperationResult], None]
@@ -51,7 +53,10 @@ class PeerHandler(Protocol):
         """For the Hello of outgoing streams."""
 
     def check_hello(self, hello: peer_pb2.Hello) -> str:
-        """Why a stream is refused (another cluster, a lower epoch, a wrong receiver); empty = welcome."""
+        """Why a stream is refused (another cluster, a lower epoch, a wrong receiver); empty = welcome.
+
+        It also learns from what is said: of a later epoch, which ends the node's part in its own.
+        """
 
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """Raft messages from a peer, in order."""
@@ -105,6 +110,9 @@ class Transport(Protocol):
     def send(self, to: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """Queue messages to a peer; never blocks. What does not fit the bound, or has no stream, is dropped."""
 
+    def announce(self) -> None:
+        """Say Hello again on the open streams: what it says has changed."""
+
     def forward(self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
         """Forward one operation; many of one loop pass travel in one message.
 
@@ -126,6 +134,11 @@ class Transport(Protocol):
 
     async def adopt(self, address: str, request: peer_pb2.AdoptRequest) -> peer_pb2.AdoptResponse:
         """Ask an unjoined node to join. Raises KvError."""
+
+    async def ask_failover(
+        self, address: str, request: failover_pb2.FailoverRequest, timeout_ms: int
+    ) -> failover_pb2.FailoverResponse:
+        """Ask whoever listens there about a failover (node/failover). Raises KvError."""
 
     async def close(self) -> None:
         """End every stream."""

@@ -149,7 +149,7 @@ class Proposals:
     def flush(self, *, tick: bool = False) -> None:
         """Propose what waits, as one entry; with `tick`, also what has fallen due."""
         raft = self._raft
-        if self._resolver is None or raft.transferring:
+        if self._resolver is None or raft.transferring or raft.sealed:
             return
         if not raft.is_leader or raft.term != self._resolver_term:
             return  # leadership was lost a moment ago; the driver has yet to notice it and take the queue back

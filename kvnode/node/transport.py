@@ -21,11 +21,11 @@ from kvnode.node.changelog.stream import GrpcChangelogStream, NoStream
 from kvnode.node.channels import open_channel
 from kvnode.node.forward_stream import ForwardStream, OpenDeliver, deliver_safely, unreachable
 from kvnode.node.message_stream import MessageStream, hello_to
-from kvnode.node.peer_calls import adopt, identify
+from kvnode.node.peer_calls import adopt, ask_failover, identify
 from kvnode.node.ports import ChangelogStream, Deliver, Freshness, Origin, PeerHandler, SnapshotSource
 from kvnode.node.snapshot_stream import send_snapshot
 from kvnode.node.stats import Stats
-from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message
 
@@ -143,6 +143,17 @@ class GrpcTransport:
     async def adopt(self, address: str, request: peer_pb2.AdoptRequest) -> peer_pb2.AdoptResponse:
         """Ask an unjoined node to join. Raises KvError: PEER_UNREACHABLE, or what the node answered."""
         return await adopt(address, request, self._credentials)
+
+    def announce(self) -> None:
+        """Say Hello again on the open streams: what it says has changed."""
+        for peer in self._peers.values():
+            peer.messages.announce()
+
+    async def ask_failover(
+        self, address: str, request: failover_pb2.FailoverRequest, timeout_ms: int
+    ) -> failover_pb2.FailoverResponse:
+        """Ask whoever listens there about a failover. Raises KvError."""
+        return await ask_failover(address, request, timeout_ms, self._credentials)
 
     async def close(self) -> None:
         """End every stream."""

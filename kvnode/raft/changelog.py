@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvnode.base.errors import InvalidRequest
-from kvnode.codec.entry import Entry, EntryKind
+from kvnode.codec.entry import Entry
+from kvnode.codec.epoch import epoch_of_term
 from kvnode.raft.core import Core
 
 
@@ -36,23 +37,28 @@ def receive(core: Core, piece: Committed) -> bool:
         False when there is a gap between the own log and the piece: the stream must begin anew at the own end.
 
     Raises:
-        InvalidRequest: CHANGELOG_FORKED, the source's committed entries are not this node's. Nothing was changed.
+        InvalidRequest: CHANGELOG_FORKED, the source's committed entries are not what this node knows to be committed;
+            EPOCH_ENDED, the source is in an earlier epoch. Nothing was changed.
     """
+    _check_epoch(core, piece)
     _follow_leader(core, piece)
     log = core.log
     if log.snapshot is not None:
         return True  # one is being installed; what it does not hold is asked for afterwards
     _check_overlap(core, piece.previous_index, piece.previous_term)
-    if piece.previous_index > log.last_index:
-        return False
+    if log.term(piece.previous_index) != piece.previous_term and piece.previous_index >= log.commit:
+        return False  # beyond the own end, or in an own tail that nobody else has
     for entry in piece.entries:
         if entry.index <= log.last_index:
             _check_overlap(core, entry.index, entry.term)
     for entry in piece.entries:
+        if entry.index <= log.last_index and log.term(entry.index) not in (None, entry.term):
+            # A tail that was never committed: of a deposed leader, or behind a seal.
+            log.truncate(entry.index)
+            core.unmark(entry.index)
         if entry.index > log.last_index:
             log.append(entry)
-            if entry.kind is EntryKind.MEMBERSHIP:
-                core.history.append(entry)
+            core.mark(entry)
     log.commit_to(piece.previous_index + len(piece.entries))
     return True
 
@@ -66,8 +72,17 @@ def _follow_leader(core: Core, piece: Committed) -> None:
         core.heard_from_leader(leader_id)
 
 
+def _check_epoch(core: Core, piece: Committed) -> None:
+    if epoch_of_term(piece.term) < core.epoch:
+        raise InvalidRequest(
+            "EPOCH_ENDED",
+            f"the source is in epoch {epoch_of_term(piece.term) or 1}, which ended: this node knows of {core.epoch}",
+            phase="changelog",
+        )
+
+
 def _check_overlap(core: Core, index: int, term: int) -> None:
-    own = core.log.term(index)
+    own = core.log.term(index) if index <= core.log.commit else None
     if own is not None and own != term:
         raise InvalidRequest(
             "CHANGELOG_FORKED",

@@ -9,10 +9,16 @@ after an entry of its own term is committed: without that, two leaders' single c
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from kvnode.base.errors import InvalidRequest
+from kvnode.base.invariant import invariant
 from kvnode.codec.entry import Entry, EntryKind, HardState
-from kvnode.codec.membership import MemberRole, Membership, decode_membership, encode_membership
+from kvnode.codec.epoch import epoch_of_term, membership_of
+from kvnode.codec.membership import MemberRole, Membership, encode_membership
 from kvnode.raft.quorum import Quorum
+
+_PLAIN = frozenset((EntryKind.DATA, EntryKind.NOOP))
 
 
 def bootstrap_log(membership: Membership) -> tuple[list[Entry], HardState]:
@@ -25,44 +31,77 @@ def bootstrap_log(membership: Membership) -> tuple[list[Entry], HardState]:
     return [entry], HardState(term=1, vote=0, commit=1)
 
 
+class _Mark(NamedTuple):
+    """What is in force from an index of the log on."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
+    membership: Membership
+    epoch: int  # of the terms (epoch_of_term): 0 in the cluster's first one
+    sealed: bool  # the entry is a seal: nothing behind it belongs to this epoch
+
+
 class MembershipHistory:
-    """The memberships that may still be in force: the applied one and those after it."""
+    """The memberships that may still be in force: the applied one and those after it; with them the epochs and seals.
+
+    Args:
+        membership, index: what is applied.
+        epoch: of the applied entry's term.
+        sealed: whether the last entry of that kind is a seal.
+    """
 
     __slots__ = ("_history", "quorum")
 
-    def __init__(self, membership: Membership, index: int) -> None:
-        self._history = [(index, membership)]
+    def __init__(self, membership: Membership, index: int, epoch: int = 0, *, sealed: bool = False) -> None:
+        self._history = [_Mark(index, membership, epoch, sealed)]
         self.quorum = Quorum(membership)
 
     @property
     def latest(self) -> Membership:
         """The membership in force: the latest in the log."""
-        return self._history[-1][1]
+        return self._history[-1].membership
 
     @property
     def latest_index(self) -> int:
         """The index of its entry, or an earlier applied index."""
-        return self._history[-1][0]
+        return self._history[-1].index
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the log's end belongs to, as epoch_of_term counts."""
+        return self._history[-1].epoch
+
+    @property
+    def sealed_at(self) -> int:
+        """The index of the seal that ends the log's epoch; 0 = it is not sealed."""
+        last = self._history[-1]
+        return last.index if last.sealed else 0
 
     def at(self, index: int) -> Membership:
         """The membership as of `index`, not before the one last pruned to."""
-        found = self._history[0][1]
-        for since, membership in self._history:
-            if since <= index:
-                found = membership
+        found = self._history[0].membership
+        for mark in self._history:
+            if mark.index <= index:
+                found = mark.membership
         return found
 
     def was_voter(self, node_id: int) -> bool:
-        """Whether a node votes in the membership before the latest."""
-        if len(self._history) == 1:
+        """Whether a node votes in the membership before the latest, in the same epoch."""
+        if len(self._history) == 1 or self._history[-2].epoch != self.epoch:
             return False
-        member = self._history[-2][1].get(node_id)
+        member = self._history[-2].membership.get(node_id)
         return member is not None and member.role is MemberRole.VOTER
 
     def append(self, entry: Entry) -> None:
-        """Put the membership of a MEMBERSHIP entry in force."""
-        self._history.append((entry.index, decode_membership(entry.data)))
-        self.quorum = Quorum(self.latest)
+        """Take note of an entry that is appended: what it changes is in force from here on."""
+        if entry.kind in _PLAIN:
+            return
+        before = self._history[-1]
+        invariant(entry.index > before.index, f"mark {entry.index} behind {before.index}")
+        membership = membership_of(entry) or before.membership
+        epoch = epoch_of_term(entry.term) if entry.kind is EntryKind.EPOCH else before.epoch
+        self._history.append(_Mark(entry.index, membership, epoch, entry.kind is EntryKind.SEAL))
+        if membership is not before.membership:
+            self.quorum = Quorum(membership)
 
     def truncate(self, index: int) -> bool:
         """Roll back what the entries from `index` on had put in force. Returns whether that changed anything."""
@@ -73,14 +112,19 @@ class MembershipHistory:
         self.quorum = Quorum(self.latest)
         return True
 
+    def seal(self) -> None:
+        """The applied entry is a seal: a snapshot or the state says so."""
+        last = self._history[-1]
+        self._history[-1] = last._replace(sealed=True)
+
     def prune(self, applied: int) -> None:
         """Forget what an applied membership has replaced."""
-        while len(self._history) > 1 and self._history[1][0] <= applied:
+        while len(self._history) > 1 and self._history[1].index <= applied:
             del self._history[0]
 
-    def restore(self, membership: Membership, index: int) -> None:
+    def restore(self, membership: Membership, index: int, epoch: int) -> None:
         """Start again from a snapshot."""
-        self._history = [(index, membership)]
+        self._history = [_Mark(index, membership, epoch, sealed=False)]
         self.quorum = Quorum(membership)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvnode.base.invariant import invariant
-from kvnode.codec.entry import EntryKind, HardState
+from kvnode.codec.entry import Entry, HardState
+from kvnode.codec.epoch import epoch_of_term
 from kvnode.codec.membership import Membership
 from kvnode.raft.configuration import MembershipHistory
 from kvnode.raft.leadership import Leadership
@@ -41,6 +42,8 @@ class Core:
         "log",
         "messages",
         "node_id",
+        "promised_ballot",
+        "promised_epoch",
         "random",
         "read_states",
         "role",
@@ -60,6 +63,8 @@ class Core:
         membership: Membership,
         applied: int,
         random: random.Random,
+        *,
+        sealed: bool = False,
     ) -> None:
         invariant(config.node_id > 0, "a node id is above 0")
         invariant(0 < config.heartbeat_ticks < config.election_ticks, "heartbeats must be faster than elections")
@@ -67,10 +72,12 @@ class Core:
         self.node_id = config.node_id
         self.random = random
         self.log = RaftLog(log, hard_state.commit, applied)
-        self.history = MembershipHistory(membership, applied)
-        self._scan_memberships()
+        self.history = MembershipHistory(membership, applied, epoch_of_term(self.log.term(applied) or 0), sealed=sealed)
+        self._scan_marks()
         self.term = hard_state.term
         self.vote = hard_state.vote
+        self.promised_epoch = hard_state.epoch
+        self.promised_ballot = hard_state.ballot
         self.saved = hard_state  # what the disk holds, or will when the outstanding Ready is persisted
         self.role = Role.FOLLOWER
         self.leader_id = 0
@@ -87,16 +94,38 @@ class Core:
         self.read_states: list[ReadState] = []
         self.restart_election_wait()
 
-    def _scan_memberships(self) -> None:
-        """Find the memberships that the log holds beyond the applied index."""
+    def _scan_marks(self) -> None:
+        """Find the memberships, epochs and seals that the log holds beyond the applied index."""
         index = self.log.applied + 1
         while index <= self.log.last_index:
             entries = self.log.entries(index, self.log.last_index + 1, _SCAN_BYTES)
             invariant(bool(entries), f"the log has lost entry {index}")
             for entry in entries:
-                if entry.kind is EntryKind.MEMBERSHIP:
-                    self.history.append(entry)
+                self.history.append(entry)
             index = entries[-1].index + 1
+        self.log.ceiling = self.history.sealed_at
+
+    def mark(self, entry: Entry) -> None:
+        """An entry was appended: what it changes is in force."""
+        self.history.append(entry)
+        self.log.ceiling = self.history.sealed_at
+
+    def unmark(self, index: int) -> None:
+        """The entries from `index` on were truncated."""
+        if self.history.latest_index >= index:
+            self.history.truncate(index)
+            self.log.ceiling = self.history.sealed_at
+
+    @property
+    def epoch(self) -> int:
+        """The latest epoch that this node takes part in, as epoch_of_term counts: promised, or that of its term."""
+        return max(self.promised_epoch, epoch_of_term(self.term))
+
+    @property
+    def fenced(self) -> bool:
+        """Whether a later epoch than that of its own log has begun, or is about to: then it neither campaigns nor
+        votes nor acknowledges in the epoch of its log, and what it holds may end with a fork."""
+        return self.epoch > self.history.epoch
 
     def restart_election_wait(self) -> None:
         """Draw a new wait from (election_ticks, 2 * election_ticks].
@@ -142,7 +171,7 @@ class Core:
         A voter whose removal is not known to be committed still counts as one: it may hold the only log that
         can win, the removal being its last entry (thesis 4.2.2). It then leads without counting itself.
         """
-        if not self.campaign_allowed or self.log.snapshot is not None:
+        if not self.campaign_allowed or self.log.snapshot is not None or self.fenced:
             return False
         return self.is_voter(self.node_id) or (
             self.history.latest_index > self.log.commit and self.history.was_voter(self.node_id)

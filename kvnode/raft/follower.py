@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvnode.codec.entry import EntryKind
+from kvnode.codec.epoch import epoch_of_term
 from kvnode.codec.membership import decode_membership
 from kvnode.raft import election
 from kvnode.raft.core import Core
@@ -44,12 +44,10 @@ def on_append(core: Core, message: Message) -> None:
 
 def _follow_memberships(core: Core, message: Message, changed_from: int) -> None:
     """Roll memberships back that were truncated, and put new ones in force."""
-    history = core.history
-    if history.latest_index >= changed_from:
-        history.truncate(changed_from)
+    core.unmark(changed_from)
     for entry in message.entries:
-        if entry.kind is EntryKind.MEMBERSHIP and entry.index >= changed_from:
-            history.append(entry)
+        if entry.index >= changed_from:
+            core.mark(entry)
 
 
 def _reject(core: Core, message: Message) -> None:
@@ -89,7 +87,8 @@ def on_snapshot(core: Core, message: Message) -> None:
         else:
             membership = decode_membership(message.context)
             log.restore(SnapshotMeta(message.index, message.log_term, membership))
-            core.history.restore(membership, message.index)
+            core.history.restore(membership, message.index, epoch_of_term(message.log_term))
+            log.ceiling = 0
     _acknowledge(core, message, log.commit)
 
 

@@ -38,7 +38,7 @@ def become_leader(core: Core) -> None:
     core.rounds.void_through = core.rounds.sent
     lead = core.lead = Leadership(log.last_index + 1)
     sync_peers(core, lead)
-    _append(core, lead, EntryKind.NOOP, b"")
+    append(core, lead, EntryKind.NOOP, b"")
     replication.start_round(core, lead)
 
 
@@ -58,15 +58,19 @@ def sync_peers(core: Core, lead: Leadership) -> None:
         peer.leaving_index = 0 if peer.node_id in members else core.history.latest_index
 
 
-def _append(core: Core, lead: Leadership, kind: EntryKind, data: bytes) -> Entry:
+def append(core: Core, lead: Leadership, kind: EntryKind, data: bytes) -> Entry:
+    """Append an entry of this term."""
     entry = Entry(core.term, core.log.last_index + 1, kind, data)
     core.log.append(entry)
     lead.appended(entry.index, len(data))
     return entry
 
 
-def _require_proposals_open(core: Core) -> Leadership:
+def require_proposals_open(core: Core) -> Leadership:
+    """The leadership, or why it takes nothing in: NotLeader, LEADERSHIP_TRANSFER, PRIMARY_MOVING."""
     lead = require_lead(core)
+    if core.history.sealed_at:
+        raise Unavailable("the primary is moving to another region; send it again", code="PRIMARY_MOVING")
     if lead.transferring:
         raise Unavailable(
             f"leadership is being handed over to node {lead.transferring}; send the operation again",
@@ -77,19 +81,19 @@ def _require_proposals_open(core: Core) -> Leadership:
 
 def propose(core: Core, data: bytes) -> int:
     """Append a DATA entry; see Raft.propose."""
-    lead = _require_proposals_open(core)
+    lead = require_proposals_open(core)
     size = lead.uncommitted_bytes
     if size and size + len(data) > core.config.max_uncommitted_bytes:
         raise Unavailable(
             f"{size} bytes wait to be committed; send the operation again when the voters have caught up",
             code="UNCOMMITTED_TAIL_FULL",
         )
-    return _append(core, lead, EntryKind.DATA, data).index
+    return append(core, lead, EntryKind.DATA, data).index
 
 
 def propose_membership(core: Core, new: Membership) -> int:
     """Append a MEMBERSHIP entry, in force at once; see Raft.propose_membership."""
-    lead = _require_proposals_open(core)
+    lead = require_proposals_open(core)
     if not replication.own_term_committed(core):
         raise Unavailable("the leader is new and has committed nothing yet; try again", code="LEADER_NOT_READY")
     if core.history.latest_index > core.log.commit:
@@ -100,8 +104,8 @@ def propose_membership(core: Core, new: Membership) -> int:
     promoted = check_change(core.history.latest, new)
     if promoted:
         _check_caught_up(core, lead, promoted)
-    entry = _append(core, lead, EntryKind.MEMBERSHIP, encode_membership(new))
-    core.history.append(entry)
+    entry = append(core, lead, EntryKind.MEMBERSHIP, encode_membership(new))
+    core.mark(entry)
     sync_peers(core, lead)
     after_commit_attempt(core, lead)
     return entry.index

@@ -34,7 +34,7 @@ class RaftLog:
         applied: the state's applied index; must be held by the log, or be just before it.
     """
 
-    __slots__ = ("_tail", "_tail_first", "_view", "applied", "commit", "delivered", "snapshot", "stable")
+    __slots__ = ("_tail", "_tail_first", "_view", "applied", "ceiling", "commit", "delivered", "snapshot", "stable")
 
     def __init__(self, view: LogView, commit: int, applied: int) -> None:
         last = view.last_index()
@@ -50,6 +50,7 @@ class RaftLog:
         self.delivered = applied
         self.commit = max(applied, min(commit, last))
         self.snapshot: SnapshotMeta | None = None  # accepted, not yet persisted
+        self.ceiling = 0  # a seal stands here: nothing behind it is committed; 0 = there is none
 
     def first_index(self) -> int:
         """The first index that is still held."""
@@ -114,12 +115,12 @@ class RaftLog:
             return previous_index + 1
         for position, entry in enumerate(entries):
             if self.term(entry.index) != entry.term:
-                self._truncate(entry.index)
+                self.truncate(entry.index)
                 self._tail.extend(entries[position:])
                 return entry.index
         return self.last_index + 1
 
-    def _truncate(self, index: int) -> None:
+    def truncate(self, index: int) -> None:
         """Drop the entries from `index` on."""
         invariant(index > self.commit, f"truncation from {index} would drop entries committed up to {self.commit}")
         if index >= self._tail_first:
@@ -146,7 +147,7 @@ class RaftLog:
 
     def commit_to(self, index: int) -> bool:
         """Raise the commit index, never beyond the last entry. Returns whether it moved."""
-        index = min(index, self.last_index)
+        index = min(index, self.last_index, self.ceiling or index)
         if index <= self.commit:
             return False
         self.commit = index

@@ -18,15 +18,16 @@ All of it is deterministic: the same calls with the same random source give the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvnode.base.errors import Unavailable
 from kvnode.base.invariant import invariant
 from kvnode.base.limits import MAX_PENDING_READS_COUNT
 from kvnode.codec.entry import Entry, HardState
+from kvnode.codec.epoch import epoch_of_term
 from kvnode.codec.membership import Membership
-from kvnode.raft import changelog, election, follower, leader, replication
+from kvnode.raft import changelog, election, epochs, follower, leader, replication
 from kvnode.raft.changelog import Committed
 from kvnode.raft.core import Core
 from kvnode.raft.messages import Message, MessageKind
@@ -79,12 +80,13 @@ class Raft(Core):
             that waits to be joined.
         applied: the index that the state has applied.
         random: the only source of randomness (election waits).
+        sealed: the applied entry is a seal.
 
     The attribute `campaign_allowed` may be set to False to keep the node from standing for election;
     `step_down_reason` says why it last ceased to lead or to campaign.
     """
 
-    __slots__ = ("_outstanding", "_unapplied", "_unapplied_bytes")
+    __slots__ = ("_outstanding", "_unapplied", "_unapplied_bytes", "durable_promise")
 
     def __init__(
         self,
@@ -94,8 +96,11 @@ class Raft(Core):
         membership: Membership,
         applied: int,
         random: random.Random,
+        *,
+        sealed: bool = False,
     ) -> None:
-        super().__init__(config, log, hard_state, membership, applied, random)
+        super().__init__(config, log, hard_state, membership, applied, random, sealed=sealed)
+        self.durable_promise = (hard_state.epoch, hard_state.ballot)
         self._outstanding: Ready | None = None
         self._unapplied: deque[tuple[int, int]] = deque()  # (last index, bytes) of each delivery
         self._unapplied_bytes = 0
@@ -179,6 +184,8 @@ class Raft(Core):
         """
         if message.to != self.node_id or message.sender == self.node_id:
             return
+        if epoch_of_term(message.term) != self.epoch and not epochs.admits(self, message):
+            return
         kind = message.kind
         if _IS_RESPONSE[kind] and not self._is_known(message.sender):
             return
@@ -200,10 +207,73 @@ class Raft(Core):
             False when there is a gap between this node's log and the piece.
 
         Raises:
-            InvalidRequest: CHANGELOG_FORKED; nothing was changed.
+            InvalidRequest: CHANGELOG_FORKED or EPOCH_ENDED; nothing was changed.
         """
-        invariant(not self.is_voter(self.node_id), "a voter takes its entries from the leader alone")
+        invariant(self.follows_changelog, "a voter takes its entries from the leader alone")
         return changelog.receive(self, piece)
+
+    @property
+    def follows_changelog(self) -> bool:
+        """Whether a source of the changelog may feed it: it does not vote, or what it voted in has ended."""
+        return self.fenced or not self.is_voter(self.node_id)
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the log ends with a seal: in this epoch nothing more is taken in or read strongly."""
+        return self.history.sealed_at > 0
+
+    def stands_at_seal(self) -> None:
+        """The applied state, which a snapshot has brought, ends with a seal."""
+        if self.history.latest_index <= self.log.applied:
+            self.history.seal()
+            self.log.ceiling = self.history.sealed_at
+
+    def promise(self, epoch: int, ballot: int, *, has_begun: bool = False) -> None:
+        """Promise an epoch to a failover. It holds once `durable_promise` says so, by the next Ready.
+
+        Args:
+            has_begun: it has elsewhere; then a promise to another failover that took its number counts no more, unless
+                this node's own log is in it.
+
+        Raises:
+            InvalidRequest: EPOCH_PROMISED, to another failover, or a later epoch.
+        """
+        epochs.promise(self, epoch, ballot, has_begun=has_begun)
+
+    def take_tail(self, previous_index: int, previous_term: int, entries: Sequence[Entry]) -> bool:
+        """Take in the most advanced node's entries, as a node that has promised an epoch and is not in it yet.
+
+        Returns:
+            False when this node does not hold the entry before the first.
+
+        Raises:
+            InvalidRequest: FAILOVER_FORKED or FAILOVER_SUPERSEDED.
+            Unavailable: SNAPSHOT_UNDER_WAY.
+        """
+        return epochs.take_tail(self, previous_index, previous_term, entries)
+
+    def begin_epoch(self, entry: Entry) -> None:
+        """Append the first entry of the promised epoch; what this node held from its index on goes.
+
+        Raises:
+            InvalidRequest: FAILOVER_SUPERSEDED, FAILOVER_TAIL_MISSING or FAILOVER_FORKED.
+            Unavailable: SNAPSHOT_UNDER_WAY.
+        """
+        epochs.begin(self, entry)
+
+    def drop_tail(self, index: int) -> None:
+        """Drop the entries from `index` on, of which none is committed. Raises InvalidRequest: FAILOVER_FORKED."""
+        epochs.truncate(self, index)
+
+    def propose_seal(self, data: bytes) -> int:
+        """End the epoch, as its leader, with an entry that says what begins behind it. Returns its index.
+
+        Raises:
+            NotLeader: this node does not lead.
+            Unavailable: LEADER_NOT_READY, LEADERSHIP_TRANSFER or PRIMARY_MOVING.
+            InvalidRequest: MEMBERSHIP_CHANGE_IN_PROGRESS.
+        """
+        return epochs.propose_seal(self, data)
 
     def _handlers(self) -> list[_Handler | None]:
         role = self.role
@@ -343,8 +413,7 @@ class Raft(Core):
             self.after_persist
             or self.log.has_unstable()
             or self.log.snapshot is not None
-            or self.term != self.saved.term
-            or self.vote != self.saved.vote
+            or self._turned
             or self.has_urgent()
         )
 
@@ -357,6 +426,14 @@ class Raft(Core):
             or (self.lead is not None and replication.needs_flush(self, self.lead))
         )
 
+    @property
+    def _turned(self) -> bool:
+        """Whether a promise was made that the disk does not know."""
+        saved = self.saved
+        if self.term != saved.term or self.vote != saved.vote:
+            return True
+        return self.promised_epoch != saved.epoch or self.promised_ballot != saved.ballot
+
     def ready(self) -> Ready:
         """Hand out all that is to be done; see Ready for what the caller owes."""
         invariant(self._outstanding is None, "ready() was called before persisted()")
@@ -364,10 +441,12 @@ class Raft(Core):
         entries = self.log.unstable()
         snapshot = self.log.snapshot
         hard_state = None
-        turned = self.term != self.saved.term or self.vote != self.saved.vote
+        turned = self._turned
         if turned or ((entries or snapshot) and self.log.commit != self.saved.commit):
             # A commit index alone is not worth a write: it is forgotten safely (Raft, figure 2).
-            hard_state = self.saved = HardState(self.term, self.vote, self.log.commit)
+            hard_state = self.saved = HardState(
+                self.term, self.vote, self.log.commit, self.promised_epoch, self.promised_ballot
+            )
         after_persist, self.after_persist = self.after_persist, []
         must_sync = turned or bool(entries) or snapshot is not None
         ready = Ready(
@@ -411,6 +490,8 @@ class Raft(Core):
         self._outstanding = None
         if ready.snapshot is not None:
             self._forget_unapplied(ready.snapshot.index)
+        if ready.hard_state is not None:
+            self.durable_promise = (ready.hard_state.epoch, ready.hard_state.ballot)
         self.log.persisted(ready.entries, ready.snapshot)
         if self._unapplied_bytes >= self.config.max_unapplied_bytes:
             self.log.release()

@@ -200,7 +200,7 @@ class Log:
                 self._check_hard_state(hard_state)
             if entries:
                 self._check_entries(entries, hard_state or self.hard_state)
-            commit_only = hard_state is None or hard_state[:2] == self._written_hard_state[:2]
+            commit_only = hard_state is None or _promises(hard_state) == _promises(self._written_hard_state)
             if entries or sync or not commit_only:
                 await self._write_batch(entries, hard_state or self.hard_state)
             if hard_state is not None:
@@ -214,6 +214,10 @@ class Log:
         invariant(
             new.term > old.term or old.vote in (0, new.vote),
             f"a second vote in term {new.term}: {old.vote}, {new.vote}",
+        )
+        invariant(
+            new.epoch >= old.epoch,
+            f"the promise of epoch {old.epoch} would go back to {new.epoch}",
         )
 
     def _check_entries(self, entries: Sequence[Entry], hard_state: HardState) -> None:
@@ -327,10 +331,11 @@ class Log:
             if keep:
                 await self._drop(self._segments[:keep], self._segments[keep].sequence)
 
-    async def reset(self, index: int, term: int) -> None:
+    async def reset(self, index: int, term: int, *, discard: bool = False) -> None:
         """Forget all entries: the log begins after the entry (index, term), which a snapshot covers.
 
-        The hard state stays, its commit index raised to `index`. Raises as append does.
+        The hard state stays, its commit index raised to `index`; with `discard`, which takes back what was committed
+        in a history that a failover has ended, it becomes `index`. Raises as append does.
         """
         async with self._drop_lock, self._append_lock:
             self._check_usable()
@@ -339,7 +344,7 @@ class Log:
             self._terms = TermRuns(index, term)
             self._last_index = index
             self._recent.clear()
-            self.hard_state = self.hard_state._replace(commit=max(index, self.hard_state.commit))
+            self.hard_state = self.hard_state._replace(commit=index if discard else max(index, self.hard_state.commit))
             self._segments = [new]
             encoder = Encoder(self._checksum, self._durable)
             self._encode_head(encoder, index, self.hard_state, reset=True)
@@ -387,6 +392,11 @@ class Log:
     def _fail(self, what: str, error: OSError) -> StorageFailed:
         self._failure = f"{what}: {error}"
         return _storage_failed(f"{what} in {self._directory}; this node stops taking part in commits", error)
+
+
+def _promises(hard_state: HardState) -> tuple[int, ...]:
+    """What must not be forgotten: all but the commit index."""
+    return hard_state.term, hard_state.vote, hard_state.epoch, hard_state.ballot
 
 
 def _storage_failed(what: str, error: OSError) -> StorageFailed:

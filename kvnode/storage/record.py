@@ -33,14 +33,17 @@ from kvnode.codec.entry import Entry, EntryKind, HardState
 
 HEADER_BYTES = 40
 MAGIC = 0x4C4B  # "KL"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: hard states without a promise of an epoch
 FLAG_RESET = 1  # on a SEGMENT record: the log begins here, whatever older segments hold
 
 _CHECKED = struct.Struct("<IIHBBQQQ")  # everything after the checksum
 _CHECKSUM = struct.Struct("<I")
 _HEADER = struct.Struct("<IIIHBBQQQ")
-_HARD_STATE = struct.Struct("<QQQ")
-_SEGMENT = struct.Struct("<IQQQQQ")
+_HARD_STATE = struct.Struct("<QQQQQ")
+_SEGMENT = struct.Struct("<IQQQQQQQ")
+# As versions before epochs wrote them, without a promise.
+_OLD_HARD_STATE = struct.Struct("<QQQ")
+_OLD_SEGMENT = struct.Struct("<IQQQQQ")
 _MAGIC_OFFSET = 12
 _PADDING = tuple(bytes(-n % 8) for n in range(8))
 
@@ -190,15 +193,17 @@ def find_record(data: bytes, offset: int) -> tuple[int, Record] | None:
 
 def decode_hard_state(record: Record) -> HardState:
     """The hard state of a HARD_STATE record."""
-    return HardState(*_HARD_STATE.unpack(record.payload))
+    packed = _OLD_HARD_STATE if len(record.payload) == _OLD_HARD_STATE.size else _HARD_STATE
+    return HardState(*packed.unpack(record.payload))
 
 
 def decode_segment(record: Record) -> SegmentHead:
     """The head of a SEGMENT record. Raises ValueError when a newer version wrote it."""
-    version, sequence, position, term, vote, commit = _SEGMENT.unpack(record.payload)
-    if version != FORMAT_VERSION:
-        raise ValueError(f"log format {version} is not known; this version of kvnode reads format {FORMAT_VERSION}")
-    return SegmentHead(sequence, position, HardState(term, vote, commit))
+    packed = _OLD_SEGMENT if len(record.payload) == _OLD_SEGMENT.size else _SEGMENT
+    version, sequence, position, *hard_state = packed.unpack(record.payload)
+    if not 1 <= version <= FORMAT_VERSION:
+        raise ValueError(f"log format {version} is not known; this version of kvnode reads up to {FORMAT_VERSION}")
+    return SegmentHead(sequence, position, HardState(*hard_state))
 
 
 def decode_entry(record: Record) -> Entry | None:

@@ -56,9 +56,8 @@ class Recovery:
     def fitted_hard_state(self) -> HardState:
         """The hard state, its commit index fitted to the log: it may name entries of the same write that were
         torn away, and whatever lies before the log's first entry is committed."""
-        term, vote, commit = self.hard_state
         base = self.segments[0].first_index - 1 if self.segments else 0
-        return HardState(term, vote, max(base, min(commit, self.last_index)))
+        return self.hard_state._replace(commit=max(base, min(self.hard_state.commit, self.last_index)))
 
     @property
     def position(self) -> int:

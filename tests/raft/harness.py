@@ -179,7 +179,7 @@ class Node:
             assert self.disk.term(entry.index) == entry.term, "applied before it was persisted"
             self.state.index, self.state.term = entry.index, entry.term
             self.state.applied.append((entry.index, entry.term, entry.data))
-            if entry.kind is EntryKind.MEMBERSHIP:
+            if entry.kind in (EntryKind.MEMBERSHIP, EntryKind.EPOCH):
                 self.state.membership = self.raft.history.at(entry.index)
         self.applying = []
         self.raft.applied_to(self.state.index)

@@ -308,7 +308,7 @@ def truncate_without_comparing(patch: pytest.MonkeyPatch) -> None:
         if log.term(index) != term:
             return None
         if entries and index < log.last_index:
-            log._truncate(index + 1)
+            log.truncate(index + 1)
         log._tail.extend(entries)
         return index + 1
 

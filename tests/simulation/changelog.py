@@ -64,9 +64,9 @@ class SimulatedFollow:
         if node is None:
             self._send(None)
             return
-        refused = node.check_hello(request.hello) or node.changelog.refusal(request)
-        if refused:
-            self._send(changelog_pb2.FollowResponse(refused=refused).SerializeToString())
+        refused = node.changelog.refuse(request, node.check_hello(request.hello))
+        if refused is not None:
+            self._send(refused.SerializeToString())
             return
         self._source = node.changelog.open(request)
         self._pump = self._peer_process.spawn(self._run(self._source), "changelog")

@@ -16,13 +16,16 @@ from typing import Any
 from kvnode.base.errors import KvError, StorageFailed
 from kvnode.codec.entry import Entry, HardState
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.node.failover.fork import RejoinNeeded
 from kvnode.node.member_wire import member_to_wire
 from kvnode.node.node import Node
 from kvnode.node.ports import PeerHandler, Transport
 from kvnode.node.settings import NodeSettings
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.storage.fork_file import ForkFiles
 from kvnode.storage.log import Log
+from kvnode.storage.rejoin import rejoin_if_decided
 from tests.simulation.clock import SimulatedClock
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.loop import Process, SimulatedLoop
@@ -69,8 +72,10 @@ class ObservedLog(Log):
             self.observer.synced(self.node_id, self.unsynced)
             self.unsynced = []
 
-    async def reset(self, index: int, term: int) -> None:
-        await super().reset(index, term)
+    async def reset(self, index: int, term: int, *, discard: bool = False) -> None:
+        await super().reset(index, term, discard=discard)
+        if not hasattr(self, "unsynced"):
+            return  # not watched yet
         self.unsynced = []
         self.observer.log_reset(self.node_id, index, term)
 
@@ -221,6 +226,8 @@ class Cluster:
         if not state.meta.membership:
             initial = encode_membership(self.initial)
             state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=1, membership=initial)
+        if await rejoin_if_decided(server.disk, "data", log, state):
+            self.observer.let_go(server.member.node_id)
         log.watch(self.observer, server.member.node_id)
         meta = state.meta
         if log.damage is None and log.term(meta.applied_index) != meta.applied_term:
@@ -249,7 +256,8 @@ class Cluster:
         def make_transport(handler: PeerHandler) -> Transport:
             return SimulatedTransport(self.network, server.host, handler)
 
-        node = self._make_node(settings, log, state, server.clock, rng, make_transport, Stats())
+        forks = ForkFiles(server.disk, "data")
+        node = self._make_node(settings, log, state, server.clock, rng, make_transport, Stats(), forks)
         if self.one_entry_appends:
             node.raft.config = replace(node.raft.config, max_append_bytes=1, max_inflight_count=1)
         node.raft.config = self.tuning.config(node.raft.config)
@@ -259,7 +267,12 @@ class Cluster:
         server.host.identify = lambda: _identity(member, joined=True)
         server.host.adopt = lambda request: peer_pb2.AdoptResponse(member=member_to_wire(member))
         await node.start()
-        raise await node.failed
+        error = await node.failed
+        if isinstance(error, RejoinNeeded):
+            self.kill(server)
+            self.start(server)
+            return
+        raise error
 
     def _watch_state(self, server: Server, log: ObservedLog) -> None:
         state: Any = server.state

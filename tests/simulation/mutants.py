@@ -126,7 +126,7 @@ def truncate_on_late_duplicate() -> Patch:
         if self.term(previous_index) != previous_term:
             return None
         if previous_index < self.last_index:
-            self._truncate(previous_index + 1)
+            self.truncate(previous_index + 1)
         self._tail.extend(entries)
         return previous_index + 1
 

@@ -22,7 +22,7 @@ from kvnode.codec.membership import Member
 from kvnode.node.changelog.stream import NoStream
 from kvnode.node.ports import ChangelogStream, Deliver, Freshness, Origin, PeerHandler, SnapshotSink, SnapshotSource
 from kvnode.node.wire import decode_freshness, decode_messages, encode_freshness, encode_message
-from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message, MessageKind
 from tests.simulation.clock import SimulatedClock
@@ -215,7 +215,9 @@ class SimulatedTransport:
             batch = peer_pb2.PeerBatch(messages=[encode_message(message) for message in group])
             if freshness is not None:
                 batch.freshness.CopyFrom(encode_freshness(freshness))
-            self._network.packet(self._own.node_id, to, _Batch(self._own.node_id, self._hello(to), batch).arrive)
+            self._network.packet(
+                self._own.node_id, to, _Batch(self._own.node_id, self._hello(to), batch, self._refused).arrive
+            )
 
     def _hello(self, to: int) -> peer_pb2.Hello:
         identity = self._handler.identity()
@@ -225,7 +227,35 @@ class SimulatedTransport:
             node_id=identity.node_id,
             name=identity.name,
             to_node_id=to,
+            established_epoch=identity.established_epoch,
+            ballot=identity.ballot,
         )
+
+    def announce(self) -> None:
+        """See ports.Transport."""
+        for node_id in self._peers:
+            packet = _Batch(self._own.node_id, self._hello(node_id), peer_pb2.PeerBatch(), self._refused)
+            self._network.packet(self._own.node_id, node_id, packet.arrive)
+
+    def _refused(self, host: Host) -> None:
+        """A packet was refused by a host, whose Hello comes back with the refusal."""
+        if host.handler is None:
+            return
+        identity = host.handler.identity()
+        hello = peer_pb2.Hello(
+            cluster_id=identity.cluster_id,
+            epoch=identity.epoch,
+            node_id=identity.node_id,
+            name=identity.name,
+            established_epoch=identity.established_epoch,
+            ballot=identity.ballot,
+        )
+
+        def back(own: Host) -> None:
+            if own.handler is not None:
+                own.handler.check_hello(hello)
+
+        self._network.packet(host.node_id, self._own.node_id, back)
 
     # Forwarding.
 
@@ -298,6 +328,7 @@ class SimulatedTransport:
         if host is None or host.handler is None or not self._reachable(host):
             return
         if host.handler.check_hello(self._hello(host.node_id)):
+            self._refused(host)
             return
         peer.stream = _Stream(self._network, self._own, host)
         peer.silent_since_s = None
@@ -474,6 +505,26 @@ class SimulatedTransport:
 
         return await self._unary(host, address, work)  # type: ignore[no-any-return]
 
+    async def ask_failover(
+        self, address: str, request: failover_pb2.FailoverRequest, timeout_ms: int
+    ) -> failover_pb2.FailoverResponse:
+        """See ports.Transport."""
+        host = self._network.at(address)
+        node: Any = None if host is None else host.handler
+        if host is None or node is None or not self._reachable(host):
+            raise _unreachable(address)
+        raw = request.SerializeToString()
+
+        async def work() -> bytes:
+            answer = await node.failover.answer(failover_pb2.FailoverRequest.FromString(raw))
+            return bytes(answer.SerializeToString())
+
+        try:
+            answer = await self._remote(host, work, timeout_ms / 1000)
+        except TimeoutError:
+            raise _unreachable(address) from None
+        return failover_pb2.FailoverResponse.FromString(answer)
+
     async def _unary(self, host: Host, address: str, work: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await self._remote(host, work, limits.PEER_CALL_TIMEOUT_MS / 1000)
@@ -494,10 +545,14 @@ class _Batch:
     sender: int
     hello: peer_pb2.Hello
     batch: peer_pb2.PeerBatch
+    refused: Callable[[Host], None]
 
     def arrive(self, host: Host) -> None:
         """Runs in the receiver's process."""
-        if host.handler is None or host.handler.check_hello(self.hello):
+        if host.handler is None:
+            return
+        if host.handler.check_hello(self.hello):
+            self.refused(host)
             return
         batch = peer_pb2.PeerBatch.FromString(self.batch.SerializeToString())
         host.handler.on_messages(self.sender, decode_messages(batch.messages), decode_freshness(batch))

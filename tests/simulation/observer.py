@@ -163,6 +163,11 @@ class Observer:
         for entry in entries:
             durable.terms[entry.index] = entry.term
 
+    def let_go(self, node_id: int) -> None:
+        """A node has given up log and state, having held what a failover cut off."""
+        self.durable[node_id] = DurableLog()
+        self.note(f"rejoins {node_id};")
+
     def log_reset(self, node_id: int, index: int, term: int) -> None:
         """The log begins anew behind `index`; nothing committed may have stood beyond it."""
         durable = self.durable.setdefault(node_id, DurableLog())

@@ -29,3 +29,10 @@ def sources(membership: Membership, node_id: int, region: str, leader_id: int) -
     followers = [m for m in voters if m.node_id != leader_id]
     leading = [m for m in voters if m.node_id == leader_id]
     return [*sorted(neighbours, key=lambda m: m.node_id), *followers, *leading]
+
+
+def all_others(membership: Membership, node_id: int) -> list[Member]:
+    """Whom a node asks that knows only that the epoch of its own membership has ended: other regions first."""
+    own = membership.get(node_id)
+    others = [m for m in membership.members if m.node_id != node_id]
+    return sorted(others, key=lambda m: (own is not None and m.region == own.region, m.node_id))

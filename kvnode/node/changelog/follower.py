@@ -13,18 +13,19 @@ leaves out what it has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec.membership import Member, Membership
-from kvnode.node.changelog.choice import sources
+from kvnode.node.changelog.choice import all_others, sources
 from kvnode.node.changelog.pieces import take_entries
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.ports import ChangelogStream, Freshness, Transport
-from kvnode.proto.kv.internal.v1 import changelog_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.raft import Raft
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,10 @@ class ChangelogFollower:
     Args:
         node_id, region: this node's.
         membership: the members that it knows of, as of now.
-        epoch: of its state.
+        epoch: the latest that it knows of: no source of an earlier one is followed.
+        is_active: whether it follows at all just now.
+        learn: given the Hello of a source that refuses.
+        forked: given the answer of a source whose history parts from this node's own.
         transport: opens streams.
         wake: tells the driver that the core has news.
     """
@@ -55,7 +59,15 @@ class ChangelogFollower:
         transport: Transport,
         clock: Clock,
         wake: Callable[[], None],
+        *,
+        is_active: Callable[[], bool] = lambda: True,
+        learn: Callable[[peer_pb2.Hello], object] = lambda _hello: None,
+        forked: Callable[[Member, changelog_pb2.FollowResponse], Awaitable[None]] | None = None,
     ) -> None:
+        self._is_active = is_active
+        self._learn = learn
+        self._forked = forked
+        self._something = asyncio.Event()
         self._node_id = node_id
         self._region = region
         self._membership = membership
@@ -72,16 +84,25 @@ class ChangelogFollower:
         self.source: Member | None = None
         self.awaits_snapshot = False
 
+    def look(self) -> None:
+        """It may have to follow from here on, or somebody else."""
+        self._something.set()
+
     async def run(self) -> None:
-        """Follow for ever."""
+        """Follow for ever, whenever this node is to."""
         opened: Opened | None = None
         try:
             while True:
+                if opened is None and not self._is_active():
+                    self.source, self.awaits_snapshot = None, False
+                    self._something.clear()
+                    await self._something.wait()
+                    continue
                 if opened is None:
                     opened = await self._open_first(self._sources())
                 if opened is None:
                     self.source = None
-                    await asyncio.sleep(limits.CHANGELOG_RETRY_MS / 1_000)
+                    await self._pause()
                     continue
                 current, opened = opened, None
                 began = self._clock.monotonic_ms()
@@ -95,9 +116,20 @@ class ChangelogFollower:
             if opened is not None:
                 await opened[1].close()
 
+    async def _pause(self) -> None:
+        """Before the next round of attempts; cut short when there is news."""
+        self._something.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.CHANGELOG_RETRY_MS / 1_000):
+                await self._something.wait()
+
     def _sources(self) -> list[Member]:
         now = self._clock.monotonic_ms()
-        found = sources(self._membership(), self._node_id, self._region, self._raft.leader_id)
+        membership = self._membership()
+        if self._raft.fenced:
+            found = all_others(membership, self._node_id)
+        else:
+            found = sources(membership, self._node_id, self._region, self._raft.leader_id)
         return sorted(found, key=lambda m: self._shunned.get(m.node_id, 0.0) > now)
 
     async def _open_first(self, candidates: list[Member], newer_than_ms: int = 0) -> Opened | None:
@@ -108,8 +140,11 @@ class ChangelogFollower:
             try:
                 first = await self._read(stream, limits.PEER_CONNECT_TIMEOUT_MS)
                 refused = first.refused if first is not None else "no answer"
-                if first is not None and first.epoch and first.epoch < self._epoch():
-                    refused = f"it is of epoch {first.epoch}, which ended"
+                if first is not None and first.HasField("hello"):
+                    self._learn(first.hello)
+                refused = refused or self._is_of_the_past(first)
+                if first is not None and first.forked and self._forked is not None and not self._is_of_the_past(first):
+                    await self._forked(member, first)
                 is_newer = first is not None and (not newer_than_ms or first.freshness.sent_at_ms > newer_than_ms)
                 if not refused and first is not None and is_newer:
                     return member, stream, first
@@ -120,6 +155,12 @@ class ChangelogFollower:
                 if first is None:
                     await stream.close()
         return None
+
+    def _is_of_the_past(self, response: changelog_pb2.FollowResponse | None) -> str:
+        """Why a source is not followed: an epoch that it is not in has begun or been promised. Empty = it is in it."""
+        if response is not None and response.epoch and response.epoch < self._epoch():
+            return f"it is of epoch {response.epoch}, which ended: this node knows of {self._epoch()}"
+        return ""
 
     async def _follow(
         self, member: Member, stream: ChangelogStream, first: changelog_pb2.FollowResponse
@@ -175,6 +216,11 @@ class ChangelogFollower:
         """Hand a response to the core; whether to go on with this source."""
         if response.refused:
             self._say(member, response.refused)
+            return False
+        if not self._is_active():
+            return False
+        if ended := self._is_of_the_past(response):
+            self._say(member, ended)
             return False
         if response.snapshot and not self.awaits_snapshot:
             _log.info("what comes next is no longer in the log of '%s': awaiting a snapshot", member.name)

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from kvnode.base import limits
+from kvnode.codec.epoch import epoch_of_term
+from kvnode.codec.membership import encode_membership
+from kvnode.machine.epochs import EpochRow, fork_of
 from kvnode.node.changelog.pieces import put_entries
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.wire import encode_freshness
-from kvnode.proto.kv.internal.v1 import changelog_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.raft import Raft
 
@@ -142,7 +145,8 @@ class Sources:
 
     Args:
         region: where this node stands.
-        refusal: why a Hello is refused; empty = it is not.
+        epochs: the table of epochs, as applied.
+        hello: what this node answers to the Hello of a request.
         Others: see Source.
     """
 
@@ -155,7 +159,11 @@ class Sources:
         *,
         region: str,
         own_id: int,
+        epochs: Callable[[], Sequence[EpochRow]] = tuple,
+        hello: Callable[[changelog_pb2.FollowRequest], peer_pb2.Hello] = lambda _request: peer_pb2.Hello(),
     ) -> None:
+        self._epochs = epochs
+        self._hello = hello
         self._raft = raft
         self._freshness = freshness
         self._epoch = epoch
@@ -174,12 +182,40 @@ class Sources:
         if self._raft.membership.get(request.hello.node_id) is None:
             return f"MEMBER_UNKNOWN: '{request.hello.name}' is no member of this cluster (any more, or yet)"
         own = self._raft.log.term(request.index) if request.index <= self._raft.log.delivered else None
+        fork_index = self._fork_of(request)
+        if fork_index is not None and request.index > fork_index:
+            return (
+                f"CHANGELOG_FORKED: the log of '{request.hello.name}' ends at {request.index}, in an epoch of which "
+                f"this history has what came up to {fork_index}"
+            )
         if own is not None and own != request.term:
             return (
                 f"CHANGELOG_FORKED: entry {request.index} is of term {own} here and of term {request.term} at "
                 f"'{request.hello.name}': one of the two belongs to a history that a failover has ended"
             )
         return ""
+
+    def refuse(self, request: changelog_pb2.FollowRequest, refused: str = "") -> changelog_pb2.FollowResponse | None:
+        """The one answer to a replica that cannot be fed from here; None = it can.
+
+        Args:
+            refused: why its Hello was, if it was.
+        """
+        reason = refused or self.refusal(request)
+        if not reason:
+            return None
+        response = changelog_pb2.FollowResponse(refused=reason, epoch=self._epoch(), hello=self._hello(request))
+        if not refused and self._raft.membership.get(request.hello.node_id) is not None:
+            response.forked = True
+            response.membership = encode_membership(self._raft.membership)
+            fork_index = self._fork_of(request)
+            if fork_index is not None:
+                response.fork_known, response.fork_index = True, fork_index
+        return response
+
+    def _fork_of(self, request: changelog_pb2.FollowRequest) -> int | None:
+        """Up to which index the replica's epoch is part of this history; None while that epoch goes on."""
+        return fork_of(epoch_of_term(request.term), self._epochs())
 
     def open(self, request: changelog_pb2.FollowRequest) -> Source:
         """A stream; `close` ends it."""

@@ -108,9 +108,9 @@ async def test_a_disk_that_fails_at_the_start_is_named(disk: SimulatedDisk) -> N
 
 async def test_a_newer_format_is_refused(disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("kvnode.storage.record.FORMAT_VERSION", 2)
+        patch.setattr("kvnode.storage.record.FORMAT_VERSION", 3)
         await (await opened(disk)).close()
-    with pytest.raises(StorageFailed, match="format 2"):
+    with pytest.raises(StorageFailed, match="format 3"):
         await opened(disk)
 
 

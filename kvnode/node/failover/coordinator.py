@@ -1,0 +1,235 @@
+"""A forced failover, as the node that coordinates it carries it out; a node of the region that is promoted.
+
+    survey ─► plan ─► (the operator agrees) ─► promise, everywhere ─► pull, each new voter ─► begin, each ─► elected
+
+Up to the promises nothing is changed. After them the old epoch is over for whoever promised, so from there on the
+failover is to be finished, by this coordinator or by a repeat: a repeat takes a higher epoch, finds whatever was
+already begun as the most advanced log, and goes on from there. What is begun is begun on nodes that hold the same log
+up to the fork point, so it makes no difference how many of them were reached when the coordinator died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from kvnode.base import limits
+from kvnode.base.clock import Clock
+from kvnode.base.errors import KvError, Unavailable
+from kvnode.codec.membership import Member, Membership, decode_membership
+from kvnode.node.epochs import Epochs
+from kvnode.node.failover.participant import Participant, entry_to_wire, question
+from kvnode.node.failover.plan import (
+    Plan,
+    Report,
+    Wishes,
+    make_plan,
+    most_advanced,
+    new_ballot,
+    require_fenced,
+    unfenced,
+)
+from kvnode.node.ports import Transport
+from kvnode.node.settings import NodeSettings
+from kvnode.proto.kv.internal.v1 import failover_pb2
+from kvnode.raft.raft import Raft
+
+_log = logging.getLogger(__name__)
+_POLL_S = 0.01
+
+
+class Coordinator:
+    """Carries failovers out.
+
+    Args:
+        participant: this node's own part.
+        random_source: ballots come from it.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        raft: Raft,
+        epochs: Epochs,
+        participant: Participant,
+        transport: Transport,
+        clock: Clock,
+        random_source: Random,
+        members: Callable[[], Membership],
+    ) -> None:
+        self._settings = settings
+        self._raft = raft
+        self._epochs = epochs
+        self._participant = participant
+        self._transport = transport
+        self._clock = clock
+        self._random = random_source
+        self._members = members
+        self._busy = False
+
+    async def survey(self) -> list[Report]:
+        """What every member that answers holds; those that the most advanced one knows included."""
+        reports: dict[int, Report] = {}
+        asked: set[int] = set()
+        membership = self._members()
+        while True:
+            fresh = [m for m in membership.members if m.node_id not in asked]
+            if not fresh:
+                return list(reports.values())
+            asked.update(member.node_id for member in fresh)
+            for answer in await _gather(self._inspect(member) for member in fresh):
+                if isinstance(answer, Report):
+                    reports[answer.node_id] = answer
+            own = self._participant.report()
+            reports[own.node_id] = own
+            membership = decode_membership(most_advanced(reports.values()).membership)
+
+    async def prepare(self, wishes: Wishes) -> Plan:
+        """What a failover would do; nothing is changed. Raises KvError: why it may not be."""
+        return make_plan(await self.survey(), wishes, new_ballot(self._random))
+
+    async def execute(self, wishes: Wishes, keep_index: int = 0) -> Plan:
+        """Carry a failover out.
+
+        Args:
+            keep_index: what the operator was shown to be kept; with less nothing is done.
+
+        Raises:
+            KvError: why it was not done, or how far it came; the message says what to do.
+        """
+        if self._busy:
+            raise Unavailable("this node coordinates a failover already", code="FAILOVER_IN_PROGRESS", phase="failover")
+        self._busy = True
+        try:
+            plan = await self.prepare(wishes)
+            require_fenced(plan, wishes)
+            if plan.source.last_index < keep_index:
+                raise _less_than_shown(plan, keep_index)
+            return await self._carry_out(plan, wishes)
+        finally:
+            self._busy = False
+
+    async def _carry_out(self, plan: Plan, wishes: Wishes) -> Plan:
+        plan = await self._fence(plan, wishes)
+        await self._pull(plan)
+        await self._begin(plan)
+        await self._taken_over(plan)
+        _log.warning("epoch %d has begun in '%s', behind entry %d", plan.epoch, plan.region, plan.source.last_index)
+        return plan
+
+    async def _fence(self, plan: Plan, wishes: Wishes) -> Plan:
+        """Have everybody promise; the plan with the most advanced of those that did."""
+        voter_ids = [member.node_id for member in plan.voters]
+        ask = failover_pb2.FailoverPromise(voter_ids=voter_ids)
+        silent = {member.node_id for member in plan.silent}
+        members = [member for member in plan.membership.members if member.node_id not in silent]
+        answers = await _gather(self._ask(plan, member, promise=ask) for member in members)
+        reports = [answer.report for answer in answers if isinstance(answer, failover_pb2.FailoverResponse)]
+        for member, answer in zip(members, answers, strict=True):
+            if isinstance(answer, KvError) and (member.node_id in voter_ids or answer.code == "FAILOVER_IN_PROGRESS"):
+                raise _broke_off(plan, member, answer)
+        source = most_advanced(reports)
+        if (source.last_term, source.last_index) < (plan.source.last_term, plan.source.last_index):
+            raise _less_than_shown(plan, plan.source.last_index)
+        promised = [report.node_id for report in reports]
+        fenced = replace(plan, source=source, unfenced=unfenced(plan.membership, reports, promised))
+        require_fenced(fenced, wishes)
+        return fenced
+
+    async def _pull(self, plan: Plan) -> None:
+        """Bring every new voter to the source's end."""
+        source = plan.source
+        where = plan.membership.get(source.node_id)
+        ask = failover_pb2.FailoverPull(
+            from_node_id=source.node_id,
+            from_address=where.address if where else "",
+            up_to_index=source.last_index,
+            up_to_term=source.last_term,
+        )
+        others = [member for member in plan.voters if member.node_id != source.node_id]
+        answers = await _gather(self._ask(plan, member, pull=ask) for member in others)
+        for member, answer in zip(others, answers, strict=True):
+            if isinstance(answer, KvError):
+                raise _broke_off(plan, member, answer)
+
+    async def _begin(self, plan: Plan) -> None:
+        """Begin the epoch on every new voter; a majority is enough, the leader brings it to the others."""
+        entry = entry_to_wire(plan.entry)
+        own = self._settings.node_id
+        first = own if any(member.node_id == own for member in plan.voters) else plan.voters[0].node_id
+        others = [member for member in plan.voters if member.node_id != first]
+        last = [member for member in plan.voters if member.node_id == first]
+        failures: list[tuple[Member, KvError]] = []
+        for group, campaign in ((others, False), (last, True)):  # who campaigns finds the others ready to vote
+            ask = failover_pb2.FailoverBegin(entry=entry, campaign=campaign)
+            answers = await _gather(self._ask(plan, member, begin=ask) for member in group)
+            failures += [
+                (member, answer) for member, answer in zip(group, answers, strict=True) if isinstance(answer, KvError)
+            ]
+        if 2 * len(failures) >= len(plan.voters):
+            raise _broke_off(plan, *failures[0])
+
+    async def _taken_over(self, plan: Plan) -> None:
+        """Wait until the new epoch is in the state here, and has a leader."""
+        deadline = self._clock.monotonic_ms() + limits.FAILOVER_TAKE_OVER_TIMEOUT_MS
+        while self._epochs.established < plan.epoch or not self._raft.leader_id:
+            if self._clock.monotonic_ms() >= deadline:
+                raise Unavailable(
+                    f"epoch {plan.epoch} has begun in '{plan.region}', but its voters have elected no leader yet: look "
+                    "at `kvnode status`, and start those that are down",
+                    code="FAILOVER_INCOMPLETE",
+                    phase="failover",
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _inspect(self, member: Member) -> Report:
+        request = question(self._settings, member.node_id)
+        request.inspect = True
+        return (await self._send(member, request, limits.FAILOVER_INSPECT_TIMEOUT_MS)).report
+
+    async def _ask(self, plan: Plan, member: Member, **ask: Any) -> failover_pb2.FailoverResponse:
+        request = question(self._settings, member.node_id, plan.epoch, plan.ballot, plan.region)
+        for name, value in ask.items():
+            getattr(request, name).CopyFrom(value)
+        return await self._send(member, request, limits.FAILOVER_ASK_TIMEOUT_MS)
+
+    async def _send(
+        self, member: Member, request: failover_pb2.FailoverRequest, timeout_ms: int
+    ) -> failover_pb2.FailoverResponse:
+        if member.node_id == self._settings.node_id:
+            return await self._participant.answer(request)
+        return await self._transport.ask_failover(member.address, request, timeout_ms)
+
+
+async def _gather(asks: Any) -> list[Any]:
+    """All answers in order; a KvError stands for the one that failed, what else is raised goes on."""
+    work: Sequence[Coroutine[Any, Any, Any]] = list(asks)
+    answers = await asyncio.gather(*work, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException) and not isinstance(answer, KvError):
+            raise answer
+    return answers
+
+
+def _less_than_shown(plan: Plan, index: int) -> KvError:
+    return Unavailable(
+        f"entry {index} was to be kept, and the most advanced node that answers now ends at {plan.source.last_index}: "
+        "who had more does not answer any more. Nothing was begun; run the command again to see what would be lost",
+        code="FAILOVER_LESS_THAN_SHOWN",
+        phase="failover",
+    )
+
+
+def _broke_off(plan: Plan, member: Member, cause: KvError) -> KvError:
+    if cause.code in ("FAILOVER_IN_PROGRESS", "FAILOVER_SUPERSEDED", "EPOCH_PROMISED"):
+        return cause
+    return Unavailable(
+        f"the failover to '{plan.region}' broke off at '{member.name}': {cause.message} [{cause.code}]. The nodes that "
+        f"have promised epoch {plan.epoch} take part in no earlier one: repeat the command, to this region or another",
+        code="FAILOVER_INCOMPLETE",
+        phase="failover",
+    )

@@ -1,0 +1,282 @@
+"""What each node answers to the one that coordinates a failover.
+
+A failover asks in this order: *inspect* (what do you hold?), *promise* (take no part in an earlier epoch any more),
+*pull* (fetch what you lack from the most advanced), *begin* (append the epoch's first entry). Each answer is given only
+when what it says is durable here, each may be asked again, and none depends on the coordinator living on: whatever was
+begun is finished by a repeat under a higher epoch (raft/epochs.py says why that is safe).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from kvnode.base import limits
+from kvnode.base.clock import Clock
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
+from kvnode.codec.entry import Entry
+from kvnode.codec.epoch import decode_epoch_start
+from kvnode.codec.membership import encode_membership
+from kvnode.node.epochs import Epochs
+from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.guard import Guard
+from kvnode.node.ports import Transport
+from kvnode.node.settings import NodeSettings
+from kvnode.node.wire import decode_entry
+from kvnode.proto.kv.internal.v1 import failover_pb2, peer_pb2
+from kvnode.raft.raft import Raft
+from kvnode.storage.state_tables import StateMeta
+
+_POLL_S = 0.002
+
+
+class Participant:
+    """One node's part in failovers.
+
+    Args:
+        meta: of the applied state, as of now.
+        wake: tells the driver that the core has news.
+        guard: around every entry into the core.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        raft: Raft,
+        epochs: Epochs,
+        meta: Callable[[], StateMeta],
+        freshness: FreshnessTracker,
+        transport: Transport,
+        clock: Clock,
+        wake: Callable[[], None],
+        guard: Guard,
+    ) -> None:
+        self._settings = settings
+        self._raft = raft
+        self._epochs = epochs
+        self._meta = meta
+        self._freshness = freshness
+        self._transport = transport
+        self._clock = clock
+        self._wake = wake
+        self._guard = guard
+        self._promised_at_ms: float | None = None  # monotonic; of the promise in force, if made since the start
+        self._promised_region = ""
+        self._promised_voters: tuple[int, ...] = ()
+
+    async def answer(self, request: failover_pb2.FailoverRequest) -> failover_pb2.FailoverResponse:
+        """Serve one question. Raises KvError."""
+        if request.cluster_id != self._settings.cluster_id or request.to_node_id not in (0, self._settings.node_id):
+            raise InvalidRequest(
+                "MEMBER_ID_MISMATCH",
+                f"the node here is {self._settings.node_id} of cluster {self._settings.cluster_id}",
+                phase="failover",
+            )
+        response = failover_pb2.FailoverResponse()
+        ask = request.WhichOneof("ask")
+        if ask == "promise":
+            await self._promise(request)
+        elif ask == "tail":
+            self._tail(request.tail, response)
+        elif ask == "pull":
+            await self._pull(request)
+        elif ask == "begin":
+            await self._begin(request)
+        elif ask != "inspect":
+            raise InvalidRequest("PEER_TOO_NEW", "a failover asks what this version does not know", phase="failover")
+        response.report.CopyFrom(self.report())
+        return response
+
+    def report(self) -> failover_pb2.FailoverReport:
+        """What this node knows of itself."""
+        raft, meta, settings = self._raft, self._meta(), self._settings
+        log = raft.log
+        sealed = self._sealed_epoch()
+        heard = self._freshness.latest
+        ago_ms = -1 if self._promised_at_ms is None else int(self._clock.monotonic_ms() - self._promised_at_ms)
+        return failover_pb2.FailoverReport(
+            node_id=settings.node_id,
+            name=settings.name,
+            region=settings.region,
+            dc=settings.dc,
+            state_epoch=meta.epoch,
+            log_epoch=raft.history.epoch or meta.epoch,
+            promised_epoch=raft.promised_epoch,
+            promised_ballot=raft.promised_ballot,
+            promised_region=self._promised_region,
+            promised_ago_ms=ago_ms,
+            promised_voter_ids=self._promised_voters,
+            term=raft.term,
+            last_index=log.last_index,
+            last_term=log.last_term,
+            commit_index=log.commit,
+            first_index=log.first_index(),
+            leads=raft.own_term_committed and not raft.sealed,
+            leader_id=raft.leader_id,
+            membership=encode_membership(raft.membership),
+            log_time_ms=meta.log_time_ms,
+            now_ms=self._clock.now_ms(),
+            age_ms=self._freshness.age_ms(),
+            heard_sent_at_ms=heard.sent_at_ms if heard is not None else 0,
+            heard_commit_index=heard.commit_index if heard is not None else 0,
+            reached_sent_at_ms=self._freshness.reached_sent_at_ms(),
+            sealed_epoch=sealed,
+            wanted_commit_dcs=self._epochs.wanted_commit_dcs,
+        )
+
+    def _sealed_epoch(self) -> int:
+        index = self._raft.history.sealed_at
+        if not index:
+            return 0
+        entries = self._raft.log.entries(index, index + 1, 1)
+        if entries:
+            return decode_epoch_start(entries[0].data).epoch
+        return self._epochs.seal[0].epoch if self._epochs.seal is not None else 0
+
+    async def _promise(self, request: failover_pb2.FailoverRequest) -> None:
+        raft = self._raft
+        self._refuse_second(request)
+        with self._guard:
+            raft.promise(request.epoch, request.ballot)
+        if self._promised_at_ms is None or self._promised_region != request.region:
+            self._promised_region = request.region
+        self._promised_at_ms = self._clock.monotonic_ms()
+        self._promised_voters = tuple(request.promise.voter_ids)
+        self._wake()
+        await self._until(lambda: raft.durable_promise >= (request.epoch, 0), limits.PEER_CALL_TIMEOUT_MS)
+        self._require_promise(request)
+
+    def _refuse_second(self, request: failover_pb2.FailoverRequest) -> None:
+        """Another failover began a moment ago and has not come to its end: two at once help nobody."""
+        raft = self._raft
+        held = (raft.promised_epoch, raft.promised_ballot)
+        if self._promised_at_ms is None or not raft.fenced or held == (request.epoch, request.ballot):
+            return
+        ago_ms = self._clock.monotonic_ms() - self._promised_at_ms
+        if ago_ms < limits.FAILOVER_EXCLUSIVE_MS:
+            raise failover_in_progress(self._settings.name, self._promised_region, held[0], ago_ms)
+
+    def _require_promise(self, request: failover_pb2.FailoverRequest) -> None:
+        raft = self._raft
+        if (raft.promised_epoch, raft.promised_ballot) != (request.epoch, request.ballot):
+            raise InvalidRequest(
+                "FAILOVER_SUPERSEDED",
+                f"node '{self._settings.name}' has promised epoch {raft.promised_epoch} to another failover",
+                phase="failover",
+            )
+
+    def _tail(self, ask: failover_pb2.FailoverTail, response: failover_pb2.FailoverResponse) -> None:
+        """Give entries of the own log, up to the end that was agreed on, committed or not."""
+        log = self._raft.log
+        if log.term(ask.up_to_index) != ask.up_to_term:
+            raise InvalidRequest(
+                "FAILOVER_SUPERSEDED",
+                f"node '{self._settings.name}' no longer holds entry {ask.up_to_index} of term {ask.up_to_term}",
+                phase="failover",
+            )
+        own = log.term(ask.after_index)
+        if own is None:
+            raise InvalidRequest(
+                "FAILOVER_TAIL_MISSING",
+                f"the log of '{self._settings.name}' begins at {log.first_index()}: what follows {ask.after_index} is "
+                "in it no more",
+                phase="failover",
+            )
+        if own != ask.after_term:
+            raise forked(self._settings.name, ask.after_index)
+        entries = log.entries(ask.after_index + 1, ask.up_to_index + 1, limits.MAX_FAILOVER_TAIL_BYTES)
+        for term, index, kind, data in entries:
+            response.entries.add(term=term, index=index, kind=kind, data=data)
+        response.more = bool(entries) and entries[-1].index < ask.up_to_index
+
+    async def _pull(self, request: failover_pb2.FailoverRequest) -> None:
+        """Fetch what lies between the own commit index and the agreed end from the most advanced node."""
+        ask, raft = request.pull, self._raft
+        self._require_promise(request)
+        at = min(raft.log.commit, ask.up_to_index)
+        while at < ask.up_to_index:
+            tail = failover_pb2.FailoverTail(
+                after_index=at,
+                after_term=raft.log.term(at) or 0,
+                up_to_index=ask.up_to_index,
+                up_to_term=ask.up_to_term,
+            )
+            question = failover_pb2.FailoverRequest(
+                cluster_id=request.cluster_id, to_node_id=ask.from_node_id, epoch=request.epoch, tail=tail
+            )
+            given = await self._transport.ask_failover(ask.from_address, question, limits.FAILOVER_ASK_TIMEOUT_MS)
+            entries = [decode_entry(entry) for entry in given.entries]
+            self._require_promise(request)
+            with self._guard:
+                taken = raft.take_tail(tail.after_index, tail.after_term, entries)
+            if not taken or not entries:
+                raise forked(self._settings.name, at)
+            self._wake()
+            at = entries[-1].index
+        end = (ask.up_to_index, ask.up_to_term)
+        if raft.log.term(end[0]) != end[1]:
+            raise forked(self._settings.name, end[0])
+        await self._until(lambda: raft.log.stable >= end[0], limits.FAILOVER_ASK_TIMEOUT_MS)
+        self._require_promise(request)
+
+    async def _begin(self, request: failover_pb2.FailoverRequest) -> None:
+        await self.begin(decode_entry(request.begin.entry), campaign=request.begin.campaign)
+
+    async def begin(self, entry: Entry, *, campaign: bool) -> None:
+        """Append the first entry of the promised epoch, durably; with `campaign`, stand for election at once."""
+        raft = self._raft
+        with self._guard:
+            raft.begin_epoch(entry)
+        self._wake()
+        await self._until(
+            lambda: raft.log.stable >= entry.index and raft.log.term(entry.index) == entry.term,
+            limits.PEER_CALL_TIMEOUT_MS,
+        )
+        if campaign and not raft.leader_id:
+            with self._guard:
+                raft.campaign()
+            self._wake()
+
+    async def _until(self, holds: Callable[[], bool], timeout_ms: int) -> None:
+        """Wait for the driver's disk. Raises Unavailable."""
+        deadline = self._clock.monotonic_ms() + timeout_ms
+        while not holds():
+            if self._clock.monotonic_ms() >= deadline:
+                raise Unavailable("the disk did not confirm in time", code="DEADLINE_EXCEEDED", phase="failover")
+            await asyncio.sleep(_POLL_S)
+
+
+def failover_in_progress(name: str, region: str, epoch: int, ago_ms: float) -> KvError:
+    """Another one is on its way."""
+    where = f" to '{region}'" if region else ""
+    wait_s = max(1, round((limits.FAILOVER_EXCLUSIVE_MS - ago_ms) / 1_000))
+    return Unavailable(
+        f"a failover{where} is under way: node '{name}' promised epoch {epoch} to it {ago_ms / 1_000:.1f} s ago. Wait "
+        f"for its end; if it broke off, repeat in {wait_s} s",
+        code="FAILOVER_IN_PROGRESS",
+        phase="failover",
+    )
+
+
+def forked(name: str, index: int) -> KvError:
+    """A node's committed entries are others than those of the most advanced node."""
+    return InvalidRequest(
+        "FAILOVER_FORKED",
+        f"what node '{name}' holds at {index} is another entry than the most advanced node's: one of the two belongs "
+        "to a history that an earlier failover has ended",
+        phase="failover",
+    )
+
+
+def question(
+    settings: NodeSettings, to_node_id: int, epoch: int = 0, ballot: int = 0, region: str = ""
+) -> failover_pb2.FailoverRequest:
+    """A request without its question."""
+    return failover_pb2.FailoverRequest(
+        cluster_id=settings.cluster_id, to_node_id=to_node_id, epoch=epoch, ballot=ballot, region=region
+    )
+
+
+def entry_to_wire(entry: Entry) -> peer_pb2.LogEntry:
+    """One entry."""
+    return peer_pb2.LogEntry(term=entry.term, index=entry.index, kind=entry.kind, data=entry.data)

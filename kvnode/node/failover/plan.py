@@ -1,0 +1,284 @@
+"""From what the nodes report to what a failover would do: pure, so that each case can be tested by itself.
+
+The most advanced node is the one whose log is greatest by Raft's comparison, term before index; because terms tell
+epochs apart, one of a later epoch always is. Its membership is the one that counts: whatever was committed after it
+would be on a node that has answered, if enough of the old voters have.
+
+*Fenced* means that no acknowledgement can come from the old side: a majority of every group of voters that may still
+be alive has promised the new epoch. A majority of the old voters, and not only enough of them that the others have
+none: a change of membership that is under way there could still lower what a majority is.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest, KvError, NotFound, Unavailable
+from kvnode.codec.entry import Entry
+from kvnode.codec.epoch import MAX_EPOCH, EpochStart, epoch_entry
+from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
+from kvnode.codec.versionstamp import versionstamp
+from kvnode.node.failover.participant import failover_in_progress
+from kvnode.proto.kv.internal.v1 import failover_pb2
+
+Report = failover_pb2.FailoverReport
+_LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a failover would do.
+
+    Attributes:
+        region: that is to be the primary one.
+        epoch, ballot: that is to begin.
+        source: the most advanced node's report.
+        membership: as it knows it.
+        voters: who is to vote.
+        silent: members that did not answer.
+        unfenced: voters of a group that may go on acknowledging, because a majority of them did not answer; empty = all
+            are fenced.
+        lag_ms: by which the source's state is behind the newest word of a leader that anybody heard; -1 = unknown.
+        age_ms: how old that state is now: what was acknowledged since is lost; -1 = unknown.
+    """
+
+    region: str
+    epoch: int
+    ballot: int
+    source: Report
+    membership: Membership
+    voters: tuple[Member, ...]
+    silent: tuple[Member, ...] = ()
+    unfenced: tuple[Member, ...] = ()
+    lag_ms: int = -1
+    age_ms: int = -1
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def last_versionstamp(self) -> bytes:
+        """Of the last entry that is kept."""
+        return versionstamp(self.source.log_epoch, self.source.last_index, _LAST_ORDER)
+
+    @property
+    def start(self) -> EpochStart:
+        """What begins the epoch."""
+        return epoch_start(self.membership, self.voters, self.region, self.epoch, self.ballot, self.source)
+
+    @property
+    def entry(self) -> Entry:
+        """The epoch's first entry."""
+        return epoch_entry(self.start, self.source.last_index + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the operator asks for.
+
+    Attributes:
+        region: that is to be the primary one.
+        force: although it lags, is small, or there is a primary.
+        primary_is_down: the operator vouches that voters who cannot be fenced acknowledge nothing any more.
+    """
+
+    region: str
+    force: bool = False
+    primary_is_down: bool = False
+
+
+def new_ballot(random_source: Random | None = None) -> int:
+    """A number that no other failover has, never 0."""
+    draw = secrets.randbits if random_source is None else random_source.getrandbits
+    return draw(63) | 1
+
+
+def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
+    """What a forced failover would do.
+
+    Raises:
+        KvError: why it may not be, with the code REGION_UNKNOWN, REGION_IS_PRIMARY, FAILOVER_PRIMARY_ALIVE,
+            FAILOVER_IN_PROGRESS, REGION_TOO_SMALL or FAILOVER_LAG_TOO_LARGE.
+    """
+    source = most_advanced(reports)
+    membership = decode_membership(source.membership)
+    _check_region(membership, wishes.region)
+    _check_primary(reports, membership, wishes)
+    _check_alone(reports)
+    voters = tuple(_candidates(reports, membership, source, wishes.region))
+    _check_size(membership, voters, source, wishes)
+    lag_ms, age_ms = _lag_ms(reports, source), _age_ms(source)
+    if lag_ms > limits.MAX_FAILOVER_LAG_MS and not wishes.force:
+        raise Unavailable(
+            f"the most advanced node that answers, '{source.name}', lags {lag_ms / 1_000:.0f} s behind the newest word "
+            f"of the primary: more than {limits.MAX_FAILOVER_LAG_MS // 1_000} s of writes would be lost. Start another "
+            "node that has more, or say --force",
+            code="FAILOVER_LAG_TOO_LARGE",
+            phase="failover",
+        )
+    epoch = 1 + max(max(r.state_epoch, r.log_epoch, r.promised_epoch, r.sealed_epoch) for r in reports)
+    if epoch > MAX_EPOCH:
+        raise InvalidRequest("EPOCHS_EXHAUSTED", f"epoch {epoch} has no place in a versionstamp", phase="failover")
+    answered = {report.node_id for report in reports}
+    return Plan(
+        wishes.region,
+        epoch,
+        ballot,
+        source,
+        membership,
+        voters,
+        silent=tuple(m for m in membership.members if m.node_id not in answered),
+        unfenced=unfenced(membership, reports, answered),
+        lag_ms=lag_ms,
+        age_ms=age_ms,
+        warnings=tuple(_warnings(membership, voters)),
+    )
+
+
+def most_advanced(reports: Iterable[Report]) -> Report:
+    """The node whose log is greatest."""
+    return max(reports, key=lambda r: (r.last_term, r.last_index, r.commit_index, -r.node_id))
+
+
+def unfenced(membership: Membership, reports: Sequence[Report], promised: Iterable[int]) -> tuple[Member, ...]:
+    """The voters of a group of which too few have promised; empty when all that may be alive are fenced."""
+    fenced = frozenset(promised)
+    source = most_advanced(reports)
+    groups = [[voter.node_id for voter in membership.voters]]
+    groups += [
+        list(r.promised_voter_ids) for r in reports if r.promised_voter_ids and r.promised_epoch > source.log_epoch
+    ]
+    for group in groups:
+        if 2 * len(fenced.intersection(group)) <= len(group):
+            return tuple(m for m in membership.members if m.node_id in group and m.node_id not in fenced)
+    return ()
+
+
+def require_fenced(plan: Plan, wishes: Wishes) -> None:
+    """Raise FAILOVER_NOT_FENCED unless nobody can acknowledge on the old side, or the operator vouches for it."""
+    if not plan.unfenced or wishes.primary_is_down:
+        return
+    names = ", ".join(f"'{member.name}'" for member in plan.unfenced)
+    raise Unavailable(
+        f"{names} did not answer, and without a majority of the old voters nobody can keep them from acknowledging "
+        "writes that will be lost. If they are down for certain, say --primary-is-down: should they live after all, "
+        "they may acknowledge until they hear of the new epoch from any node",
+        code="FAILOVER_NOT_FENCED",
+        phase="failover",
+    )
+
+
+def epoch_start(
+    membership: Membership, voters: Sequence[Member], region: str, epoch: int, ballot: int, source: Report
+) -> EpochStart:
+    """These vote, in as many data centers a commit as they stand in; everybody else follows."""
+    ids = {member.node_id for member in voters}
+    members = tuple(
+        Member(
+            m.node_id,
+            m.name,
+            m.region,
+            m.dc,
+            m.address,
+            MemberRole.VOTER if m.node_id in ids else MemberRole.REPLICA,
+        )
+        for m in membership.members
+    )
+    wanted = max(1, source.wanted_commit_dcs)
+    dcs_count = len({member.dc for member in voters})
+    return EpochStart(epoch, ballot, region, Membership(members, min(wanted, dcs_count)), wanted)
+
+
+def check_region_known(membership: Membership, region: str) -> None:
+    """Raise REGION_UNKNOWN unless a member stands there."""
+    _check_region(membership, region)
+
+
+def _check_region(membership: Membership, region: str) -> None:
+    regions = sorted({member.region for member in membership.members})
+    if region not in regions:
+        raise NotFound(
+            f"no member stands in a region '{region}': the regions are {', '.join(regions)}",
+            code="REGION_UNKNOWN",
+            phase="failover",
+        )
+
+
+def _check_primary(reports: Sequence[Report], membership: Membership, wishes: Wishes) -> None:
+    latest = max(report.state_epoch for report in reports)
+    leader = next((r for r in reports if r.leads and r.state_epoch == latest), None)
+    if leader is None:
+        return
+    if leader.region == wishes.region:
+        raise InvalidRequest(
+            "REGION_IS_PRIMARY", f"'{wishes.region}' is the primary region, and '{leader.name}' leads", phase="failover"
+        )
+    if not wishes.force:
+        raise InvalidRequest(
+            "FAILOVER_PRIMARY_ALIVE",
+            f"the primary region lives: '{leader.name}' in '{leader.region}' leads. Move it with --plan, which loses "
+            "nothing; to cut it off all the same, say --force",
+            phase="failover",
+        )
+
+
+def _check_alone(reports: Sequence[Report]) -> None:
+    for report in reports:
+        is_open = report.promised_epoch > max(report.state_epoch, report.log_epoch)
+        if is_open and 0 <= report.promised_ago_ms < limits.FAILOVER_EXCLUSIVE_MS:
+            raise failover_in_progress(
+                report.name, report.promised_region, report.promised_epoch, report.promised_ago_ms
+            )
+
+
+def _candidates(reports: Sequence[Report], membership: Membership, source: Report, region: str) -> Iterable[Member]:
+    """The members of the region that have answered and can be brought to the source's end."""
+    by_id = {report.node_id: report for report in reports}
+    for member in membership.members:
+        report = by_id.get(member.node_id)
+        if member.region == region and report is not None and report.commit_index + 1 >= source.first_index:
+            yield member
+
+
+def _check_size(membership: Membership, voters: Sequence[Member], source: Report, wishes: Wishes) -> None:
+    there = [member for member in membership.members if member.region == wishes.region]
+    needed = min(max(1, source.wanted_commit_dcs), len({member.dc for member in there}))
+    dcs = {member.dc for member in voters}
+    if voters and (len(dcs) >= needed or wishes.force):
+        return
+    missing = ", ".join(f"'{m.name}'" for m in there if m not in voters)
+    raise Unavailable(
+        f"of the nodes in '{wishes.region}' too few can take over: they stand in {len(dcs)} data center(s), and "
+        f"{needed} are needed; {missing} did not answer, or lag behind what '{source.name}' still has in its log. "
+        "Start them" + (", or say --force to go on with fewer" if voters else ""),
+        code="REGION_TOO_SMALL",
+        phase="failover",
+    )
+
+
+def _lag_ms(reports: Sequence[Report], source: Report) -> int:
+    heard = max((r.heard_sent_at_ms for r in reports), default=0)
+    if not heard or not source.reached_sent_at_ms:
+        return -1
+    return max(0, heard - source.reached_sent_at_ms)
+
+
+def _age_ms(source: Report) -> int:
+    return max(0, source.now_ms - source.reached_sent_at_ms) if source.reached_sent_at_ms else -1
+
+
+def _warnings(membership: Membership, voters: Sequence[Member]) -> Iterable[str]:
+    dcs_count = len({member.dc for member in voters})
+    if dcs_count < 3:
+        yield (
+            f"after this the voters stand in {dcs_count} data center(s): none of them can be lost without stopping "
+            "writes until a third is added (`kvnode member add`, then `promote`)"
+        )
+    behind = [m.name for m in membership.members if m.region == voters[0].region and m not in voters]
+    if behind:
+        yield f"{', '.join(behind)} in the same region will not vote: promote them when they have caught up"
+
+
+__all__ = ["KvError", "Plan", "Report", "Wishes", "make_plan"]

@@ -43,6 +43,8 @@ COMMANDS: dict[str, Command] = {
     "status": Command("kvnode.cli.status", "status", CLUSTER),
     "member": Command("kvnode.cli.member", "member_app", CLUSTER),
     "leader": Command("kvnode.cli.member", "leader_app", CLUSTER),
+    "failover": Command("kvnode.cli.failover", "failover", CLUSTER),
+    "changelog": Command("kvnode.cli.changelog", "changelog_app", CLUSTER),
     "database": Command("kvnode.cli.database", "database_app", CLUSTER),
     "token": Command("kvnode.cli.token", "token_app", CLUSTER),
     "serve": Command("kvnode.cli.serve", "serve", NODE),

@@ -113,6 +113,38 @@ class Admin:
         request = admin_pb2.TransferLeadershipRequest(to_node_id=to_node_id)
         return await self._change(rpc.TRANSFER_LEADERSHIP, request)
 
+    async def failover(
+        self,
+        region: str,
+        *,
+        planned: bool = False,
+        dry_run: bool = False,
+        force: bool = False,
+        primary_is_down: bool = False,
+        keep_index: int = 0,
+    ) -> admin_pb2.FailoverResponse:
+        """Move the primary to another region, coordinated by the answering node: preferably one that stands there.
+
+        Args:
+            region: that is to be the primary one.
+            planned: the old primary lives, and ends its epoch itself: nothing is lost.
+            dry_run: say what would be done, and change nothing.
+            force: although the region lags or is small, or the primary lives.
+            primary_is_down: old voters that do not answer acknowledge nothing any more, for certain.
+            keep_index: what a dry run said would be kept (last_index); with less, nothing is done.
+        """
+        request = admin_pb2.FailoverRequest(
+            region=region,
+            planned=planned,
+            dry_run=dry_run,
+            force=force,
+            primary_is_down=primary_is_down,
+            keep_index=keep_index,
+        )
+        if dry_run:
+            return await self._caller.call(rpc.FAILOVER, request, self._timeout_ms)
+        return await self._once(rpc.FAILOVER, request)
+
     async def snapshot(self) -> admin_pb2.SnapshotResponse:
         """Write a snapshot at the answering node now, and compact its log behind it."""
         return await self._caller.call(rpc.SNAPSHOT, admin_pb2.SnapshotRequest(), self._timeout_ms)

@@ -39,6 +39,7 @@ MEMBER_REPLACE = Method("/kv.v1.Admin/MemberReplace", admin_pb2.MemberReplaceReq
 TRANSFER_LEADERSHIP = Method(
     "/kv.v1.Admin/TransferLeadership", admin_pb2.TransferLeadershipRequest, admin_pb2.TransferLeadershipResponse
 )
+FAILOVER = Method("/kv.v1.Admin/Failover", admin_pb2.FailoverRequest, admin_pb2.FailoverResponse)
 SNAPSHOT = Method("/kv.v1.Admin/Snapshot", admin_pb2.SnapshotRequest, admin_pb2.SnapshotResponse)
 DIGEST = Method("/kv.v1.Admin/Digest", admin_pb2.DigestRequest, admin_pb2.DigestResponse)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, KvError, NotFound, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec.entry import Entry
 from kvnode.codec.epoch import MAX_EPOCH, EpochStart, epoch_entry
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
@@ -111,11 +111,11 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
     _check_size(membership, voters, source, wishes)
     lag_ms, age_ms = _lag_ms(reports, source), _age_ms(source)
     if lag_ms > limits.MAX_FAILOVER_LAG_MS and not wishes.force:
-        raise Unavailable(
+        raise InvalidRequest(
+            "FAILOVER_LAG_TOO_LARGE",
             f"the most advanced node that answers, '{source.name}', lags {lag_ms / 1_000:.0f} s behind the newest word "
             f"of the primary: more than {limits.MAX_FAILOVER_LAG_MS // 1_000} s of writes would be lost. Start another "
             "node that has more, or say --force",
-            code="FAILOVER_LAG_TOO_LARGE",
             phase="failover",
         )
     epoch = 1 + max(max(r.state_epoch, r.log_epoch, r.promised_epoch, r.sealed_epoch) for r in reports)
@@ -161,11 +161,11 @@ def require_fenced(plan: Plan, wishes: Wishes) -> None:
     if not plan.unfenced or wishes.primary_is_down:
         return
     names = ", ".join(f"'{member.name}'" for member in plan.unfenced)
-    raise Unavailable(
+    raise InvalidRequest(
+        "FAILOVER_NOT_FENCED",
         f"{names} did not answer, and without a majority of the old voters nobody can keep them from acknowledging "
         "writes that will be lost. If they are down for certain, say --primary-is-down: should they live after all, "
         "they may acknowledge until they hear of the new epoch from any node",
-        code="FAILOVER_NOT_FENCED",
         phase="failover",
     )
 
@@ -199,9 +199,9 @@ def check_region_known(membership: Membership, region: str) -> None:
 def _check_region(membership: Membership, region: str) -> None:
     regions = sorted({member.region for member in membership.members})
     if region not in regions:
-        raise NotFound(
+        raise InvalidRequest(
+            "REGION_UNKNOWN",
             f"no member stands in a region '{region}': the regions are {', '.join(regions)}",
-            code="REGION_UNKNOWN",
             phase="failover",
         )
 
@@ -249,11 +249,11 @@ def _check_size(membership: Membership, voters: Sequence[Member], source: Report
     if voters and (len(dcs) >= needed or wishes.force):
         return
     missing = ", ".join(f"'{m.name}'" for m in there if m not in voters)
-    raise Unavailable(
+    raise InvalidRequest(
+        "REGION_TOO_SMALL",
         f"of the nodes in '{wishes.region}' too few can take over: they stand in {len(dcs)} data center(s), and "
         f"{needed} are needed; {missing} did not answer, or lag behind what '{source.name}' still has in its log. "
         "Start them" + (", or say --force to go on with fewer" if voters else ""),
-        code="REGION_TOO_SMALL",
         phase="failover",
     )
 

@@ -1,0 +1,117 @@
+"""changelog show: what a node saved that a failover had cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.cli.options import Output, OutputOption
+from kvnode.cli.run import fail
+from kvnode.cli.show import compact, print_json, print_table, show_time
+
+if TYPE_CHECKING:
+    from kvnode.codec.entry import Entry
+
+changelog_app = typer.Typer(no_args_is_help=True, help="The changelog: show what a failover has cut off.")
+
+_COLUMNS = ("versionstamp", "log time", "change", "database", "key", "value")
+
+
+@changelog_app.command("show")
+def show(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file under a node's data directory, forks/*.fork.")],
+    output: OutputOption = None,
+) -> None:
+    """Show the entries that a node held and nobody else, saved when a failover had ended its history.
+
+    Example:
+
+      kvnode changelog show data/forks/epoch-1-from-905-to-911.fork -o json
+    """
+    try:
+        _show(file, output)
+    except KvError as error:
+        fail(error, output)
+
+
+def _show(file: Path, output: Output | None) -> None:
+    from kvnode.storage.fork_file import read_fork
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InvalidRequest("FORK_FILE_INVALID", f"cannot read {file}: {error}") from error
+    header, entries = read_fork(data, str(file))
+    if output is Output.JSON:
+        for entry in entries:
+            for row in rows_of(entry):
+                print_json(row)
+        return
+    print(
+        f"Entries {header.first_index} to {header.last_index} of epoch {header.epoch}, held by '{header.node}'; the "
+        f"history that goes on has what came up to {header.fork_index}. Saved {show_time(header.saved_at_ms)}."
+    )
+    rows = [_cells(row) for entry in entries for row in rows_of(entry)]
+    print_table(_COLUMNS, rows)
+
+
+def rows_of(entry: Entry) -> Iterator[dict[str, Any]]:
+    """What an entry changed, a row for each fact; what is not of a user's database is left out."""
+    from kvnode.codec.entry import EntryKind
+    from kvnode.codec.versionstamp import versionstamp
+    from kvnode.machine.keyspace import DATABASE_PREFIX_BYTES, SYSTEM_DATABASE
+    from kvnode.proto.kv.internal.v1 import log_pb2
+
+    if entry.kind is not EntryKind.DATA:
+        return
+    payload = log_pb2.EntryPayload.FromString(entry.data)
+    for order, transaction in enumerate(payload.transactions):
+        for fact in transaction.facts:
+            database = int.from_bytes(fact.key[:DATABASE_PREFIX_BYTES], "big")
+            if database == SYSTEM_DATABASE:
+                continue
+            kind = log_pb2.FactKind.Name(fact.kind).removeprefix("FACT_KIND_").lower()
+            row: dict[str, Any] = {
+                "versionstamp": versionstamp(payload.epoch, entry.index, order).hex(),
+                "index": entry.index,
+                "term": entry.term,
+                "log_time_ms": payload.log_time_ms,
+                "kind": kind,
+                "database": database,
+                "key": _key(fact.key[DATABASE_PREFIX_BYTES:]),
+            }
+            if fact.end_key:
+                row["end"] = _key(fact.end_key[DATABASE_PREFIX_BYTES:])
+            if kind == "set":
+                row["value"] = _value(fact.value, fact.encoding)
+                row["expire_at_ms"] = fact.expire_at_ms or None
+            yield row
+
+
+def _key(raw: bytes) -> object:
+    from kvnode.codec.json_keys import key_to_parts
+    from kvnode.codec.keys import decode_key
+
+    try:
+        return key_to_parts(decode_key(raw))
+    except (InvalidRequest, ValueError):
+        return {"$key": raw.hex()}
+
+
+def _value(data: bytes, encoding: int) -> object:
+    from kvnode.codec.json_values import value_to_json
+
+    try:
+        return value_to_json(data, encoding)
+    except (KvError, ValueError):
+        return {"$data": data.hex(), "encoding": encoding}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    key = compact(row["key"]) + (f" to {compact(row['end'])}" if "end" in row else "")
+    value = compact(row["value"]) if "value" in row else ""
+    return [row["versionstamp"], show_time(row["log_time_ms"]), row["kind"], str(row["database"]), key, value]

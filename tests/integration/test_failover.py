@@ -1,0 +1,80 @@
+"""The primary moves to another region, on real processes: because it is gone, and as planned; and it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.launcher import ROOT, LocalCluster
+from tests.integration.helpers import assert_equal_digests, eventually, get, put
+from tests.integration.test_membership import kvnode, refused, roles
+from tests.integration.test_replicas import add_europe, arrives
+
+PRIMARY = ("a", "b", "c")
+DOWN = "--primary-is-down"
+
+
+def forks(cluster: LocalCluster, name: str) -> list[Path]:
+    return sorted((cluster.nodes[name].data_dir / "forks").glob("*.fork"))
+
+
+def show_fork(path: Path) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-m", "kvnode", "changelog", "show", str(path), "-o", "json"],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return ran.stdout
+
+
+def is_replica(cluster: LocalCluster, name: str) -> bool:
+    status = cluster.nodes[name].status()
+    return status is not None and status.self.role == "replica" and status.epoch == 2 and bool(status.leader_id)
+
+
+async def test_the_whole_primary_region_is_lost_and_comes_back(cluster: LocalCluster) -> None:
+    europe = await add_europe(cluster)
+    await put(cluster.addresses[0], "kept")
+    for name in europe:
+        await arrives(cluster.nodes[name].address, "kept")
+    assert "FAILOVER_PRIMARY_ALIVE" in await refused(cluster, "failover", "--to", "europe", "--yes")
+    assert "REGION_UNKNOWN" in await refused(cluster, "failover", "--to", "asia", "--yes")
+    for name in europe:
+        cluster.pause(name)
+    lost = await put(cluster.addresses[0], "lost")
+    for name in PRIMARY:
+        cluster.kill(name)
+    for name in europe:
+        cluster.resume(name)
+    at = cluster.nodes[europe[0]].address
+    assert "FAILOVER_NOT_FENCED" in await refused(cluster, "failover", "--to", "europe", "--yes")
+    waiting = asyncio.ensure_future(put(cluster.nodes[europe[1]].address, "held", timeout_ms=60_000))
+    shown = await kvnode(cluster, "failover", "--to", "europe", DOWN, "--dry-run", at=europe[0])
+    assert shown["epoch"] == 2 and shown["silent"] == list(PRIMARY) and bytes.fromhex(shown["last_versionstamp"]) < lost
+    began = time.monotonic()
+    done = await kvnode(cluster, "failover", "--to", "europe", DOWN, "--yes", at=europe[0])
+    after = await put(at, "after")
+    assert time.monotonic() - began < 10, "the command and the first write after it"
+    assert done["epoch"] == 2 and after > lost and after[:2] == b"\x00\x02"
+    assert await waiting > lost, "what a node of the region held while there was no primary"
+    assert await get(at, "kept") == b"value" and await get(at, "lost") is None
+
+    for name in PRIMARY:
+        await asyncio.to_thread(cluster.restart, name, wait=False)
+    await eventually(lambda: all(is_replica(cluster, name) for name in PRIMARY), "the old voters do not rejoin", 60)
+    assert roles(await kvnode(cluster, "member", "list")) == dict.fromkeys(PRIMARY, "replica") | dict.fromkeys(
+        europe, "voter"
+    )
+    await put(cluster.nodes["a"].address, "through the old primary")
+    await arrives(cluster.nodes["b"].address, "through the old primary")
+    assert await get(cluster.nodes["c"].address, "lost") is None
+    saved = [path for name in PRIMARY for path in forks(cluster, name)]
+    assert saved and any('["lost"]' in show_fork(path) for path in saved), saved
+    await assert_equal_digests(cluster)
+    assert all(node.ready() for node in cluster.nodes.values())

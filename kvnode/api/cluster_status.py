@@ -8,6 +8,7 @@ import grpc
 from grpc import aio
 
 from kvnode.api.ports import ServedNode
+from kvnode.base.topology import next_loss
 from kvnode.codec.membership import Member, MemberRole
 from kvnode.node.channels import open_channel
 from kvnode.node.member_wire import member_to_wire
@@ -34,7 +35,9 @@ async def cluster_status(
 
     answers = await asyncio.gather(*(ask(member) for member in node.membership.members))
     healthy, summary = _judge(list(answers))
-    return admin_pb2.ClusterStatusResponse(summary=summary, healthy=healthy, nodes=answers)
+    voters = [(a.member.dc, not a.error) for a in answers if a.member.role == MemberRole.VOTER.value]
+    loss = next_loss(voters, node.membership.min_commit_dcs)
+    return admin_pb2.ClusterStatusResponse(summary=summary, healthy=healthy, nodes=answers, next_loss=loss)
 
 
 async def _ask(

@@ -54,6 +54,31 @@ def topology_problems(places: Sequence[tuple[str, str, bool]], min_commit_dcs: i
     return problems + _advice(members, dcs)
 
 
+def next_loss(voters: Sequence[tuple[str, bool]], min_commit_dcs: int) -> str:
+    """Which data center may be lost next without stopping writes, as a sentence; empty for a single voter.
+
+    Args:
+        voters: of each the data center, and whether it answers.
+    """
+    if len(voters) < 2:
+        return ""
+    majority = len(voters) // 2 + 1
+    dcs = sorted({dc for dc, _ in voters})
+    living = [dc for dc, answers in voters if answers]
+
+    def survives(lost: str) -> bool:
+        left = [dc for dc in living if dc != lost]
+        return len(left) >= majority and len(set(left)) >= min_commit_dcs
+
+    spare = [dc for dc in dcs if survives(dc)]
+    if not spare:
+        until = " until a third is added" if len(dcs) == 2 else ""
+        return f"No data center of {', '.join(dcs)} can be lost without stopping writes{until}."
+    if len(spare) == len(dcs):
+        return f"Any one data center of {', '.join(dcs)} can be lost without stopping writes."
+    return f"Of the data centers {', '.join(dcs)} only {' or '.join(spare)} can be lost without stopping writes."
+
+
 def _advice(members: Sequence[Place], primary_dcs: Sequence[str]) -> list[Problem]:
     all_dcs = {member.dc for member in members}
     regions = {member.region for member in members}

@@ -87,12 +87,12 @@ async def _near(endpoints: str, timeout_ms: int, region: str) -> Admin:
     from kvnode.client.channel import parse_endpoints
 
     given = parse_endpoints(endpoints)
-    async with Admin(given, token=chosen.token, timeout_ms=timeout_ms) as admin:
+    async with Admin(given, token=chosen.token, credentials=chosen.credentials(), timeout_ms=timeout_ms) as admin:
         members = (await admin.members()).members
         last = admin.endpoint
     there = [member.address for member in members if member.region == region]
     addresses = list(dict.fromkeys([*there, last, *given]))
-    return Admin(addresses, token=chosen.token, timeout_ms=timeout_ms)
+    return Admin(addresses, token=chosen.token, credentials=chosen.credentials(), timeout_ms=timeout_ms)
 
 
 def _ask(region: str) -> None:

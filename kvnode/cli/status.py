@@ -101,6 +101,8 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
 
         Console().clear()
     print(cluster.summary)
+    if cluster.next_loss:
+        print(cluster.next_loss)
     for node in cluster.nodes:
         for problem in _problems(node):
             if problem not in cluster.summary:
@@ -143,7 +145,12 @@ def cluster_json(cluster: admin_pb2.ClusterStatusResponse) -> dict[str, Any]:
         shown["status"] = message_json(node.status) if node.HasField("status") else None
         shown["error"] = node.error or None
         nodes.append(shown)
-    return {"summary": cluster.summary, "healthy": cluster.healthy, "nodes": nodes}
+    return {
+        "summary": cluster.summary,
+        "healthy": cluster.healthy,
+        "next_loss": cluster.next_loss,
+        "nodes": nodes,
+    }
 
 
 def message_json(message: Any) -> dict[str, Any]:

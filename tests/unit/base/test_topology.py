@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.base.topology import topology_problems
+from kvnode.base.topology import next_loss, topology_problems
 
 DEFAULT = [("a", "us", True), ("b", "us", True), ("c", "us", True)]
 WHOLE = [*DEFAULT, ("d", "eu", False), ("e", "eu", False), ("f", "asia", False)]
@@ -56,3 +56,15 @@ def test_accepted_means_that_any_loss_leaves_a_quorum(dcs: list[str], min_commit
         for lost in set(dcs)
     )
     assert accepted == survives
+
+
+def test_what_may_be_lost_next() -> None:
+    three = [("a", True), ("b", True), ("c", True)]
+    assert next_loss(three, 2) == "Any one data center of a, b, c can be lost without stopping writes."
+    assert next_loss(three[:2], 2).startswith(
+        "No data center of a, b can be lost without stopping writes until a third"
+    )
+    assert next_loss(three[:1], 1) == ""
+    assert next_loss([*three[:2], ("c", False)], 2).endswith("only c can be lost without stopping writes.")
+    heavy = [("a", True), ("a", True), ("a", True), ("b", True), ("c", True)]
+    assert "only b or c can be lost" in next_loss(heavy, 2)

@@ -1,0 +1,149 @@
+"""What a forced failover would do, from what the nodes report; each reason not to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.client.status import is_retryable
+from kvnode.codec.entry import EntryKind
+from kvnode.codec.epoch import decode_epoch_start, first_term
+from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
+from kvnode.codec.versionstamp import split
+from kvnode.node.failover.plan import Plan, Report, Wishes, make_plan, require_fenced, unfenced
+
+US, EU, ASIA = (1, 2, 3), (4, 5), (6, 7)
+
+
+def member(node_id: int) -> Member:
+    region = "us" if node_id in US else "eu" if node_id in EU else "asia"
+    role = MemberRole.VOTER if node_id in US else MemberRole.REPLICA
+    return Member(node_id, f"n{node_id}", region, f"dc{node_id}", f"h{node_id}:1", role)
+
+
+MEMBERS = Membership(tuple(member(node_id) for node_id in (*US, *EU, *ASIA)), 2)
+
+
+def report(node_id: int, index: int = 900, term: int = 3, **more: Any) -> Report:
+    fields = {
+        "node_id": node_id,
+        "name": f"n{node_id}",
+        "region": member(node_id).region,
+        "dc": f"dc{node_id}",
+        "state_epoch": 1,
+        "log_epoch": 1,
+        "promised_ago_ms": -1,
+        "term": term,
+        "last_index": index,
+        "last_term": term,
+        "commit_index": index,
+        "first_index": 1,
+        "membership": encode_membership(MEMBERS),
+        "now_ms": 100_000,
+        "heard_sent_at_ms": 90_000,
+        "reached_sent_at_ms": 90_000,
+        "wanted_commit_dcs": 2,
+    }
+    return Report(**(fields | more))
+
+
+def plan(reports: Sequence[Report], region: str = "eu", *, force: bool = False, down: bool = False) -> Plan:
+    return make_plan(reports, Wishes(region, force=force, primary_is_down=down), 7)
+
+
+def code(reports: Sequence[Report], region: str = "eu", **wishes: bool) -> str:
+    with pytest.raises(KvError) as caught:
+        plan(reports, region, **wishes)
+    assert not is_retryable(caught.value), "to say it again does not help"
+    return caught.value.code
+
+
+REPLICAS = [report(node_id) for node_id in (*EU, *ASIA)]
+
+
+def test_the_most_advanced_node_wins_wherever_it_stands() -> None:
+    made = plan([report(4), report(5), report(6, 950), report(3, 940, 4, commit_index=900)])
+    assert made.source.node_id == 3, "a later term, though a shorter log: it may have acknowledged that"
+    assert (made.epoch, split(made.last_versionstamp)[:2]) == (2, (1, 940))
+    assert [m.node_id for m in made.silent] == [1, 2, 7]
+
+
+def test_what_begins_has_the_region_as_voters_and_all_others_as_replicas() -> None:
+    entry = plan(REPLICAS).entry
+    start = decode_epoch_start(entry.data)
+    assert (entry.kind, entry.index, entry.term) == (EntryKind.EPOCH, 901, first_term(2))
+    assert [m.node_id for m in start.membership.voters] == [4, 5] and start.membership.min_commit_dcs == 2
+    assert {m.role for m in start.membership.members if m.node_id not in EU} == {MemberRole.REPLICA}
+    assert (start.ballot, start.region, start.planned) == (7, "eu", False)
+
+
+def test_commits_ask_for_as_many_data_centers_as_there_are_and_for_more_again_later() -> None:
+    one = plan([report(4), report(6)], force=True).start
+    assert (one.membership.min_commit_dcs, one.wanted_commit_dcs) == (1, 2)
+    later = report(1, wanted_commit_dcs=2, membership=encode_membership(one.membership))
+    assert plan([later, report(2), report(3), report(4)], "us").start.membership.min_commit_dcs == 2
+
+
+def test_an_epoch_is_above_all_that_anybody_knows() -> None:
+    assert plan([*REPLICAS[1:], report(4, promised_epoch=6)]).epoch == 7
+    assert plan([*REPLICAS[1:], report(4, sealed_epoch=9)]).epoch == 10
+
+
+def test_an_unknown_region_changes_nothing() -> None:
+    assert code(REPLICAS, "mars") == "REGION_UNKNOWN"
+
+
+def test_a_primary_that_lives_is_not_cut_off_unawares() -> None:
+    living = [*REPLICAS, report(1, leads=True)]
+    assert code(living) == "FAILOVER_PRIMARY_ALIVE" and code(living, "us") == "REGION_IS_PRIMARY"
+    assert plan(living, force=True).epoch == 2
+    stale = report(1, leads=True)  # of epoch 1, while somebody is in epoch 2 already
+    assert plan([*REPLICAS, stale, report(5, 990, first_term(2) + 1, state_epoch=2, log_epoch=2)]).epoch == 3
+
+
+def test_a_region_with_too_few_nodes() -> None:
+    assert code([report(4), report(6)]) == "REGION_TOO_SMALL"
+    assert code([report(6), report(7)], force=True) == "REGION_TOO_SMALL", "nobody at all is there"
+    assert code([report(4, 10), report(5, 10), report(6, first_index=500)]) == "REGION_TOO_SMALL", "the tail is gone"
+
+
+def test_a_region_that_lags_beyond_the_limit() -> None:
+    behind = [report(node_id, reached_sent_at_ms=20_000) for node_id in EU]
+    assert code(behind) == "FAILOVER_LAG_TOO_LARGE"
+    assert plan(behind, force=True).lag_ms == 70_000
+    assert plan([*behind, report(6, 950)]).lag_ms == 0, "somebody else has it"
+
+
+def test_two_at_once() -> None:
+    begun = [report(4, promised_epoch=2, promised_ago_ms=500, promised_region="asia"), *REPLICAS[1:]]
+    assert code(begun, force=True) == "FAILOVER_IN_PROGRESS"
+    old = [report(4, promised_epoch=2, promised_ago_ms=60_000), *REPLICAS[1:]]
+    assert plan(old).epoch == 3, "it broke off long ago"
+
+
+def test_fenced_is_a_majority_of_the_old_voters() -> None:
+    assert [m.node_id for m in plan(REPLICAS).unfenced] == [1, 2, 3]
+    assert [m.node_id for m in plan([*REPLICAS, report(1)]).unfenced] == [2, 3]
+    assert plan([*REPLICAS, report(1), report(2)]).unfenced == ()
+    four = Membership((*MEMBERS.members[:3], Member(9, "n9", "us", "dc9", "h:1", MemberRole.VOTER)), 2)
+    assert unfenced(four, [report(1), report(2)], [1, 2]), "half of them could remove a third and go on"
+
+
+def test_voters_of_a_failover_that_broke_off_are_to_be_fenced_too() -> None:
+    half = [report(6, promised_epoch=2, promised_voter_ids=[4, 5]), report(7), report(1), report(2)]
+    assert [m.node_id for m in plan(half, "asia").unfenced] == [4, 5], "they may have begun epoch 2"
+
+
+def test_who_is_not_fenced_is_named() -> None:
+    made = plan(REPLICAS)
+    with pytest.raises(InvalidRequest, match="'n1', 'n2', 'n3' did not answer") as caught:
+        require_fenced(made, Wishes("eu"))
+    assert caught.value.code == "FAILOVER_NOT_FENCED"
+    require_fenced(made, Wishes("eu", primary_is_down=True))
+
+
+def test_two_data_centers_are_warned_of() -> None:
+    assert "none of them can be lost" in plan(REPLICAS).warnings[0]

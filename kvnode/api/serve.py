@@ -34,7 +34,7 @@ from kvnode.api.queue_metrics import QueueStats
 from kvnode.api.self_join import SelfJoin
 from kvnode.api.serve_gateway import serve_gateway
 from kvnode.api.tls import GrpcTls, grpc_tls
-from kvnode.base import limits
+from kvnode.base import egress, limits
 from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import NodeConfig
 from kvnode.base.errors import ConfigError, KvError, StateDamaged
@@ -74,6 +74,7 @@ def run(config: NodeConfig) -> int:
     logging.basicConfig(
         level=config.log_level.upper(), stream=sys.stderr, format=f"%(asctime)s {config.name} %(levelname)s %(message)s"
     )
+    egress.use_proxy(config.egress_proxy)
     try:
         return uvloop.run(serve_gateway(config) if config.role == "gateway" else _serve(config))
     except ConfigError as error:

@@ -37,6 +37,11 @@ KEYS: dict[str, Key] = {
     "data_dir": Key(str, "kvnode-data", "where log, state and identity live; one node's own"),
     "listen": Key(str, "127.0.0.1:4510", "host:port of the gRPC server"),
     "advertise": Key(str, "", "host:port by which peers and clients reach it; empty = listen"),
+    "egress_proxy": Key(
+        str,
+        "",
+        "host:port of an HTTP proxy (CONNECT) through which it opens connections to other nodes; empty = directly",
+    ),
     "ops_listen": Key(str, "127.0.0.1:4511", "host:port of /livez, /readyz and /metrics"),
     "connect_listen": Key(
         str, "127.0.0.1:4512", "host:port of KV Connect, over which Deno's clients come; empty = not served"
@@ -101,6 +106,7 @@ class NodeConfig:
     data_dir: str
     listen: str
     advertise: str
+    egress_proxy: str
     ops_listen: str
     connect_listen: str
     tls_cert: str
@@ -218,9 +224,9 @@ _EVERYWHERE = frozenset({"0.0.0.0", "::"})
 
 
 def _check(config: NodeConfig) -> None:
-    for name in ("listen", "ops_listen", "advertise", "connect_listen"):
+    for name in ("listen", "ops_listen", "advertise", "connect_listen", "egress_proxy"):
         address = getattr(config, name)
-        if address or name not in ("advertise", "connect_listen"):
+        if address or name not in ("advertise", "connect_listen", "egress_proxy"):
             split_address(address, name)
     _check_tls(config)
     for name in ("peers", "join"):

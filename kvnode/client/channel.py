@@ -8,7 +8,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from kvnode.base import limits
+from kvnode.base import egress, limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.client import rpc
 from kvnode.client.status import error_from_rpc
@@ -21,7 +21,6 @@ _OPTIONS: Final = (
     ("grpc.max_receive_message_length", limits.MAX_GRPC_MESSAGE_BYTES),
     # Each dial is judged by itself: a shared subchannel would bring along the back-off of an earlier one.
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),
     # A host that died while nothing was asked of it is found before the next operation waits for it.
     ("grpc.keepalive_time_ms", limits.CLIENT_KEEPALIVE_INTERVAL_MS),
@@ -73,10 +72,11 @@ async def dial(
     Raises:
         KvError: phase dial or tls; it names the address and what to do.
     """
+    options = (*_OPTIONS, *egress.grpc_options())
     if credentials is None:
-        channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        channel = grpc.aio.insecure_channel(address, options=options)
     else:
-        channel = grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+        channel = grpc.aio.secure_channel(address, credentials, options=options)
     try:
         async with asyncio.timeout(timeout_ms / 1000):
             if await _connected(channel):

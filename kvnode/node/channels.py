@@ -10,7 +10,7 @@ from __future__ import annotations
 import grpc
 from grpc import aio
 
-from kvnode.base import limits
+from kvnode.base import egress, limits
 
 Options = tuple[tuple[str, int | str], ...]
 
@@ -36,7 +36,6 @@ CHANNEL_OPTIONS: Options = (
     ("grpc.initial_reconnect_backoff_ms", limits.MIN_PEER_BACKOFF_MS),
     ("grpc.min_reconnect_backoff_ms", limits.PEER_CONNECT_TIMEOUT_MS),  # is also how long one attempt may take
     ("grpc.max_reconnect_backoff_ms", limits.MAX_PEER_BACKOFF_MS),
-    ("grpc.enable_http_proxy", 0),  # an http_proxy of the environment is not meant for peers
 )
 
 SERVER_OPTIONS: Options = (
@@ -48,7 +47,9 @@ SERVER_OPTIONS: Options = (
 
 
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> aio.Channel:
-    """A channel of its own connection to `address`; without credentials in plain text."""
+    """A channel of its own connection to `address`, through the egress proxy if there is one; without credentials in
+    plain text."""
+    options = (*CHANNEL_OPTIONS, *egress.grpc_options())
     if credentials is None:
-        return aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    return aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+        return aio.insecure_channel(address, options=options)
+    return aio.secure_channel(address, credentials, options=options)

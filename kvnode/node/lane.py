@@ -12,7 +12,7 @@ only until the lane is open, or for good if it cannot be opened (a firewall, TLS
 A lane that breaks takes its stream along, so that there is one state of a peer and not two; a stream that ends closes
 its lane.
 
-On the wire: the token, which the receiver sends back, so that nothing is entrusted to whoever else may listen at that
+On the wire: where there is an egress proxy, its CONNECT; the token, which the receiver sends back, so that nothing is entrusted to whoever else may listen at that
 address; then frames, each a length of four bytes, big endian, and a PeerBatch. Nothing more comes back.
 """
 
@@ -22,7 +22,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from kvnode.base import limits
+from kvnode.base import egress, limits
+from kvnode.base.config import split_address
 
 TOKEN_BYTES = 16
 _LENGTH_BYTES = 4
@@ -68,13 +69,17 @@ class Lane(asyncio.Protocol):
 
     Args:
         token: what the offer named.
+        tunnel: what is said to the egress proxy first; empty = there is none.
         lost: called once when the connection ends without close().
         writable: called when it takes batches again after is_full.
     """
 
-    def __init__(self, token: bytes, lost: Callable[[], None], writable: Callable[[], None]) -> None:
+    def __init__(
+        self, token: bytes, lost: Callable[[], None], writable: Callable[[], None], tunnel: bytes = b""
+    ) -> None:
         self._token = token
-        self._echo = b""
+        self._tunnel = tunnel
+        self._heard = b""
         self._welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lost = lost
         self._writable = writable
@@ -88,9 +93,13 @@ class Lane(asyncio.Protocol):
     ) -> Lane:
         """Connect, and wait for the welcome. Raises OSError."""
         loop = asyncio.get_running_loop()
-        _, lane = await loop.create_connection(lambda: cls(token, lost, writable), host, port)
+        tunnel = b""
+        if proxy := egress.proxy():
+            tunnel = egress.connect_request(host, port)
+            host, port = split_address(proxy, "egress_proxy")
+        _, lane = await loop.create_connection(lambda: cls(token, lost, writable, tunnel), host, port)
         try:
-            lane._write(token)
+            lane._write(tunnel or token)
             await lane._welcomed
         except BaseException:
             lane.close()
@@ -130,13 +139,28 @@ class Lane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        self._echo += data
-        if self._welcomed.done() or len(self._echo) < TOKEN_BYTES:
+        self._heard += data
+        if self._tunnel and not self._passes_proxy():
             return
-        if self._echo == self._token:
+        if self._welcomed.done() or len(self._heard) < TOKEN_BYTES:
+            return
+        if self._heard == self._token:
             self._welcomed.set_result(None)
         else:
             self._welcomed.set_exception(ConnectionRefusedError("another service listens there"))
+
+    def _passes_proxy(self) -> bool:
+        """Whether the proxy has answered, and well; then the peer is spoken to."""
+        head, end, rest = self._heard.partition(b"\r\n\r\n")
+        if not end or self._welcomed.done():
+            return False
+        if not egress.is_connected(head):
+            status = head.split(b"\r\n", 1)[0].decode(errors="replace")
+            self._welcomed.set_exception(ConnectionRefusedError(f"the egress proxy answered {status}"))
+            return False
+        self._tunnel, self._heard = b"", rest
+        self._write(self._token)
+        return True
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""

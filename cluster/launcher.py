@@ -150,7 +150,7 @@ class LocalCluster:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.min_commit_dcs = min_commit_dcs
         self._common = list(arguments)
-        self._environment = {**_own_environment(), **(environment or {})}
+        self._environment = {**own_environment(), **(environment or {})}
         self._keeper = Keeper()
         ports = iter(free_ports(3 * len(specs)))
         self.nodes = {spec.name: self._node(spec, next(ports), next(ports), next(ports)) for spec in specs}
@@ -383,7 +383,11 @@ class LocalCluster:
         return f"--- log of {node.name} ({node.child.log})\n" + "\n".join(lines)
 
 
-def _own_environment() -> dict[str, str]:
-    """This process's variables without those of the user that would configure every node alike."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("KVNODE_", "DENO_KV_"))}
+def own_environment() -> dict[str, str]:
+    """This process's variables without those of the user that would configure every node alike, or dial past a WAN."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("KVNODE_", "DENO_KV_")) and name.lower() not in ("no_proxy", "no_grpc_proxy")
+    }
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

@@ -44,6 +44,10 @@ class Stream:
         """The source sends no more."""
         self._links.send(self._link, self._finish)
 
+    def close(self) -> None:
+        """The source is gone, after it had said all."""
+        self._links.send(self._link, self._close)
+
     def abort(self) -> None:
         """The source is gone."""
         self._links.send(self._link, self._abort)
@@ -62,6 +66,10 @@ class Stream:
     def _finish(self) -> None:
         if self.sink is not None:
             self.sink.finish()
+
+    def _close(self) -> None:
+        if self.sink is not None:
+            self.sink.close()
 
     def _abort(self) -> None:
         if self.sink is not None:
@@ -109,6 +117,11 @@ class End(asyncio.Protocol):
         else:
             self._transport.write_eof()
 
+    def close(self) -> None:
+        """Leave it when what was written has left."""
+        if self._transport is not None:
+            self._transport.close()
+
     def abort(self) -> None:
         """Cut it."""
         if self._transport is not None:
@@ -141,7 +154,11 @@ class End(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._transport = None
-        if self.outgoing is not None:
+        if self.outgoing is None:
+            return
+        if exc is None and self._has_ended:
+            self.outgoing.close()
+        else:
             self.outgoing.abort()
 
     def pause_writing(self) -> None:

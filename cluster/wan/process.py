@@ -36,8 +36,11 @@ async def serve(socket: Path) -> None:
     finally:
         control.close()
         await wan.close()
-        socket.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(Path(sys.argv[1])))
+    path = Path(sys.argv[1])
+    try:
+        uvloop.run(serve(path))
+    finally:
+        path.unlink(missing_ok=True)

@@ -12,8 +12,9 @@ only until the lane is open, or for good if it cannot be opened (a firewall, TLS
 A lane that breaks takes its stream along, so that there is one state of a peer and not two; a stream that ends closes
 its lane.
 
-On the wire: where there is an egress proxy, its CONNECT; the token, which the receiver sends back, so that nothing is entrusted to whoever else may listen at that
-address; then frames, each a length of four bytes, big endian, and a PeerBatch. Nothing more comes back.
+On the wire: where there is an egress proxy, its CONNECT; the token, which the receiver sends back, so that nothing is
+entrusted to whoever else may listen at that address; then frames, each a length of four bytes, big endian, and a
+PeerBatch. Nothing more comes back.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Proxy:
 async def proxy() -> AsyncIterator[Proxy]:
     proxy = Proxy()
     server = await asyncio.start_server(proxy.connected, "127.0.0.1", 0)
-    egress.use_proxy("127.0.0.1:{}".format(server.sockets[0].getsockname()[1]))
+    egress.use_proxy(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
     yield proxy
     egress.use_proxy("")
     server.close()

@@ -45,6 +45,8 @@ class Session:
         self._stopping = stopping
         self._outbox = Outbox(context.write, _RESULTS_FIELD)
         self._client_id = b""
+        self._waiting: list[kv_pb2.SessionRequest] = []  # for the client id
+        self._reading: asyncio.Future[bytes] | None = None
 
     async def serve(self) -> None:
         """Serve the stream to its end. Raises KvError for what ends the whole stream."""
@@ -52,16 +54,58 @@ class Session:
         if raw is aio.EOF:
             return
         first = parse(kv_pb2.SessionRequest, raw)
-        self._client_id = await self._open(first)
-        opened = kv_pb2.SessionOpened(client_id=self._client_id, node=self._node.name)
-        await self._context.write(kv_pb2.SessionResponse(opened=opened).SerializeToString())
+        opening = asyncio.ensure_future(self._open(first))
         self._node.stats.sessions_open += 1
         try:
-            self._take(first)
-            if await Pump(self._outbox, self._stopping).run(self._read):
+            if await Pump(self._outbox, self._stopping).run(lambda: self._serve(first, opening)):
                 raise Unavailable("the node is stopping; resume the session at another one", code="NODE_STOPPING")
         finally:
             self._node.stats.sessions_open -= 1
+            left = [opening, *([self._reading] if self._reading is not None else [])]
+            for future in left:
+                future.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _serve(self, first: kv_pb2.SessionRequest, opening: asyncio.Future[bytes]) -> None:
+        """Take in messages until the client ends its half.
+
+        A new client id is the leader's to give, and there may be none for a long time; eventual reads need none, and
+        are taken in meanwhile. Whatever else comes waits.
+        """
+        await self._read_while_opening(first, opening)
+        self._client_id = opening.result()
+        opened = kv_pb2.SessionOpened(client_id=self._client_id, node=self._node.name)
+        self._outbox.announce(kv_pb2.SessionResponse(opened=opened).SerializeToString())
+        for request in self._waiting:
+            self._take(request)
+        self._waiting.clear()
+        under_way, self._reading = self._reading, None
+        if under_way is None or await self._took(await under_way):
+            await self._read()
+
+    async def _read_while_opening(self, request: kv_pb2.SessionRequest, opening: asyncio.Future[bytes]) -> None:
+        """A read of the stream that is under way when the client id comes stays in `_reading`."""
+        await asyncio.wait({opening}, timeout=0)  # an id that the client brought is there at once
+        while True:
+            if request.operations and (self._waiting or opening.done() or not _is_eventual(request)):
+                self._waiting.append(request)
+            else:
+                self._take(request)
+            if opening.done():
+                return
+            if self._waiting or self._outbox.full:
+                await asyncio.wait({opening})
+                return
+            self._reading = asyncio.ensure_future(self._context.read())
+            await asyncio.wait({self._reading, opening}, return_when=asyncio.FIRST_COMPLETED)
+            if opening.done():
+                return
+            raw = self._reading.result()
+            if raw is aio.EOF:
+                await asyncio.wait({opening})
+                return
+            self._reading = None
+            request = self._parsed(raw)
 
     async def _open(self, first: kv_pb2.SessionRequest) -> bytes:
         if not first.HasField("open"):
@@ -77,14 +121,24 @@ class Session:
 
     async def _read(self) -> None:
         read = self._context.read
-        outbox = self._outbox
-        while (raw := await read()) is not aio.EOF:
-            request = parse(kv_pb2.SessionRequest, raw)
-            if request.HasField("open"):
-                raise InvalidRequest("SESSION_OPENED_TWICE", "only the first message of a session may carry `open`")
-            self._take(request)
-            if outbox.full:
-                await outbox.room()
+        while await self._took(await read()):
+            pass
+
+    async def _took(self, raw: bytes) -> bool:
+        """Take in one message; False when the client has sent its last one."""
+        if raw is aio.EOF:
+            return False
+        self._take(self._parsed(raw))
+        if self._outbox.full:
+            await self._outbox.room()
+        return True
+
+    @staticmethod
+    def _parsed(raw: bytes) -> kv_pb2.SessionRequest:
+        request = parse(kv_pb2.SessionRequest, raw)
+        if request.HasField("open"):
+            raise InvalidRequest("SESSION_OPENED_TWICE", "only the first message of a session may carry `open`")
+        return request
 
     def _take(self, request: kv_pb2.SessionRequest) -> None:
         operations = request.operations
@@ -127,3 +181,10 @@ class Session:
             error = error_to_proto(results_full(), self._node.name)
             data = kv_pb2.OperationResult(id=result.id, error=error).SerializeToString()
         self._outbox.put(data)
+
+
+def _is_eventual(request: kv_pb2.SessionRequest) -> bool:
+    return all(
+        operation.HasField("read") and operation.read.consistency == kv_pb2.CONSISTENCY_EVENTUAL
+        for operation in request.operations
+    )

@@ -34,6 +34,7 @@ class Outbox:
     def __init__(self, write: Callable[[bytes], Awaitable[None]], field_number: int) -> None:
         self._write = write
         self._field_number = field_number
+        self._announcements: list[bytes] = []
         self._results: list[bytes] = []
         self._bytes = 0
         self._owed = 0
@@ -53,11 +54,12 @@ class Outbox:
         """One result, to be sent with the others of this loop pass."""
         self._results.append(result)
         self._bytes += len(result)
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
+        self._wake()
+
+    def announce(self, message: bytes) -> None:
+        """A message of its own, to be sent before the results that are put from now on."""
+        self._announcements.append(message)
+        self._wake()
 
     def fits(self, size_bytes: int) -> bool:
         """Whether a result of that size may still be put; the only one there is always may."""
@@ -82,7 +84,12 @@ class Outbox:
         """Send results for ever; cancel to end. Raises what `write` raises."""
         loop = asyncio.get_running_loop()
         while True:
+            announcements, self._announcements = self._announcements, []
+            for message in announcements:
+                await self._write(message)
             results, self._results = self._results, []
+            if not results and self._announcements:
+                continue
             if not results:
                 self._waiter = loop.create_future()
                 await self._waiter
@@ -95,6 +102,13 @@ class Outbox:
             if self._progress is not None:
                 self._progress.set_result(None)
                 self._progress = None
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def _next_progress(self) -> None:
         if self._progress is None:

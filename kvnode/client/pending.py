@@ -33,6 +33,7 @@ class PendingOperation:
         "is_write",
         "last_error",
         "message",
+        "needs_leader",
         "retries_count",
         "sends_count",
         "settle",
@@ -56,6 +57,7 @@ class PendingOperation:
         self.timeout_ms = timeout_ms
         self.deadline_ms = deadline_ms
         self.is_write = message.HasField("write")
+        self.needs_leader = self.is_write or message.read.consistency != kv_pb2.CONSISTENCY_EVENTUAL
         self.size_bytes = message.ByteSize()
         self.sends_count = 0
         self.retries_count = 0

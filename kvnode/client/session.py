@@ -18,6 +18,9 @@ whatever has queued up while the stream was busy, or within one pass of the loop
     any of them -> delivered                     deadline: DEADLINE_EXCEEDED if it cannot have been applied,
                                                  OUTCOME_UNKNOWN if it may have been
 
+A new client id is the leader's to give. Until it is there, only eventual reads are sent: they need none, and a region
+that is cut off from its leader still answers them.
+
 One task owns the connection. It dials an endpoint, opens or resumes the client id in the first message,
 queues every pending operation, and lets a writer and a reader run until one ends. Then it goes on to the
 next endpoint (endpoints.py says which and when). An endpoint that holds operations and gives no useful
@@ -94,6 +97,7 @@ class Session:
         self._endpoints = Endpoints(addresses, self._random, fail_fast=fail_fast)
         self._pending = PendingTable()
         self._queue: deque[PendingOperation] = deque()
+        self._held: deque[PendingOperation] = deque()  # until there is a client id
         self._next_id = 1
         self._room_waiters: deque[asyncio.Future[None]] = deque()
         self._gathering = Gathering()
@@ -308,6 +312,9 @@ class Session:
         if operation.is_queued or operation.is_settled:
             return
         operation.is_queued = True
+        if operation.needs_leader and not self.client_id:
+            self._held.append(operation)
+            return
         self._queue.append(operation)
         self._queued.set()
 
@@ -505,8 +512,6 @@ class Session:
         self._gathering.restart()
         await call.write(kv_pb2.SessionRequest(open=kv_pb2.SessionOpen(client_id=self.client_id)))
         self._queue_everything()
-        if not self.client_id:
-            await self._opened.wait()
         while True:
             await self._queued.wait()
             self._queued.clear()
@@ -521,6 +526,7 @@ class Session:
 
     def _queue_everything(self) -> None:
         self._queue.clear()
+        self._held.clear()
         for operation in self._pending:
             operation.is_queued = False
             self._enqueue(operation)
@@ -577,6 +583,9 @@ class Session:
         self.client_id = opened.client_id
         self.node = opened.node
         self._opened.set()
+        self._queue.extend(self._held)
+        self._held.clear()
+        self._queued.set()
         self._on_useful_answer()
 
     def _on_useful_answer(self) -> None:

@@ -114,6 +114,7 @@ class FakeNode:
         self.timeouts: list[int] = []
         self.opened = 0
         self.refuse = ""
+        self.leader_comes: asyncio.Event | None = None  # no client id before that
         self.messages: list[tuple[int, list[Message], Freshness | None]] = []
         self.clock_samples: list[tuple[int, float, float]] = []
         self.unreachable: list[int] = []
@@ -196,6 +197,8 @@ class FakeNode:
         return self._answer(kv_pb2.Operation(write=request)).write
 
     async def open_session(self, timeout_ms: int = 0) -> bytes:
+        if self.leader_comes is not None:
+            await self.leader_comes.wait()
         self.opened += 1
         return versionstamp(1, self.opened, 0)
 

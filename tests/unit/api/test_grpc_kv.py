@@ -170,6 +170,42 @@ async def test_session_resumes_a_client_id_and_takes_operations_with_the_open() 
         client.call.cancel()
 
 
+def eventual(number: int) -> kv_pb2.Operation:
+    request = read_of(b"k")
+    request.consistency = kv_pb2.CONSISTENCY_EVENTUAL
+    return kv_pb2.Operation(id=number, read=request)
+
+
+async def test_without_a_leader_eventual_reads_are_answered_and_the_rest_waits_for_the_client_id() -> None:
+    async with served() as s:
+        s.node.leader_comes = asyncio.Event()
+        client = Client(s.channel)
+        await client.send(open=kv_pb2.SessionOpen(), operations=[eventual(1)])
+        assert 1 in await client.results(1)
+        await client.send(operations=[eventual(2)])
+        assert 2 in await client.results(1)
+        await client.send(operations=[kv_pb2.Operation(id=3, write=write_of(b"k")), eventual(4)], lowest_unanswered=3)
+        await client.send(operations=[kv_pb2.Operation(id=5, write=write_of(b"k"))], lowest_unanswered=3)
+        s.node.leader_comes.set()
+        opened = (await client.receive()).opened
+        assert len(opened.client_id) == 10, "the id comes before what needed it"
+        assert set(await client.results(3)) == {3, 4, 5}
+        assert [origin for _, origin in s.node.batches[-2:]] == [(opened.client_id, 3, 1)] * 2
+        await client.call.done_writing()
+        assert await client.call.read() is aio.EOF
+
+
+async def test_a_client_that_leaves_before_its_session_is_open_is_forgotten() -> None:
+    async with served() as s:
+        s.node.leader_comes = asyncio.Event()
+        client = Client(s.channel)
+        await client.send(open=kv_pb2.SessionOpen(), operations=[eventual(1)])
+        await client.results(1)
+        assert s.node.stats.sessions_open == 1
+        client.call.cancel()
+        await until(lambda: s.node.stats.sessions_open == 0)
+
+
 async def test_what_is_owed_is_answered_after_the_client_half_closes() -> None:
     async with served() as s:
         s.node.hold = True

@@ -112,6 +112,7 @@ class Faults:
     drop_before_apply_count: int = 0  # the next n writes break the stream unapplied
     drop_after_apply_count: int = 0  # the next n writes are applied, then break the stream unanswered
     hang: bool = False  # streams are taken and nothing is answered
+    withhold_ids: bool = False  # there is no leader to give a client id
     hold_writes: bool = False  # reads are answered, writes are not: there is no leader
     answer_twice: bool = False
     errors: list[kv_pb2.Error] = field(default_factory=list)  # the next operations are answered with these
@@ -174,6 +175,7 @@ class FakeServer:
     async def session(self, requests: AsyncIterator[kv_pb2.SessionRequest], context: Any) -> AsyncIterator[Any]:
         self.sessions_count += 1
         client_id = b""
+        is_owed = False
         async for request in requests:
             self.messages.append(request)
             if self.faults.hang:
@@ -181,7 +183,10 @@ class FakeServer:
             if request.HasField("open"):
                 if self.faults.refuse_open is not None:
                     await abort(context, self.faults.refuse_open)
-                client_id = request.open.client_id or self.store.open()
+                is_owed = True
+            if is_owed and not self.faults.withhold_ids:
+                is_owed = False
+                client_id = (request.open.client_id if request.HasField("open") else b"") or self.store.open()
                 yield kv_pb2.SessionResponse(opened=kv_pb2.SessionOpened(client_id=client_id, node=self.name))
             self.store.lowest_unanswered[client_id] = request.lowest_unanswered
             response = kv_pb2.SessionResponse()

@@ -44,6 +44,24 @@ async def test_a_write_is_seen_by_a_read() -> None:
     assert session.node == "a"
 
 
+async def test_eventual_reads_do_not_wait_for_the_client_id() -> None:
+    eventually = get(b"k")
+    eventually.consistency = kv_pb2.CONSISTENCY_EVENTUAL
+    async with FakeServer() as server, Session([server.address]) as session:
+        server.faults.withhold_ids = True
+        writing = asyncio.ensure_future(session.write(put(b"k")))
+        strong = asyncio.ensure_future(session.read(get(b"k")))
+        for _ in range(3):
+            assert not (await session.read(eventually)).ranges[0].entries
+        assert not session.is_open and not writing.done() and not strong.done()
+        sent = [operation for message in server.messages for operation in message.operations]
+        assert len(sent) == 3, "what needs the id was not sent without it"
+        server.faults.withhold_ids = False
+        await session.read(eventually)
+        assert (await writing).status == kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS
+        assert (await strong).ranges
+
+
 async def test_operations_of_one_loop_pass_travel_in_one_message() -> None:
     async with FakeServer() as server, Session([server.address]) as session:
         await session.write(put(b"first"))

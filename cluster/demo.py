@@ -1,10 +1,11 @@
-"""The demo: three data centers on this machine, real input, a killed leader, every write accounted for."""
+"""The demo: seven data centers on this machine, real input, a killed leader, every write accounted for."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,20 @@ from typing import NamedTuple
 from cluster.demo_input import Character, named_characters
 from cluster.demo_ledger import Ledger
 from cluster.demo_load import Loader, now_ms
-from cluster.demo_rows import expected_rows
+from cluster.demo_nodes import NodeSight, NodeWatcher
+from cluster.demo_rows import ExpectedRow, expected_rows
 from cluster.demo_verify import Findings, verify
 from cluster.demo_view import DemoView
-from cluster.launcher import LocalCluster
+from cluster.launcher import LocalNode
+from cluster.topology import load_topology
+from cluster.wan.cluster import WanCluster
 from kvnode.client import Session, open_kv
 
 DEFAULT_CALLERS_COUNT = 512
 DEFAULT_OPERATION_TIMEOUT_MS = 60_000
 _CAUGHT_UP_TIMEOUT_S = 60.0
 _PROGRESS_POLL_S = 0.1
+_LOOK_INTERVAL_S = 1.0
 _MIN_ROUNDS_COUNT = 8
 
 
@@ -58,30 +63,34 @@ class Summary:
     applied: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     digests_equal: bool = False
+    lag_ms: dict[str, float] = field(default_factory=dict)
     rows_read: int = 0
     seconds: float = 0.0
     ok: bool = False
 
     def as_json(self) -> dict[str, object]:
         """For --json."""
-        return {name: round(value, 1) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        values = {name: round(value, 1) if isinstance(value, float) else value for name, value in asdict(self).items()}
+        return {**values, "lag_ms": {name: round(value, 1) for name, value in self.lag_ms.items()}}
 
 
 class Demo:
     """One run. The cluster is the caller's to close."""
 
-    def __init__(self, cluster: LocalCluster, options: DemoOptions, view: DemoView) -> None:
+    def __init__(self, cluster: WanCluster, options: DemoOptions, view: DemoView) -> None:
         self.cluster = cluster
         self.options = options
         self.view = view
         self.summary = Summary()
+        self._home = cluster.names_in(cluster.topology.primary.name)
+        self._lags_ms: dict[str, list[float]] = {name: [] for name in cluster.nodes}
 
     async def run(self) -> Summary:
         """Start, load, kill, go on, restart, verify."""
         started = time.monotonic()
         characters = list(named_characters())
         characters = characters[: self.options.limit_count or len(characters)]
-        self.view.starting()
+        self.view.starting(self.cluster.topology)
         await asyncio.to_thread(self.cluster.start)
         await self._show_cluster()
         ledger = await self._load(characters)
@@ -99,27 +108,49 @@ class Demo:
     # Load, with the kill half way.
 
     async def _load(self, characters: list[Character]) -> Ledger:
-        async with open_kv(self.cluster.addresses, timeout_ms=DEFAULT_OPERATION_TIMEOUT_MS) as kv:
+        addresses = [self.cluster.nodes[name].address for name in self._home]  # the client is in the primary region
+        async with open_kv(addresses, timeout_ms=DEFAULT_OPERATION_TIMEOUT_MS) as kv:
             # Few enough that transactions are still to come when half of a small input is acknowledged.
             callers_count = max(1, min(self.options.callers_count, len(characters) // _MIN_ROUNDS_COUNT))
             loader = Loader(kv, characters, callers_count, lambda: self._kill_leader(loader))
             with self.view.loading(len(characters)):
-                await self._beside(loader.run(), self._report_load, loader.ledger)
+                async with self._watching(loader.ledger, during_load=True):
+                    await loader.run()
+                self.view.loaded(loader.ledger)
+        self.summary.lag_ms = {name: max(lags) for name, lags in self._lags_ms.items() if lags}
         return loader.ledger
 
-    async def _beside(self, work: Awaitable[None], watch: Callable[[Ledger], Awaitable[None]], ledger: Ledger) -> None:
-        watcher = asyncio.ensure_future(watch(ledger))
+    @asynccontextmanager
+    async def _watching(self, ledger: Ledger, *, during_load: bool = False) -> AsyncIterator[None]:
+        """Show meanwhile how far the load is and what the nodes do."""
+        watchers = [asyncio.ensure_future(self._look(ledger, during_load))]
+        if during_load:
+            watchers.append(asyncio.ensure_future(self._report_load(ledger)))
         try:
-            await work
+            yield
         finally:
-            watcher.cancel()
-            await asyncio.gather(watcher, return_exceptions=True)
-            self.view.loaded(ledger)
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
 
     async def _report_load(self, ledger: Ledger) -> None:
         while True:
             self.view.loaded(ledger)
             await asyncio.sleep(_PROGRESS_POLL_S)
+
+    async def _look(self, ledger: Ledger, during_load: bool) -> None:
+        watcher = NodeWatcher(self.cluster.nodes.values(), ledger.timeline)
+        while True:
+            sights = await watcher.look()
+            self.view.seen(sights)
+            if during_load and ledger.settled_count:
+                self._note_lags(sights)
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    def _note_lags(self, sights: list[NodeSight]) -> None:
+        for sight in sights:
+            if sight.applied:
+                self._lags_ms[sight.name].append(sight.lag_ms)
 
     async def _kill_leader(self, loader: Loader) -> None:
         ledger = loader.ledger
@@ -144,20 +175,25 @@ class Demo:
         await asyncio.to_thread(self.cluster.wait_applied, status.commit_index, _CAUGHT_UP_TIMEOUT_S)
 
     async def _verify(self, characters: list[Character], ledger: Ledger) -> list[Findings]:
+        """All nodes at once: a page from the other side of the world takes its time."""
         expected = expected_rows(characters, ledger.acknowledged)
-        newest = ledger.newest
-        found: list[Findings] = []
         with self.view.verifying(2 * len(self.cluster.nodes) * len(expected)):
-            for node in self.cluster.nodes.values():
-                async with Session([node.address]) as session:
-                    read = partial(session.read, timeout_ms=DEFAULT_OPERATION_TIMEOUT_MS)
-                    for strong in (True, False):
-                        findings = await verify(
-                            node.name, read, expected, newest, strong=strong, progress=self.view.verified_rows
-                        )
-                        self.view.verified(findings)
-                        found.append(findings)
-        return found
+            async with self._watching(ledger), asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._verify_node(node, expected, ledger.newest, strong=strong))
+                    for node in self.cluster.nodes.values()
+                    for strong in (True, False)
+                ]
+        return [task.result() for task in tasks]
+
+    async def _verify_node(
+        self, node: LocalNode, expected: Mapping[bytes, ExpectedRow], newest: bytes, *, strong: bool
+    ) -> Findings:
+        async with Session([node.address]) as session:
+            read = partial(session.read, timeout_ms=DEFAULT_OPERATION_TIMEOUT_MS)
+            findings = await verify(node.name, read, expected, newest, strong=strong, progress=self.view.verified_rows)
+        self.view.verified(findings)
+        return findings
 
     async def _conclude(self, ledger: Ledger, found: list[Findings]) -> None:
         summary = self.summary
@@ -184,14 +220,15 @@ class Demo:
 
 async def run_demo(options: DemoOptions, view: DemoView) -> Summary:
     """Run the demo; the cluster is gone afterwards unless it is to be kept and all went well to its end."""
-    cluster = LocalCluster(folder=options.folder)
+    cluster = WanCluster(load_topology(), options.folder)
     kept = False
     try:
         summary = await Demo(cluster, options, view).run()
         kept = options.keep
         if kept:
+            pids = [*cluster.pids, cluster.wan.child.pid]
             cluster.release()
-            view.kept(list(cluster.nodes.values()), cluster.folder)
+            view.kept(list(cluster.nodes.values()), pids, cluster.folder)
         else:
             await asyncio.to_thread(cluster.stop)
         return summary

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster.ack_timeline import AckTimeline
+
 
 @dataclass(slots=True)
 class Ledger:
@@ -12,6 +14,7 @@ class Ledger:
     acknowledged: dict[str, bytes] = field(default_factory=dict)  # code -> versionstamp
     unanswered: dict[str, str] = field(default_factory=dict)  # code -> why its outcome is not known
     refused: dict[str, str] = field(default_factory=dict)  # code -> why it was not applied
+    timeline: AckTimeline = field(default_factory=AckTimeline)
     first_ms: float = 0.0
     last_ms: float = 0.0
     longest_gap_ms: float = 0.0
@@ -26,6 +29,7 @@ class Ledger:
         if self._watched_since_ms is not None:
             self.longest_gap_ms = max(self.longest_gap_ms, now_ms - self.last_ms)
         self.acknowledged[code] = versionstamp
+        self.timeline.acknowledged(versionstamp, now_ms)
         self.last_ms = now_ms
 
     def watch_gap(self, now_ms: float) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cluster.demo_ledger import Ledger
+from cluster.demo_nodes import NodeSight
 from cluster.demo_verify import Findings
 from cluster.launcher import LocalNode
+from cluster.topology import VOTER, Topology
 
 if TYPE_CHECKING:
     from cluster.demo import Summary
 
+_PLAIN_INTERVAL_S = 5.0
+_REFRESHES_PER_SECOND = 4
 GOOD, BAD, NOTE = "[green]✓[/]", "[red]✗[/]", "[yellow]•[/]"
 
 
@@ -29,18 +35,33 @@ class DemoView:
         self.console = console
         self._progress: Progress | None = None
         self._task = TaskID(0)
+        self._sights: Sequence[NodeSight] = ()
+        self._shown_at_s = 0.0
 
-    def starting(self) -> None:
+    def starting(self, topology: Topology) -> None:
         """Before anything is there."""
-        self.console.print("[bold]kvnode demo[/]: one region of three data centers, a node in each, on this machine\n")
+        self.console.print(
+            f"[bold]kvnode demo[/]: {len(topology.nodes)} data centers in {len(topology.regions)} regions, a node in "
+            "each, on this machine"
+        )
+        home = topology.primary.name
+        away = [
+            f"{topology.delays[home, region.name]:g} ms to {region.name}"
+            for region in topology.regions
+            if not region.primary
+        ]
+        least, greatest = topology.primary.delay_ms
+        self.console.print(
+            f"A proxy between them gives the real delays: {least:g} to {greatest:g} ms one way inside {home}, "
+            f"{', '.join(away)}\n"
+        )
 
     def started(self, nodes: Sequence[LocalNode], leader: str) -> None:
         """All nodes serve."""
         for node in nodes:
-            role = "leader" if node.name == leader else "follower"
+            role = "leader" if node.name == leader else "follower" if node.spec.role == VOTER else node.spec.role
             self.console.print(
-                f"{GOOD} node [bold]{node.name}[/] in {node.spec.dc} serves on {node.address}, {role} "
-                f"[dim](process {node.child.pid})[/]"
+                f"{GOOD} node [bold]{node.name}[/] serves on {node.address}, {role} [dim](process {node.child.pid})[/]"
             )
 
     @contextmanager
@@ -58,6 +79,19 @@ class DemoView:
         if self._progress is not None:
             note = f"{ledger.per_second():,.0f} transactions/s"
             self._progress.update(self._task, completed=ledger.settled_count, note=note)
+
+    def seen(self, sights: Sequence[NodeSight]) -> None:
+        """What the nodes do just now. A terminal shows it in place, anything else gets some lines now and then."""
+        self._sights = sights
+        now_s = time.monotonic()
+        if (
+            not self.console.is_terminal
+            and now_s - self._shown_at_s >= _PLAIN_INTERVAL_S
+            and self._progress is not None
+        ):
+            self._shown_at_s = now_s
+            for sight in sights:
+                self.console.print(f"{NOTE} {_line(sight)}", soft_wrap=True)
 
     def killed(self, name: str, acknowledged_count: int) -> None:
         """The leader is dead."""
@@ -106,7 +140,8 @@ class DemoView:
             if count:
                 table.add_row(what, f"{count:,}")
         for name, index in summary.applied.items():
-            table.add_row(f"node {name}", f"applied {index:,}, digest {summary.digests[name][:16]}")
+            lag = f", at most {summary.lag_ms[name]:,.0f} ms behind" if summary.lag_ms.get(name) else ""
+            table.add_row(f"node {name}", f"applied {index:,}, digest {summary.digests[name][:16]}{lag}")
         same = "[green]equal at the same index[/]" if summary.digests_equal else "[red]different[/]"
         table.add_row("digests", same)
         self.console.print()
@@ -118,17 +153,16 @@ class DemoView:
         )
         self.console.print(f"\n{verdict} [dim]({summary.seconds:.0f} s)[/]")
 
-    def kept(self, nodes: Sequence[LocalNode], folder: Path) -> None:
+    def kept(self, nodes: Sequence[LocalNode], pids: Sequence[int], folder: Path) -> None:
         """The cluster stays up: how to talk to it."""
         endpoints = ",".join(node.address for node in nodes)
         kvnode = ".venv/bin/python -m kvnode"
-        pids = " ".join(str(node.child.pid) for node in nodes)
         lines = [
             f"export KVNODE_ENDPOINTS={endpoints}",
             f"{kvnode} status",
             f'{kvnode} get \'["character", "0000E9"]\'',
             f'{kvnode} list \'["word", "ACUTE"]\' --limit 5',
-            f"kill {pids}   # stops it; its data is in {folder}",
+            f"kill {' '.join(map(str, pids))}   # stops it; its data is in {folder}",
         ]
         self.console.print("\nThe cluster stays up. To talk to it:")
         for line in lines:
@@ -144,12 +178,51 @@ class DemoView:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(*columns, console=self.console) as progress:
-            self._progress, self._task = progress, progress.add_task(what, total=total, note="")
+        self._shown_at_s = time.monotonic()
+        progress = Progress(*columns, console=self.console)
+        task = progress.add_task(what, total=total, note="")
+        self._progress, self._task = progress, task
+
+        def render() -> RenderableType:
+            return Group(_table(self._sights), progress) if self._sights and self.console.is_terminal else progress
+
+        with Live(get_renderable=render, console=self.console, refresh_per_second=_REFRESHES_PER_SECOND):
             try:
                 yield
             finally:
                 self._progress = None
+
+
+def _table(sights: Sequence[NodeSight]) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table.add_column("node")
+    table.add_column("role")
+    table.add_column("applied versionstamp")
+    for name in ("lag ms", "lag entries", "writes/s", "reads/s"):
+        table.add_column(name, justify="right")
+    for sight in sights:
+        if not sight.applied:
+            table.add_row(sight.name, f"[red]{sight.role}[/]")
+            continue
+        table.add_row(
+            sight.name,
+            f"[bold]{sight.role}[/]" if sight.role == "leader" else sight.role,
+            sight.applied,
+            f"{sight.lag_ms:,.0f}",
+            f"{sight.lag_entries:,}",
+            f"{sight.writes_per_second:,.0f}",
+            f"{sight.reads_per_second:,.0f}",
+        )
+    return table
+
+
+def _line(sight: NodeSight) -> str:
+    if not sight.applied:
+        return f"{sight.name:<10} {sight.role}"
+    return (
+        f"{sight.name:<10} {sight.role:<8} applied {sight.applied}, {sight.lag_ms:,.0f} ms and {sight.lag_entries:,} "
+        f"entries behind, {sight.writes_per_second:,.0f} writes/s, {sight.reads_per_second:,.0f} reads/s"
+    )
 
 
 def _count(count: int) -> str:

@@ -27,7 +27,6 @@ from kvnode.base.limits import SHUTDOWN_TIMEOUT_MS
 from kvnode.proto.kv.v1 import admin_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
-_POLL_S = 0.05
 _START_TIMEOUT_S = 30.0
 _EXIT_GRACE_S = 2.0
 _LOG_TAIL_LINES_COUNT = 15
@@ -121,7 +120,8 @@ class LocalNode:
 class LocalCluster:
     """Starts the nodes, stops them, and does to them in between what a test or the demo wants.
 
-    They end with this process, however that ends, unless `release` says otherwise.
+    They end with this process, however that ends, unless `release` says otherwise. A look at a node costs it and this
+    process a little; `poll_s` is how long the waiting methods rest between two.
     Everything here blocks; a caller on an event loop puts the waiting methods on a thread.
 
     Args:
@@ -133,6 +133,8 @@ class LocalCluster:
         advertise: given a node and the address that it listens on, says under which the others are to reach it: a
             proxy's, for example. Asked once, before anything is started.
     """
+
+    poll_s = 0.05
 
     def __init__(
         self,
@@ -358,7 +360,7 @@ class LocalCluster:
             if time.monotonic() > deadline:
                 tails = "\n".join(self._tail(node) for node in self.nodes.values())
                 raise ClusterFailed(f"{otherwise} after {timeout_s:g} s\n{tails}")
-            time.sleep(_POLL_S)
+            time.sleep(self.poll_s)
 
     def digests(self, timeout_s: float = 30.0) -> dict[str, tuple[int, str]]:
         """(applied index, digest) of every running node, once all stand at one index and agree on it.
@@ -376,7 +378,7 @@ class LocalCluster:
                 return seen
             if time.monotonic() > deadline:
                 return seen
-            time.sleep(_POLL_S)
+            time.sleep(self.poll_s)
 
     def _tail(self, node: LocalNode) -> str:
         lines = node.child.log_text().splitlines()[-_LOG_TAIL_LINES_COUNT:]

@@ -26,7 +26,7 @@ def demo(
         bool, typer.Option("--json", help="Print the summary as one JSON object on the last line.")
     ] = False,
 ) -> None:
-    """Three data centers on this machine, a killed leader, every write accounted for.
+    """Seven data centers in three regions on this machine, a killed leader, every write accounted for.
 
     Exit status 0 only if nothing acknowledged was lost or applied twice and all nodes have the same digest.
     """

@@ -9,7 +9,7 @@ START ?= 0
 ROUNDS ?= 10
 export PYTHONPATH := $(CURDIR)
 
-.PHONY: help demo queue-drill test lint sim mutants chaos compat compat-lock compose-check bench bench-connect bench-queue
+.PHONY: help demo drill queue-drill test lint sim mutants chaos compat compat-lock compose-check bench bench-connect bench-queue
 .PHONY: bench-setup proto lock clean check-python
 
 help:  ## Show the targets
@@ -39,7 +39,7 @@ $(PROTO_STAMP): $(shell find protos -name '*.proto') tools/generate_protos.py
 
 proto: $(PROTO_STAMP)  ## Generate the protobuf code
 
-demo: $(PROTO_STAMP)  ## Three data centers on this machine, a killed leader, every write accounted for
+demo: $(PROTO_STAMP)  ## Seven data centers on this machine, a killed leader, every write accounted for
 	@$(BIN)/python -m kvnode demo $(ARGS)
 
 queue-drill: $(PROTO_STAMP)  ## 100,000 messages, consumers in Python, Deno and Node, leaders and consumers killed, none lost
@@ -54,6 +54,9 @@ lint: $(PROTO_STAMP)  ## Types, style and import direction
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+drill: $(PROTO_STAMP)  ## The failure table on seven real nodes; ARGS=--short for a minute of it, ARGS=--json
+	@$(BIN)/python -m cluster.drill $(ARGS)
 
 chaos: $(PROTO_STAMP)  ## What must survive, on real processes, ROUNDS times each
 	@KVNODE_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration -o timeout=3600 -rP $(ARGS)

@@ -1,0 +1,81 @@
+"""Runs rows of the table."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from cluster.drill.bulk import bulk_write
+from cluster.drill.failovers import CommandFailed, fail_over
+from cluster.drill.judge import Measured, Verdict, gaps, judge
+from cluster.drill.rows import Row
+from cluster.drill.stage import Stage
+from cluster.drill.traffic import Traffic
+from cluster.drill.verify import verify
+from cluster.launcher import ClusterFailed
+from cluster.workload import now_ms
+from kvnode.base.errors import KvError
+from kvnode.codec.versionstamp import split
+
+SETTLE_S = 2.0
+AFTERWARDS_S = 1.5
+CAUGHT_UP_TIMEOUT_S = 120.0
+
+
+class Drill:
+    """One after the other, on one stage.
+
+    Args:
+        stage: started.
+        say: told what is going on.
+    """
+
+    def __init__(self, stage: Stage, say: Callable[[str], None]) -> None:
+        self._stage = stage
+        self._say = say
+        self._serial = 0
+
+    async def run(self, row: Row, repetitions_count: int) -> Verdict:
+        """Play a row."""
+        runs = []
+        for number in range(repetitions_count):
+            self._say(f"{row.what} ({number + 1} of {repetitions_count})")
+            try:
+                runs.append(await self._once(row))
+            except (KvError, ClusterFailed, CommandFailed) as error:
+                runs.append(Measured(violations=[f"it could not be played to its end: {error}"]))
+        return judge(row, runs)
+
+    async def _once(self, row: Row) -> Measured:
+        self._serial += 1
+        if row.failover:
+            return await fail_over(self._stage, row, f"drill {self._serial}")
+        traffic = Traffic(self._stage.clients, f"drill {self._serial}")
+        traffic.start()
+        try:
+            await asyncio.sleep(SETTLE_S)
+            began = now_ms()
+            async with row.fault(self._stage):
+                if row.changes_count:
+                    await bulk_write(self._stage, f"bulk {self._serial}", row.changes_count)
+                await asyncio.sleep(row.hold_s)
+                ended = now_ms()
+            await self._catch_up(traffic)
+            caught_up = now_ms() - ended  # the start of a process counts
+            await asyncio.sleep(AFTERWARDS_S)
+            until = now_ms()
+        finally:
+            await traffic.stop()
+        # What the fault did shows while it lasts; what its end did counts as well.
+        measured = Measured(gaps(traffic.record, self._stage.home, self._stage.away, began, until))
+        measured.figures["lasted"] = ended - began
+        measured.figures["caught up"] = caught_up
+        await verify(self._stage, traffic, measured)
+        return measured
+
+    async def _catch_up(self, traffic: Traffic) -> None:
+        """Until every node has applied what was acknowledged up to now."""
+        newest = max(traffic.record.acknowledged().values(), default=b"")
+        if newest:
+            index = split(newest)[1]
+            await asyncio.to_thread(self._stage.cluster.wait_applied, index, CAUGHT_UP_TIMEOUT_S)

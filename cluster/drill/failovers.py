@@ -1,0 +1,116 @@
+"""The rows in which the primary moves: because its region is gone, and as planned.
+
+A forced failover cuts the history at a versionstamp that the command names. What must hold then: every acknowledged
+write up to it is there, none behind it is, and what remains of the calls is strictly serializable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+from cluster.drill.judge import Measured, gaps
+from cluster.drill.record import Record
+from cluster.drill.rows import Row
+from cluster.drill.stage import Stage
+from cluster.drill.traffic import Traffic
+from cluster.drill.verify import is_cut, verify
+from cluster.launcher import own_environment
+from cluster.workload import now_ms
+
+SETTLE_S = 3.0
+DEAD_S = 1.0  # from the loss to the operator's command
+AFTERWARDS_S = 3.0
+RETURN_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 90.0
+
+
+class CommandFailed(Exception):
+    """`kvnode failover` did not do what it was asked; the message is its own."""
+
+
+async def fail_over(stage: Stage, row: Row, space: str) -> Measured:
+    """Play a row of this kind once. Afterwards the primary region is the first one again."""
+    traffic = Traffic(stage.clients, space)
+    traffic.start()
+    measured = Measured()
+    fork = b""
+    try:
+        await asyncio.sleep(SETTLE_S)
+        began = now_ms()
+        if row.failover == "planned":
+            await _command(stage, stage.away[0], "--plan")
+            commanded = began
+        else:
+            victims = await asyncio.to_thread(row.victims, stage) if row.victims else []
+            await asyncio.gather(*(asyncio.to_thread(stage.cluster.kill, name) for name in victims))
+            killed = now_ms()
+            await asyncio.sleep(DEAD_S)
+            commanded = now_ms()
+            answer = await _command(stage, stage.away[0], "--yes", *row.flags)
+            fork = bytes.fromhex(answer["last_versionstamp"])
+            measured.figures["command"] = now_ms() - commanded
+            _losses(traffic.record, fork, killed, measured)
+        await asyncio.sleep(AFTERWARDS_S)
+        until = now_ms()
+        if row.failover != "planned":
+            returning = now_ms()
+            for name in victims:
+                await asyncio.to_thread(stage.cluster.restart, name, wait=False)
+            await asyncio.to_thread(_wait_returned, stage)
+            measured.figures["caught up"] = now_ms() - returning
+        moved = now_ms()
+        await _command(stage, stage.home, "--plan")
+        await asyncio.sleep(AFTERWARDS_S)
+        ended = now_ms()
+    finally:
+        await traffic.stop()
+    # Clients of the region that died ask elsewhere; the time counts from the command on.
+    figures = gaps(traffic.record, stage.home, stage.away, commanded, until)
+    back = gaps(traffic.record, stage.home, stage.away, moved, ended)
+    measured.figures.update(figures)
+    measured.figures["pause"] = max(back["all writes"], figures["all writes"] if row.failover == "planned" else 0.0)
+    await verify(stage, traffic, measured, fork)
+    return measured
+
+
+async def _command(stage: Stage, region: str, *flags: str) -> dict[str, Any]:
+    endpoints = ",".join(stage.cluster.nodes[name].address for name in stage.nodes_in(region))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kvnode", "failover", "--to", region, *flags, "-o", "json", "--endpoints", endpoints),
+        env={**own_environment(), "KVNODE_TOKEN": os.environ.get("KVNODE_TOKEN", "")},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, error = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise CommandFailed(f"failover to {region}: no end after {COMMAND_TIMEOUT_S:g} s") from None
+    if process.returncode:
+        raise CommandFailed(f"failover to {region}: {error.decode(errors='replace').strip()}")
+    answer: dict[str, Any] = json.loads(out.decode().splitlines()[-1])
+    return answer
+
+
+def _losses(record: Record, fork: bytes, killed_ms: float, measured: Measured) -> None:
+    """What the cut costs: the acknowledged writes behind it, and how old the first of them was."""
+    gone = [call for call in record.calls if call.kind == "write" and call.ok and is_cut(call.versionstamp, fork)]
+    measured.figures["writes cut"] = float(len(gone))
+    measured.figures["loss"] = max((killed_ms - call.completed_ms for call in gone), default=0.0)
+
+
+def _wait_returned(stage: Stage) -> None:
+    epochs = [status.epoch for node in stage.cluster.nodes.values() if (status := node.status())]
+    newest = max(epochs, default=0)
+
+    def all_follow() -> bool:
+        found = [node.status() for node in stage.cluster.nodes.values()]
+        return all(status is not None and status.epoch == newest and status.leader_id for status in found)
+
+    stage.cluster.wait_until(all_follow, "not all nodes follow the new epoch", RETURN_TIMEOUT_S)
+    stage.cluster.wait_ready(timeout_s=RETURN_TIMEOUT_S)

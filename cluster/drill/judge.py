@@ -1,0 +1,91 @@
+"""From figures to a verdict."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cluster.drill.measures import longest_gap_ms, worst_gap_ms
+from cluster.drill.record import Record
+from cluster.drill.rows import Bound, Row
+
+
+@dataclass(slots=True)
+class Measured:
+    """One repetition.
+
+    Args:
+        figures: by name: "writes" and "reads ...", the longest time without an answer of the client for which it was
+            longest, "all writes", the same over all clients together; "caught up", until all nodes had applied the
+            same. Milliseconds.
+        lost: acknowledged writes that the nodes do not show.
+        violations: what the checker found, in sentences.
+        differing: nodes whose digest is another one.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
+    acknowledged_count: int = 0
+    errors_count: int = 0
+    lost: int = 0
+    violations: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+
+    @property
+    def sound(self) -> bool:
+        """Nothing lost, nothing out of order, the same everywhere."""
+        return not (self.lost or self.violations or self.differing)
+
+
+@dataclass(slots=True)
+class Verdict:
+    """A row's repetitions against its promise. `broken` and `missed` are sentences about promises and aims."""
+
+    row: Row
+    runs: list[Measured]
+    broken: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+    def median(self, name: str) -> float:
+        """Over the repetitions; of those that have the figure."""
+        values = [run.figures[name] for run in self.runs if name in run.figures]
+        return statistics.median(values) if values else 0.0
+
+    def worst(self, name: str) -> float:
+        """The greatest over the repetitions."""
+        return max((run.figures.get(name, 0.0) for run in self.runs), default=0.0)
+
+
+def gaps(record: Record, home: str, away: Sequence[str], since_ms: float, until_ms: float) -> dict[str, float]:
+    """The longest times without an answer between two moments, for Measured.figures."""
+    writes = record.of("write", home)
+    figures = {
+        "writes": worst_gap_ms(writes, since_ms, until_ms),
+        "all writes": longest_gap_ms(writes, since_ms, until_ms),
+        "reads home": worst_gap_ms(record.of("eventual", home), since_ms, until_ms),
+    }
+    for region in away:
+        figures[f"reads {region}"] = worst_gap_ms(record.of("eventual", region), since_ms, until_ms)
+    figures["reads away"] = max(figures[f"reads {region}"] for region in away)
+    return figures
+
+
+def judge(row: Row, runs: Sequence[Measured]) -> Verdict:
+    """What the figures say."""
+    verdict = Verdict(row, list(runs))
+    for number, run in enumerate(runs, 1):
+        where = f"{row.name}, repetition {number}"
+        if run.lost:
+            verdict.broken.append(f"{where}: {run.lost} acknowledged writes are lost")
+        verdict.broken += [f"{where}: {text}" for text in run.violations]
+        if run.differing:
+            verdict.broken.append(f"{where}: digests differ: {', '.join(run.differing)}")
+    for bound in row.bounds:
+        value = verdict.median(bound.measure) if bound.statistic == "median" else verdict.worst(bound.measure)
+        if value > bound.most:
+            (verdict.broken if bound.promised else verdict.missed).append(_exceeded(row, bound, value))
+    return verdict
+
+
+def _exceeded(row: Row, bound: Bound, value: float) -> str:
+    return f"{row.name}: {bound.measure}, {bound.statistic} {value:,.0f} ms, {bound.most:,.0f} at most"

@@ -1,0 +1,131 @@
+"""The two tables without a fault: how long calls take by region, and how far replicas are behind under load."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cluster.drill.clients import Client, GrpcClient
+from cluster.drill.measures import lags_ms, percentile
+from cluster.drill.record import Kind, Record
+from cluster.drill.stage import Stage
+from cluster.drill.traffic import Pace, Traffic
+
+LATENCY_PACE = Pace(5, 20, 5)
+LAG_WRITES_PER_SECOND = 1_000
+LAG_READS_PER_SECOND = 100
+RAMP_UP_S = 1.0
+EVENTUAL_MOST_MS = 2.0
+STRONG_EXTRA_MS = 5.0
+LAG_EXTRA_MS = 250.0
+LAG_MOST_MS = 10_000.0
+_KINDS: tuple[Kind, ...] = ("eventual", "strong", "write")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Of one figure, in milliseconds. `aim_ms` 0 = none; `promise_ms` 0 = none."""
+
+    what: str
+    region: str
+    median_ms: float
+    p99_ms: float
+    most_ms: float
+    count: int
+    aim_ms: float = 0.0
+    aims_at: str = "median"
+    promise_ms: float = 0.0
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether the aim is not reached."""
+        value = self.median_ms if self.aims_at == "median" else self.p99_ms
+        return 0 < self.aim_ms < value
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the promise is broken."""
+        return 0 < self.promise_ms < self.most_ms
+
+
+async def latencies(stage: Stage, seconds: float) -> list[Spread]:
+    """How long calls take at a node of each region, for a client beside it."""
+    record = await _run(
+        stage, [(_beside(stage, region), LATENCY_PACE) for region in _regions(stage)], seconds, "latency"
+    )
+    found = []
+    for kind in _KINDS:
+        for region in _regions(stage):
+            aim = 0.0
+            if kind == "eventual":
+                aim = EVENTUAL_MOST_MS
+            elif kind == "strong" and region != stage.home:
+                aim = 2 * stage.topology.delays[stage.home, region] + STRONG_EXTRA_MS
+            values = [call.latency_ms for call in record.of(kind, region) if call.ok]
+            found.append(_spread(kind, region, values, aim_ms=aim))
+    return found
+
+
+async def lags(stage: Stage, seconds: float, writes_per_second: int = LAG_WRITES_PER_SECOND) -> list[Spread]:
+    """How far each replica region is behind while the primary one writes at a steady rate."""
+    clients: list[tuple[Client, Pace]] = [(_beside(stage, stage.home), Pace(writes_per_second))]
+    clients += [(_beside(stage, region), Pace(0, LAG_READS_PER_SECOND)) for region in stage.away]
+    record = await _run(stage, clients, seconds, f"lag {writes_per_second}")
+    found = []
+    for region in stage.away:
+        aim = stage.topology.delays[stage.home, region] + LAG_EXTRA_MS
+        values = lags_ms(record, region)
+        what = f"lag at {writes_per_second:,} writes/s"
+        found.append(_spread(what, region, values, aim_ms=aim, aims_at="p99", promise_ms=LAG_MOST_MS))
+    return found
+
+
+async def _run(stage: Stage, clients: list[tuple[Client, Pace]], seconds: float, space: str) -> Record:
+    traffic = Traffic(clients, f"{space} {next(_serials)}")
+    traffic.start()
+    await asyncio.sleep(RAMP_UP_S + seconds)
+    await traffic.stop()
+    for client, _ in clients:
+        await client.close()
+    first = min((call.invoked_ms for call in traffic.record.calls), default=0.0)
+    calls = traffic.record.calls
+    # Of the first second only the writes are kept: what a read lacks must be known.
+    traffic.record.calls = [
+        call for call in calls if call.kind == "write" or call.invoked_ms > first + RAMP_UP_S * 1_000
+    ]
+    return traffic.record
+
+
+_serials = itertools.count(1)
+
+
+def _regions(stage: Stage) -> Iterable[str]:
+    return (stage.home, *stage.away)
+
+
+def _beside(stage: Stage, region: str) -> GrpcClient:
+    return stage.direct(stage.cluster.nodes[stage.nodes_in(region)[0]])
+
+
+def _spread(
+    what: str,
+    region: str,
+    values: list[float],
+    *,
+    aim_ms: float = 0.0,
+    aims_at: str = "median",
+    promise_ms: float = 0.0,
+) -> Spread:
+    return Spread(
+        what,
+        region,
+        percentile(values, 0.5),
+        percentile(values, 0.99),
+        max(values, default=0.0),
+        len(values),
+        aim_ms,
+        aims_at,
+        promise_ms,
+    )

@@ -1,0 +1,56 @@
+"""docs/reference/failure-table.md, from a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cluster.drill.report import Findings, failure_rows, spread_rows
+
+_INTRODUCTION = """# The failure table, measured
+
+<!-- Written by `make drill ARGS=--write`; run it again instead of changing this page. -->
+
+`make drill` breaks seven real nodes in three regions, row by row, under an open loop of writes and reads from clients
+in every region: the Python client over gRPC, and KV Connect through a gateway that lives beside the client. A proxy
+gives the delays (`cluster/topologies/default.toml`). After each repetition every acknowledged write is read back from
+every node, by strong and by eventual reads, the order of all calls is checked for strict serializability, and the
+nodes' digests are compared. The command fails when a promise is broken.
+
+**writes** is the longest time that a client of the primary region waited for an acknowledgement, of the client for
+which it was longest, clients that had preferred the lost data center included; **reads away** the same for eventual
+reads of clients in the replica regions, **home** for those in the primary one. **caught up** is how long after the
+return all nodes had applied the same. Milliseconds.
+"""
+
+
+def page(findings: Findings) -> str:
+    """The whole page."""
+    machine = findings.machine
+    lines = [
+        _INTRODUCTION,
+        f"Measured on {machine['cores']} cores of a {machine['processor']}, which all processes shared, the clients' "
+        f"too (load {machine['load']:.1f} at the end); {machine['repetitions']} repetitions.\n",
+        *_table(
+            ("what", "promised", "lost", "writes: median", "worst", "reads away: worst", "home: worst", "caught up"),
+            failure_rows(findings.verdicts),
+        ),
+        "",
+        "## Latency and lag",
+        "",
+        "Latency is that of a client beside the node. Lag is how long the oldest acknowledged write that an eventual",
+        "read did not show had been acknowledged.",
+        "",
+        *_table(("what", "region", "aim", "p50", "p99", "max", "calls"), spread_rows(findings.spreads)),
+        "",
+    ]
+    for title, texts in (("Promises broken", findings.broken), ("Aims missed", findings.missed)):
+        lines += [f"## {title}", "", *([f"- {text}" for text in texts] or ["None."]), ""]
+    return "\n".join(lines)
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(names)} |",
+        f"|{'---|' * len(names)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

@@ -1,0 +1,108 @@
+"""The drill's arithmetic: what it would say of calls made up here."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.drill.__main__ import main
+from cluster.drill.judge import Measured, gaps, judge
+from cluster.drill.latency import Spread
+from cluster.drill.measures import lags_ms, longest_gap_ms, percentile, worst_gap_ms
+from cluster.drill.page import page
+from cluster.drill.record import Call, Kind, Record
+from cluster.drill.report import Findings
+from cluster.drill.rows import ROWS, SHORT
+from kvnode.codec.versionstamp import versionstamp
+
+ROW = next(row for row in ROWS if row.name == "leader-killed")
+
+
+def call(
+    at_ms: float, *, client: str = "a", region: str = "home", kind: Kind = "write", index: int = 0, error: str = ""
+) -> Call:
+    stamp = versionstamp(1, index, 0)
+    return Call(client, region, "grpc", kind, at_ms - 2, at_ms, stamp, error, f"{kind} {at_ms}".encode())
+
+
+def test_percentiles() -> None:
+    assert percentile([], 0.5) == 0
+    assert percentile([3, 1, 2], 0.5) == 2
+    assert percentile(list(range(100)), 0.99) == 99
+
+
+def test_a_gap_is_between_good_answers_and_the_ends_of_the_time_looked_at() -> None:
+    calls = [call(at) for at in (5, 15, 40, 90)] + [call(60, error="UNAVAILABLE")]
+    assert longest_gap_ms(calls, 10, 95) == 50
+    assert longest_gap_ms(calls, 10, 200) == 110
+    assert longest_gap_ms([], 10, 200) == 190
+
+
+def test_the_worst_gap_is_that_of_one_client() -> None:
+    calls = [*(call(at, client="a") for at in range(0, 100, 10)), call(30, client="b"), call(90, client="b")]
+    assert worst_gap_ms(calls, 0, 100) == 60
+    assert longest_gap_ms(calls, 0, 100) == 10
+
+
+def test_lag_is_how_long_a_read_had_lacked_an_acknowledged_write() -> None:
+    record = Record()
+    record.calls = [call(10, index=1), call(20, index=2), call(30, index=3)]
+    record.calls += [
+        call(51, region="away", kind="eventual", index=1),
+        call(61, region="away", kind="eventual", index=3),
+    ]
+    record.calls.append(call(70, region="away", kind="eventual", error="UNAVAILABLE"))
+    assert lags_ms(record, "away") == [30, 0]
+
+
+def test_gaps_by_region() -> None:
+    record = Record()
+    record.calls = [call(at) for at in (0, 40, 100)] + [call(50, region="away", kind="eventual")]
+    figures = gaps(record, "home", ["away"], 0, 100)
+    assert figures["writes"] == 60
+    assert figures["reads away"] == 50
+    assert figures["reads home"] == 0, "nobody reads there"
+
+
+def test_a_promise_is_broken_by_a_loss_a_violation_a_difference_or_a_worst_case() -> None:
+    good = Measured({"writes": 900.0}, acknowledged_count=9)
+    assert judge(ROW, [good]).broken == []
+    for bad, words in (
+        (Measured({"writes": 900.0}, lost=2), "2 acknowledged writes are lost"),
+        (Measured({"writes": 900.0}, violations=["real-time: ..."]), "real-time"),
+        (Measured({"writes": 900.0}, differing=["asia-a"]), "asia-a"),
+        (Measured({"writes": 5_001.0}), "5,001 ms"),
+    ):
+        verdict = judge(ROW, [good, good, bad])
+        assert len(verdict.broken) == 1 and words in verdict.broken[0]
+
+
+def test_an_aim_is_missed_by_the_median_alone() -> None:
+    runs = [Measured({"writes": value}) for value in (900.0, 4_000.0, 1_700.0)]
+    verdict = judge(ROW, runs)
+    assert verdict.broken == []
+    assert verdict.missed == ["leader-killed: writes, median 1,700 ms, 1,600 at most"]
+    assert judge(ROW, [runs[0], runs[0], runs[1]]).missed == []
+
+
+def test_the_page_has_every_row_and_says_what_was_missed() -> None:
+    findings = Findings(
+        [judge(ROW, [Measured({"writes": 1_700.0}, acknowledged_count=9)])],
+        [Spread("lag", "asia", 100, 400, 500, 9, 344, "p99", 10_000), Spread("write", "home", 1, 2, 3, 9)],
+        {"cores": 2, "processor": "test", "load": 1.0, "repetitions": 1},
+    )
+    text = page(findings)
+    assert f"| {ROW.what} | {ROW.promise} | 0 of 9 | 1,700 |" in text
+    assert "- lag in asia: p99 400.0 ms, 344 at most" in text
+    assert "## Promises broken\n\nNone." in text
+    assert findings.as_json()["ok"] is True
+
+
+def test_rows_have_names_of_their_own_and_the_short_form_takes_from_them() -> None:
+    names = [row.name for row in ROWS]
+    assert len(names) == len(set(names)) and set(SHORT) <= set(names)
+
+
+def test_an_unknown_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["drill", "--rows", "leader-killed,nonsense"])
+    with pytest.raises(SystemExit, match="no row is called nonsense"):
+        main()

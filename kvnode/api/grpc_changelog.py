@@ -40,15 +40,14 @@ class ChangelogService:
             await context.write(refused.SerializeToString())
             return
         source = node.changelog.open(request)
-        writer = asyncio.get_running_loop().create_task(_write(source, context))
+        loop = asyncio.get_running_loop()
+        both = loop.create_task(_write(source, context)), loop.create_task(_read(source, context))
         try:
-            reader = asyncio.ensure_future(_read(source, context))
-            await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            for one in both:
+                one.cancel()
+            await asyncio.gather(*both, return_exceptions=True)  # each ends with an error when the server stops
             node.changelog.close(source)
 
 

@@ -166,6 +166,13 @@ class Check:
         self.wait_until(self.all_healthy, "not every container is healthy again", _HEALTHY_TIMEOUT_S)
         say(f"{stopped}, then the leader, ended with 0 in {took_s:.1f} s on SIGTERM, and started again")
 
+    def no_node_was_surprised(self) -> None:
+        """Nothing that was done to them is news to a node."""
+        for name in self.names:
+            log = self.engine.logs(name)
+            require("Traceback" not in log, f"the log of {name} has a traceback:\n{log[-3_000:]}")
+        say("no node's log has a traceback")
+
     def again(self) -> None:
         """`down` without -v, and `up`: the same cluster from the volumes."""
         cluster_id = AdminCalls(self.address(self.names[0])).status().cluster_id
@@ -224,10 +231,7 @@ class Check:
         deadline = time.monotonic() + timeout_s
         while not condition():
             if time.monotonic() > deadline:
-                logs = [
-                    self.engine.podman("logs", "--tail", "5", self.engine.container(name), check=False)
-                    for name in self.names
-                ]
+                logs = [f"--- {name}\n{self.engine.logs(name)[-500:]}" for name in self.names]
                 raise CheckFailed("\n".join([f"{otherwise} after {timeout_s:g} s", *logs]))
             time.sleep(0.5)
 
@@ -245,6 +249,7 @@ async def _use(check: Check) -> None:
     await check.watch_over()
     await check.kill_the_leader()
     await asyncio.to_thread(check.stop_one)
+    check.no_node_was_surprised()
     await asyncio.to_thread(check.again)
     await check.read_everything()
 

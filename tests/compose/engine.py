@@ -96,6 +96,11 @@ class Engine:
         """The name of a service's container."""
         return f"{PROJECT}_{service}_1"
 
+    def logs(self, service: str) -> str:
+        """All that a service's container has written."""
+        done = run("podman", "logs", self.container(service), environment=self.environment, check=False)
+        return done.stdout + done.stderr
+
     def inspect(self, service: str) -> dict[str, Any]:
         """All that podman knows of a service's container."""
         found: list[dict[str, Any]] = json.loads(self.podman("inspect", self.container(service)))

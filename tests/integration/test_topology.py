@@ -37,6 +37,10 @@ async def test_the_default_topology_as_processes(make_cluster: MakeCluster) -> N
         lambda: len(live_series(cluster, "kvnode_queue_waiting_count")) == 7, "the message is not everywhere"
     )
     every_query_finds_its_series(live_series(cluster))
+    await asyncio.to_thread(cluster.stop)
+    for node in cluster.nodes.values():
+        assert node.child.exit_status == 0
+        assert "Traceback" not in node.child.log_text(), f"{node.name}: {node.child.log_text()[-3_000:]}"
 
 
 def knock(address: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvnode.base.errors import NotFound
 from kvnode.cli.data import connect
-from kvnode.cli.exits import Exit
 from kvnode.cli.options import (
     DEFAULT_ENDPOINTS,
     DEFAULT_TIMEOUT,
@@ -19,8 +17,8 @@ from kvnode.cli.options import (
     OutputOption,
     TimeoutOption,
 )
-from kvnode.cli.queue import payload_json
-from kvnode.cli.run import run
+from kvnode.cli.queue import parse_payload, payload_json
+from kvnode.cli.run import fail, run
 from kvnode.cli.show import print_json, print_table, show_time
 
 if TYPE_CHECKING:
@@ -65,11 +63,7 @@ def create(
 
       kvnode cron create payday '0 9 LW * *' --queue payroll
     """
-    try:
-        payload = json.loads(value)
-    except ValueError as error:
-        print(f"kvnode: the message is not JSON: {error}", file=sys.stderr)
-        raise typer.Exit(Exit.USAGE) from None
+    payload = parse_payload(value, output)
     next_at_ms = _run(
         endpoints,
         timeout,
@@ -117,8 +111,8 @@ def show(
     """
     status = _run(endpoints, timeout, output, lambda crons: crons.get(name))
     if status is None:
-        print(f"kvnode: there is no cron '{name}'", file=sys.stderr)
-        raise typer.Exit(Exit.NOT_FOUND)
+        missing = f"there is no cron '{name}'; see `kvnode cron list`"
+        fail(NotFound(missing, code="CRON_NOT_FOUND", phase="read"), output)
     shown = {**status_json(status), "value": payload_json(status.message.payload)}
     shown["backoff_schedule"] = list(status.message.backoff_intervals_ms)
     if output is Output.JSON:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvnode.base.errors import InvalidRequest, NotFound
 from kvnode.cli.data import connect, print_commit
-from kvnode.cli.exits import Exit
 from kvnode.cli.options import (
     DEFAULT_ENDPOINTS,
     DEFAULT_TIMEOUT,
@@ -21,7 +20,7 @@ from kvnode.cli.options import (
     TimeoutOption,
     parse_duration,
 )
-from kvnode.cli.run import run
+from kvnode.cli.run import fail, run
 from kvnode.cli.show import compact, print_json, print_table, show_time
 
 if TYPE_CHECKING:
@@ -55,17 +54,21 @@ def send(
 
       kvnode queue send '{"to": "ada"}' --queue mail --delay 10m
     """
-    try:
-        payload = json.loads(value)
-    except ValueError as error:
-        print(f"kvnode: the message is not JSON: {error}", file=sys.stderr)
-        raise typer.Exit(Exit.USAGE) from None
+    payload = parse_payload(value, output)
 
     async def work() -> Any:
         async with connect(endpoints, timeout) as kv:
             return await kv.enqueue(payload, queue=queue, delay=delay)
 
     print_commit(run(work(), output), output)
+
+
+def parse_payload(text: str, output: Output | None) -> Any:
+    """What a message carries, from the command line; ends the process when it is no JSON."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        fail(InvalidRequest("BAD_VALUE_JSON", f"the message is not JSON: {error}; see --help"), output)
 
 
 @queue_app.command("list")
@@ -98,8 +101,8 @@ def stats(
     """
     found = _run(endpoints, timeout, output, lambda queues: queues.status(queue or "default"))
     if not found:
-        print(f"kvnode: there is no queue '{queue or 'default'}'", file=sys.stderr)
-        raise typer.Exit(Exit.NOT_FOUND)
+        missing = f"there is no queue '{queue or 'default'}'; see `kvnode queue list`"
+        fail(NotFound(missing, code="QUEUE_NOT_FOUND", phase="read"), output)
     shown = status_json(found[0])
     if output is Output.JSON:
         print_json(shown)

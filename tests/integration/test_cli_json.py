@@ -57,6 +57,9 @@ REFUSED: list[tuple[tuple[str, ...], int]] = [
     (("member", "remove", "nobody"), 2),
     (("database", "show", "none"), 6),
     (("token", "revoke", "aaaaaaaa"), 6),
+    (("queue", "stats", "none"), 6),
+    (("queue", "send", "no JSON"), 2),
+    (("cron", "show", "none"), 6),
 ]
 
 

@@ -14,6 +14,7 @@ from kvnode.client import Kv, KvU64, open_kv
 ROWS_COUNT = 12_000
 DENO_FILE = ROOT / "tests" / "unit" / "client" / "transfer" / "fixtures" / "deno_kv.sqlite"
 PER_COMMIT_COUNT = 400
+ATTEMPTS_COUNT = 5
 
 
 def value_of(number: int) -> object:
@@ -38,15 +39,19 @@ async def finish(cluster: LocalCluster, *arguments: str) -> dict[str, object]:
     return summary
 
 
-async def kill_once(process: asyncio.subprocess.Process, progress: Path, least_bytes: int) -> None:
-    """SIGKILL when so much stands in a file; it must not have ended by then."""
-    async with asyncio.timeout(60):
-        while not progress.exists() or progress.stat().st_size < least_bytes:
-            assert process.returncode is None, "it was over before it could be killed"
+async def kill_midway(cluster: LocalCluster, *arguments: str, file: Path, least_bytes: int) -> None:
+    """Start a command and SIGKILL it when so much stands in a file; again, if it was over before that was seen."""
+    for _ in range(ATTEMPTS_COUNT):
+        process = await start(cluster, *arguments)
+        while process.returncode is None and (not file.exists() or file.stat().st_size < least_bytes):
             await asyncio.sleep(0.002)
-    process.kill()
-    await process.wait()
-    assert process.returncode == -9
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if process.returncode == -9:
+            return
+        file.unlink(missing_ok=True)
+    raise AssertionError("it was always over before it could be killed")
 
 
 async def rows_of(kv: Kv) -> dict[bytes, tuple[bytes, int]]:
@@ -65,14 +70,14 @@ async def test_killed_transfers_go_on_through_a_dead_leader(cluster: LocalCluste
         before = await rows_of(kv)
     assert len(before) == ROWS_COUNT
 
-    await kill_once(await start(cluster, "export", str(file)), file, 200_000)
+    await kill_midway(cluster, "export", str(file), file=file, least_bytes=200_000)
     summary = await finish(cluster, "export", str(file), "--resume")
     lines = file.read_text().splitlines()
     assert len(lines) == len({json.dumps(json.loads(line)["key"]) for line in lines}) == ROWS_COUNT, summary
 
     await finish(cluster, "database", "create", "copy")
-    importing = await start(cluster, "import", str(file), "--database", "copy")
-    await kill_once(importing, file.with_name(f"{file.name}.import-progress"), 1)
+    noted = file.with_name(f"{file.name}.import-progress")
+    await kill_midway(cluster, "import", str(file), "--database", "copy", file=noted, least_bytes=1)
     leader = await asyncio.to_thread(cluster.wait_leader)
     resumed = asyncio.ensure_future(finish(cluster, "import", str(file), "--resume", "--database", "copy"))
     await asyncio.sleep(0.5)

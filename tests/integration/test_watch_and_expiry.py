@@ -12,7 +12,7 @@ from kvnode.client.watch import KeysWatch
 from tests.integration.helpers import a_follower
 
 EXPIRE_IN_MS = 1_500
-MAX_LATE_MS = 1_100  # 100 ms and a commit on a machine with nothing else to do
+MAX_LATE_MS = 2_500  # some 20 ms on a machine with nothing else to do; Deno's own file takes up to a minute
 MAX_EARLY_MS = 5  # two readings of one machine's clock
 
 

@@ -16,6 +16,7 @@ from kvnode.base import limits
 from kvnode.codec.row import Row
 from kvnode.machine.directory.view import DirectoryView
 from kvnode.machine.queue import keys
+from kvnode.node.push.stats import PushStats
 from kvnode.node.queue.views import status_of
 
 _LABELS = ("database", "queue")
@@ -51,11 +52,18 @@ class QueueStats(Collector):
         view: names the databases.
         now_ms: the node's clock.
         consumers: how many are connected to it.
+        pushed: what it has pushed.
     """
 
     def __init__(
-        self, state: QueueRows, view: DirectoryView, now_ms: Callable[[], int], consumers: Callable[[], int]
+        self,
+        state: QueueRows,
+        view: DirectoryView,
+        now_ms: Callable[[], int],
+        consumers: Callable[[], int],
+        pushed: PushStats,
     ) -> None:
+        self._pushed = pushed
         self._state = state
         self._view = view
         self._now_ms = now_ms
@@ -81,7 +89,19 @@ class QueueStats(Collector):
         yield from gauges.values()
         yield oldest
         yield from counters.values()
+        yield self._pushes()
         yield GaugeMetricFamily("kvnode_queue_consumers_count", "Consumers connected to this node", self._consumers())
+
+    def _pushes(self) -> Family:
+        found = CounterMetricFamily(
+            "kvnode_queue_pushed", "Requests by which this node pushed messages to a URL", labels=(*_LABELS, "result")
+        )
+        for (number, queue), pushed in list(self._pushed.queues.items()):
+            database = self._view.databases.get(number)
+            if database is not None:
+                found.add_metric((database.name, queue, "ok"), pushed.ok)
+                found.add_metric((database.name, queue, "failed"), pushed.failed)
+        return found
 
     def _oldest_due_ms(self, database: int, name: str) -> int:
         first = self._state.scan_keys(keys.due_prefix(database, name), keys.due_end(database, name), 1)

@@ -45,6 +45,9 @@ from kvnode.node.failover.fork import RejoinNeeded
 from kvnode.node.node import Node
 from kvnode.node.peer_calls import adopt, identify
 from kvnode.node.ports import PeerHandler, Transport
+from kvnode.node.push.addresses import AddressPolicy
+from kvnode.node.push.pushers import Pushers
+from kvnode.node.push.stats import PushStats
 from kvnode.node.settings import NodeSettings
 from kvnode.node.stats import Stats
 from kvnode.node.transport import GrpcTransport
@@ -267,7 +270,9 @@ async def _run_node(
     keeper = DirectoryKeeper(node, state, clock, random.SystemRandom())
     connect_stats = ConnectStats()
     connect = _connect_server(config, node, authority, connect_stats)
-    queue_stats = QueueStats(state, node.directory.view, clock.now_ms, lambda: node.queues.consumers_count)
+    push_stats = PushStats()
+    pushers = Pushers(node, state, AddressPolicy(config.push_allow), push_stats, clock)
+    queue_stats = QueueStats(state, node.directory.view, clock.now_ms, lambda: node.queues.consumers_count, push_stats)
     cron_stats = CronStats(state, node.directory.view)
     ops = OpsServer(node, config.ops_listen, [*([connect_stats] if connect else []), queue_stats, cron_stats])
     helpers: list[asyncio.Task[None]] = []
@@ -279,7 +284,7 @@ async def _run_node(
         await ops.start()
         if connect is not None:
             await connect.start()
-        helpers.append(asyncio.ensure_future(keeper.run()))
+        helpers += [asyncio.ensure_future(keeper.run()), asyncio.ensure_future(pushers.run())]
         if config.bootstrap and identity.initial_membership:
             me = _member(config, identity)
             work = adopt_initial_members(
@@ -302,7 +307,7 @@ async def _run_node(
     finally:
         for helper in helpers:
             helper.cancel()
-        await _shut_down(node, server, ops, connect)
+        await _shut_down(node, server, ops, connect, pushers)
 
 
 def _connect_server(config: NodeConfig, node: Node, authority: Authority, stats: ConnectStats) -> ConnectServer | None:
@@ -327,11 +332,14 @@ async def _until_stopped(node: Node, stopping: asyncio.Event) -> int:
     return EXIT_OK
 
 
-async def _shut_down(node: Node, server: GrpcServer, ops: OpsServer, connect: ConnectServer | None) -> None:
+async def _shut_down(
+    node: Node, server: GrpcServer, ops: OpsServer, connect: ConnectServer | None, pushers: Pushers
+) -> None:
     """Leadership first, then the ports, then the node itself, which closes log and state whatever came before it."""
     try:
         async with asyncio.timeout(limits.SHUTDOWN_TIMEOUT_MS / 1_000):
             await _attempt(node.hand_over())
+            await _attempt(pushers.close())
             if connect is not None:
                 await _attempt(connect.stop())
             await _attempt(server.stop(DRAIN_S))

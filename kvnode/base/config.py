@@ -6,6 +6,7 @@ One table (KEYS) says what each key means; `kvnode config show` prints it with e
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,6 +17,7 @@ from kvnode.base import denokv, limits
 from kvnode.base.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "KVNODE_"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Key(NamedTuple):
@@ -25,6 +27,7 @@ class Key(NamedTuple):
     default: Any
     help: str
     secret: bool = False  # never shown
+    of: str = ""  # what each item of a list is
 
 
 KEYS: dict[str, Key] = {
@@ -35,7 +38,9 @@ KEYS: dict[str, Key] = {
     "region": Key(str, "us-east", "the region it stands in"),
     "dc": Key(str, "dc-a", "the data center it stands in; commits are counted by it"),
     "data_dir": Key(str, "kvnode-data", "where log, state and identity live; one node's own"),
-    "listen": Key(str, "127.0.0.1:4510", "host:port of the gRPC server"),
+    "listen": Key(
+        str, "127.0.0.1:4510", "host:port of the gRPC server; of a gateway, which serves queues there if given"
+    ),
     "advertise": Key(str, "", "host:port by which peers and clients reach it; empty = listen"),
     "egress_proxy": Key(
         str,
@@ -62,6 +67,7 @@ KEYS: dict[str, Key] = {
         list,
         [],
         "addresses of the initial voters, this node included or not; read with bootstrap only, and by a gateway",
+        of="host:port",
     ),
     "bootstrap": Key(bool, False, "make a new cluster of this node and its peers; ignored once it belongs to one"),
     "join": Key(
@@ -69,6 +75,7 @@ KEYS: dict[str, Key] = {
         [],
         "addresses of members that a node without a cluster asks to be taken in, until it is; ignored once it belongs "
         "to one",
+        of="host:port",
     ),
     "replica": Key(bool, False, "with join: as a replica of another region, rather than as a learner"),
     "min_commit_dcs": Key(int, 2, "data centers in which a write is durable before it is acknowledged; at bootstrap"),
@@ -90,6 +97,13 @@ KEYS: dict[str, Key] = {
     ),
     "grpc_auth": Key(
         bool, False, "gRPC calls need a token: those of KV one of their database, those of Admin one with that right"
+    ),
+    "push_allow": Key(
+        list,
+        [],
+        "networks to which queues may be pushed although they are not of the public internet, for example 127.0.0.0/8 "
+        "or 10.1.2.3; on all nodes the same",
+        of="network",
     ),
     "log_level": Key(str, "info", "debug, info, warning or error, to standard error"),
 }
@@ -127,6 +141,7 @@ class NodeConfig:
     segment_bytes: int
     access_token: str
     grpc_auth: bool
+    push_allow: tuple[str, ...]
     log_level: str
 
 
@@ -163,6 +178,8 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
             values[name] = _convert(name, value, origin)
             origins[name] = origin
     values |= {name: tuple(values[name]) for name, key in KEYS.items() if key.kind is list}
+    if values["role"] == "gateway" and origins["listen"] == "default":
+        values["listen"] = ""  # a node on the same machine may listen there
     config = NodeConfig(**values)
     _check(config)
     return Loaded(config, origins, tuple(notices))
@@ -201,7 +218,7 @@ def _convert(name: str, value: Any, origin: str) -> Any:
     if key.kind is list and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return list(value)
     if key.kind is list or not isinstance(value, key.kind) or (key.kind is int and isinstance(value, bool)):
-        wanted = {list: "a list of host:port", int: "a whole number", bool: "true or false", str: "a text"}[key.kind]
+        wanted = {list: f"a list of {key.of}", int: "a whole number", bool: "true or false", str: "a text"}[key.kind]
         raise ConfigError(f"'{name}' ({origin}) must be {wanted}, not {value!r}")
     return value
 
@@ -226,7 +243,7 @@ _EVERYWHERE = frozenset({"0.0.0.0", "::"})
 def _check(config: NodeConfig) -> None:
     for name in ("listen", "ops_listen", "advertise", "connect_listen", "egress_proxy"):
         address = getattr(config, name)
-        if address or name not in ("advertise", "connect_listen", "egress_proxy"):
+        if address or name not in _may_be_empty(config):
             split_address(address, name)
     _check_tls(config)
     for name in ("peers", "join"):
@@ -238,6 +255,8 @@ def _check(config: NodeConfig) -> None:
         raise ConfigError("'replica' says as what 'join' asks to be taken in: give 'join', the host:port of members")
     if (config.bootstrap and config.peers) or config.join:
         _check_reachable(config)
+    for network in config.push_allow:
+        parse_network(network, "push_allow")
     if config.role not in ("node", "gateway"):
         raise ConfigError(f"'role' must be node or gateway, not {config.role!r}")
     if config.role == "gateway" and not (config.peers and config.connect_listen):
@@ -271,6 +290,13 @@ def _check_tls(config: NodeConfig) -> None:
         raise ConfigError("a node needs 'grpc_tls_cert' and 'grpc_tls_ca' together: its own proof, and the others'")
     if config.grpc_tls_client_auth and not config.grpc_tls_cert:
         raise ConfigError("'grpc_tls_client_auth' needs 'grpc_tls_cert': in plain text nobody shows a certificate")
+    if config.grpc_tls_client_auth and not config.grpc_tls_ca:
+        raise ConfigError("'grpc_tls_client_auth' needs 'grpc_tls_ca', by which certificates are judged")
+
+
+def _may_be_empty(config: NodeConfig) -> tuple[str, ...]:
+    always = ("advertise", "connect_listen", "egress_proxy")
+    return (*always, "listen") if config.role == "gateway" else always
 
 
 def _check_reachable(config: NodeConfig) -> None:
@@ -299,6 +325,15 @@ def split_address(address: str, name: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > 65_535:
         raise ConfigError(f"'{name}' must be host:port, for example 127.0.0.1:4510, not {address!r}")
     return host.strip("[]"), int(port)
+
+
+def parse_network(text: str, name: str) -> Network:
+    """A network, or a single address. Raises ConfigError that names the key."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        text = f"'{name}' must name networks such as 10.0.0.0/8 or fd00::/8, not {text!r}: {error}"
+        raise ConfigError(text) from None
 
 
 if {field.name for field in fields(NodeConfig)} != set(KEYS):

@@ -245,3 +245,27 @@ MAX_SETTLE_BODY_BYTES = 131_072
 MAX_ENQUEUE_BODY_BYTES = 1_572_864  # a transaction's payloads in base64, and what is around them
 MAX_SETTLING_LEASES_COUNT = 65_536  # that came over HTTP and are not settled yet, of one node
 LISTENERS_STOP_TIMEOUT_MS = 1_000  # for telling listeners over HTTP that the node stops
+
+# Push of queues to a URL.
+MAX_PUSH_URL_BYTES = 2_048
+MIN_PUSH_KEY_BYTES = 24  # of the signatures; both bounds are those of Standard Webhooks
+MAX_PUSH_KEY_BYTES = 64
+DEFAULT_PUSH_CONCURRENCY_COUNT = 10
+MAX_PUSH_CONCURRENCY_COUNT = 100
+DEFAULT_PUSH_TIMEOUT_MS = 15_000
+MIN_PUSH_TIMEOUT_MS = 1_000
+MAX_PUSH_TIMEOUT_MS = 300_000
+PUSH_LEASE_MS = 5_000  # extended while a request runs; so long after a crash of the leader its messages come again
+MAX_PUSH_RETRY_AFTER_MS = 3_600_000  # of a receiver's Retry-After
+MAX_PUSH_RESPONSE_HEAD_BYTES = 65_536
+MAX_PUSH_RESPONSE_BODY_BYTES = 65_536  # read to use the connection again; behind more it is closed
+PUSH_BODY_TIMEOUT_MS = 2_000  # beyond the head of the answer, which has said all
+PUSH_IDLE_MS = 4_000  # for so long a connection is kept for the next request
+PUSH_RESOLVE_TIMEOUT_MS = 5_000
+MIN_PUSH_PAUSE_MS = 1_000  # of a pusher whose host may not be called; doubled up to the next
+MAX_PUSH_PAUSE_MS = 60_000
+MAX_PUSHERS_COUNT = 1_000  # queues that a leader pushes
+MAX_PUSH_REQUESTS_COUNT = 1_000  # of all queues at one time
+PUSH_DUTY_INTERVAL_MS = 200  # at which a node looks whether it leads
+PUSH_CLOSE_TIMEOUT_MS = 1_000  # for requests under way when the node stops
+MAX_PUSH_ERROR_CHARACTERS_COUNT = 500

@@ -88,6 +88,6 @@ def _annotation(name: str) -> Any:
         option = typer.Option(f"{flag}/--no-{flag[2:]}", help=text, show_default=False)
         return Annotated[bool | None, option]
     flags = [flag, *(other.flag for other in FOREIGN_NAMES if other.key == name and other.flag not in {"", flag})]
-    metavar = {int: "NUMBER", list: "HOST:PORT,..."}.get(key.kind, "TEXT")
+    metavar = {int: "NUMBER", list: f"{key.of.upper()},..."}.get(key.kind, "TEXT")
     # A text of any kind: base/config.py says what is wrong with a value, and where it came from.
     return Annotated[str | None, typer.Option(*flags, help=text, metavar=metavar, show_default=False)]

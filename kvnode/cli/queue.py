@@ -1,4 +1,4 @@
-"""queue send, list, stats, peek, dead-letters, requeue, purge, configure, remove."""
+"""queue send, list, stats, peek, dead-letters, requeue, purge, configure, push, remove."""
 
 from __future__ import annotations
 
@@ -227,6 +227,90 @@ def configure(
     _done("configured", 1, output)
 
 
+@queue_app.command("push")
+def push(
+    queue: QueueArgument = "",
+    url: Annotated[str, typer.Option("--url", metavar="URL", help="POST the queue's messages there.")] = "",
+    secret: Annotated[
+        str, typer.Option("--secret", metavar="whsec_...", help="For the signatures; without it one is made.")
+    ] = "",
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", metavar="N", min=0, help="Requests at a time, up to 100; by default 10.")
+    ] = 0,
+    request_timeout: Annotated[
+        int,
+        typer.Option(
+            "--request-timeout",
+            parser=parse_duration,
+            metavar="DURATION",
+            help="Of one request, 1s to 5m; by default 15s.",
+            show_default=False,
+        ),
+    ] = "0ms",  # type: ignore[assignment]
+    off: Annotated[bool, typer.Option("--off", help="Push no longer.")] = False,
+    endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
+    output: OutputOption = None,
+) -> None:
+    """Push a queue's messages to a URL, or show where they are pushed. A secret that is made is printed once.
+
+    Examples:
+
+      kvnode queue push mail --url https://example.com/hook
+
+      kvnode queue push mail
+
+      kvnode queue push mail --off
+    """
+    wanted = bool(url or secret or concurrency or request_timeout)
+    if off and wanted:
+        print("kvnode: --off stands alone", file=sys.stderr)
+        raise typer.Exit(Exit.USAGE)
+    if not off and not wanted:
+        _show_push(queue, _run(endpoints, timeout, output, lambda q: q.status(queue or "default")), output)
+        return
+    if off:
+        _run(endpoints, timeout, output, lambda queues: queues.push_off(queue))
+        _done("off", 1, output)
+        return
+
+    def act(queues: QueueAdmin) -> Awaitable[str]:
+        return queues.push(queue, url, secret=secret, concurrency=concurrency, timeout_ms=request_timeout)
+
+    known = _run(endpoints, timeout, output, act)
+    if output is Output.JSON:
+        print_json({"configured": 1, "secret": known or None})
+        return
+    _done("configured", 1, output)
+    if known and not secret:
+        print(f"secret: {known}")
+
+
+def _show_push(queue: str, found: list[queue_pb2.QueueStatus], output: Output | None) -> None:
+    pushed = next((status for status in found if status.push_url), None)
+    if pushed is None:
+        print(f"kvnode: the queue '{queue or 'default'}' is not pushed; `--url` sets where to", file=sys.stderr)
+        raise typer.Exit(Exit.NOT_FOUND)
+    shown = push_json(pushed)
+    if output is Output.JSON:
+        print_json(shown)
+        return
+    for name, value in shown.items():
+        if value is not None:
+            print(f"{name}: {value}")
+
+
+def push_json(status: queue_pb2.QueueStatus) -> dict[str, Any]:
+    """Where a queue is pushed, and why nothing is if nothing is."""
+    return {
+        "url": status.push_url,
+        "concurrency": status.push_concurrency,
+        "timeout_ms": status.push_timeout_ms,
+        "error": status.push_error or None,
+        "failing_since_ms": status.push_failing_since_ms or None,
+    }
+
+
 @queue_app.command("remove")
 def remove(
     queue: Annotated[str, typer.Argument(metavar="QUEUE", help="Its name.")],
@@ -259,6 +343,7 @@ def status_json(status: queue_pb2.QueueStatus) -> dict[str, Any]:
         "dead_dropped_total": status.dead_dropped_total,
         "max_messages": status.max_messages_count,
         "next_due_ms": status.next_due_ms or None,
+        "push": push_json(status) if status.push_url else None,
     }
 
 
@@ -315,7 +400,7 @@ def _done(verb: str, count: int, output: Output | None) -> None:
     if output is Output.JSON:
         print_json({verb: count})
     else:
-        print(f"OK {verb}" if verb in {"configured", "removed"} else f"OK {count} {verb}")
+        print(f"OK {verb}" if verb in {"configured", "removed", "off"} else f"OK {count} {verb}")
 
 
 def _id(text: str) -> bytes:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable
 
 from kvnode.base import limits
 from kvnode.client import rpc
 from kvnode.client.unary import UnaryCaller
+from kvnode.machine.queue.keys import DEFAULT_QUEUE
+from kvnode.machine.queue.push import encode_secret
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
 Commit = Callable[[kv_pb2.AtomicWriteRequest, int | None], Awaitable[kv_pb2.AtomicWriteResponse]]
 
+PUSH_KEY_BYTES = 32  # of a secret that is made here
 STEP_COUNT = 100  # messages that one transaction of a purge or requeue takes
 
 
@@ -66,6 +70,35 @@ class QueueAdmin:
     async def configure(self, queue: str = "", *, max_messages: int = 0) -> None:
         """Set how many undelivered messages the queue may hold; 0 = the default, 100,000."""
         action = kv_pb2.QueueConfigure(queue=queue, max_messages_count=max_messages)
+        await self._act(kv_pb2.QueueAction(configure=action))
+
+    async def push(
+        self, queue: str = "", url: str = "", *, secret: str = "", concurrency: int = 0, timeout_ms: int = 0
+    ) -> str:
+        """Have the queue's messages POSTed to a URL. What is empty or 0 stays as it is, or is the default.
+
+        Args:
+            queue: its name; empty = the default one.
+            url: http or https.
+            secret: "whsec_" and the base64 of 24 to 64 bytes; empty: the queue's own, or a new one if it has none.
+            concurrency: requests at one time, 1 to 100; by default 10.
+            timeout_ms: of one request, 1,000 to 300,000; by default 15,000.
+
+        Returns:
+            The secret by which the receiver checks signatures, if it was given or made here; "" if the queue kept its
+            own.
+        """
+        present = await self.status(queue or DEFAULT_QUEUE)
+        if not secret and not any(status.push_url for status in present):
+            secret = encode_secret(secrets.token_bytes(PUSH_KEY_BYTES))
+        push = kv_pb2.QueuePush(url=url, secret=secret, concurrency=concurrency, timeout_ms=timeout_ms)
+        action = kv_pb2.QueueConfigure(queue=queue, push=push, keep_max_messages=True)
+        await self._act(kv_pb2.QueueAction(configure=action))
+        return secret
+
+    async def push_off(self, queue: str = "") -> None:
+        """Push the queue's messages no longer; they wait for consumers."""
+        action = kv_pb2.QueueConfigure(queue=queue, no_push=True, keep_max_messages=True)
         await self._act(kv_pb2.QueueAction(configure=action))
 
     async def remove(self, queue: str) -> None:

@@ -102,6 +102,31 @@ export function listenQueue<T = any>(
   options?: ListenOptions,
 ): Promise<void>;
 
+/** What was pushed to a URL. */
+export interface Pushed<T = any> {
+  value: T;
+  /** 24 hexadecimal digits, the same at every attempt. */
+  id: string;
+  database: string;
+  queue: string;
+  /** 1 for the first delivery, 2 for the next. */
+  attempts: number;
+  enqueuedAt: Date;
+}
+
+/**
+ * What was pushed to this URL (`kvnode queue push`), once its signature and its age have been checked. Answer with 2xx
+ * when it is handled; otherwise it comes again by its schedule. Rejects with a KvnodeError: PUSH_NOT_SIGNED,
+ * PUSH_TOO_OLD.
+ *
+ * @param secret as `kvnode queue push` printed it: whsec_...
+ */
+export function readPush<T = any>(
+  request: Request,
+  secret: string,
+  options?: { maxAgeMs?: number },
+): Promise<Pushed<T>>;
+
 /** A node's refusal, or why none could be reached. */
 export class KvnodeError extends Error {
   /** Stable, for example LEASE_LOST. */

@@ -14,6 +14,7 @@
  * @module
  */
 import { Buffer } from "node:buffer";
+import { createHmac, timingSafeEqual } from "node:crypto";
 import process from "node:process";
 import v8 from "node:v8";
 
@@ -28,6 +29,7 @@ const ENQUEUE_TIMEOUT_MS = 60_000; // for all attempts
 const CLOSE_TIMEOUT_MS = 5_000; // for what handlers have decided before
 const BACKOFF_MS = 50;
 const MAX_BACKOFF_MS = 1_000;
+const MAX_PUSH_AGE_MS = 300_000; // of a signature, either way
 const V8_HEADER = 0xff;
 
 /** A node's refusal, or why none could be reached. */
@@ -107,8 +109,7 @@ function encoded(value) {
   return { payload: base64(serializer.releaseBuffer()), encoding: "v8" };
 }
 
-function decoded({ payload, encoding }) {
-  const bytes = Buffer.from(payload, "base64");
+function decoded(bytes, encoding) {
   if (encoding === "bytes") return new Uint8Array(bytes);
   if (encoding === "le64") return new (globalThis.Deno?.KvU64 ?? KvU64)(bytes.readBigUInt64LE());
   try {
@@ -443,7 +444,7 @@ class Listener {
     this.#held.set(message.lease, false);
     let decision = "ack";
     try {
-      const value = decoded(message);
+      const value = decoded(Buffer.from(message.payload, "base64"), message.encoding);
       await this.#handler(value, new Delivery(message, this));
     } catch (error) {
       console.error(`kvnode: the handler of queue '${message.queue}' failed with message ${message.id}:`, error);
@@ -589,4 +590,44 @@ async function* linesOf(body) {
  */
 export async function listenQueue(kv, handler, options = {}) {
   await new Listener(resolved(kv, options), handler, options).run();
+}
+
+/**
+ * What was pushed to this URL (`kvnode queue push`), once its signature and its age have been checked. Answer with 2xx
+ * when it is handled; otherwise it comes again by its schedule.
+ *
+ *     Deno.serve(async (request) => {
+ *       const { value } = await readPush(request, secret);
+ *       ...
+ *       return new Response();
+ *     });
+ *
+ * @param {Request} request
+ * @param {string} secret as `kvnode queue push` printed it: whsec_...
+ * @param {{maxAgeMs?: number}} [options]
+ * @returns {Promise<{value: any, id: string, database: string, queue: string, attempts: number, enqueuedAt: Date}>}
+ *   rejects with a KvnodeError: PUSH_NOT_SIGNED, PUSH_TOO_OLD
+ */
+export async function readPush(request, secret, { maxAgeMs = MAX_PUSH_AGE_MS } = {}) {
+  const header = (name) => request.headers.get(name) ?? "";
+  const body = Buffer.from(await request.arrayBuffer());
+  const key = Buffer.from(secret.replace(/^whsec_/, ""), "base64");
+  const signed = `${header("webhook-id")}.${header("webhook-timestamp")}.`;
+  const wanted = createHmac("sha256", key).update(signed).update(body).digest();
+  const isTrue = header("webhook-signature").split(" ").some((each) => {
+    const found = Buffer.from(each.replace(/^v1,/, ""), "base64");
+    return each.startsWith("v1,") && found.length === wanted.length && timingSafeEqual(found, wanted);
+  });
+  if (!isTrue) throw new KvnodeError("PUSH_NOT_SIGNED", "the request is not signed with this secret", { status: 401 });
+  if (!(Math.abs(Date.now() - Number(header("webhook-timestamp")) * 1_000) <= maxAgeMs)) {
+    throw new KvnodeError("PUSH_TOO_OLD", "the request's time is not the present; check the clocks", { status: 401 });
+  }
+  return {
+    value: decoded(body, header("kvnode-encoding")),
+    id: header("webhook-id"),
+    database: header("kvnode-database"),
+    queue: header("kvnode-queue"),
+    attempts: Number(header("kvnode-attempt")),
+    enqueuedAt: new Date(Number(header("kvnode-enqueued-at-ms"))),
+  };
 }

@@ -83,3 +83,12 @@ def too_many_crons(bound: int) -> InvalidRequest:
     return InvalidRequest(
         "TOO_MANY_CRONS", f"The database has {bound} crons, which is the limit. Delete one (`kvnode cron delete`)."
     )
+
+
+def too_much_credit() -> InvalidRequest:
+    """A consumer wants to hold more than it may."""
+    return InvalidRequest(
+        "TOO_MUCH_CREDIT",
+        f"A consumer has at most {limits.MAX_CONSUMER_IN_FLIGHT_COUNT} messages in flight and in credit together: "
+        "acknowledge what it holds, or open another stream.",
+    )

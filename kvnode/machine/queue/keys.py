@@ -14,6 +14,7 @@ snapshots and in the digest like any other row, and no read, watch, count or exp
     c <name>                                a cron: its schedule, its next tick and its counters
     b <name>                                what it sends, written when it is set
     t <name>                                empty; the row expires when the cron is to be looked at
+    p <name>                                where the queue is pushed (push.py)
 
 A message has either a `d` row or an `l` row. An id is the versionstamp of the transaction that made it and a 2-byte
 number, so ids are in the order of commits.
@@ -31,15 +32,18 @@ ID_BYTES = VERSIONSTAMP_BYTES + 2
 _SPACE_BIT = 1 << 31
 _TIME_BYTES = 8
 
-_QUEUE, _MESSAGE, _DUE, _LEASE, _DEAD = b"q", b"m", b"d", b"l", b"x"
+_QUEUE, _MESSAGE, _DUE, _LEASE, _DEAD, _PUSH = b"q", b"m", b"d", b"l", b"x", b"p"
 _CRON, _CRON_BODY, _CRON_TICK = b"c", b"b", b"t"
 _KIND_AT = DATABASE_PREFIX_BYTES
 _LEASE_KIND, _DUE_KIND = _LEASE[0], _DUE[0]
+_PUSH_KIND = _PUSH[0]
 _EVENT_KINDS = frozenset((_LEASE[0], _CRON_TICK[0]))
 _FIRST_SPACE_BYTE = _SPACE_BIT >> 24
 
 SPACES_START = database_prefix(_SPACE_BIT)
 SPACES_END = b"\xff" * (DATABASE_PREFIX_BYTES + 1)
+PUSH_VERSION_KEY = SPACES_START + _PUSH
+"""Written with every change to where some queue is pushed. No database has the number 0, so this space is free."""
 
 
 def queue_space(database: int) -> int:
@@ -102,6 +106,22 @@ def queue_bounds(database: int) -> tuple[bytes, bytes]:
 def queue_of_key(key: bytes) -> str:
     """The name in the key of a queue's own row."""
     return key[_KIND_AT + 1 :].decode()
+
+
+def push_key(database: int, queue: str) -> bytes:
+    """Where the queue is pushed."""
+    return space_prefix(database) + _PUSH + queue.encode()
+
+
+def push_bounds(database: int) -> tuple[bytes, bytes]:
+    """Start and end of the rows that say where the queues of a database are pushed."""
+    prefix = space_prefix(database)
+    return prefix + _PUSH, prefix + bytes([_PUSH_KIND + 1])
+
+
+def is_push_key(key: bytes) -> bool:
+    """Whether a full key says where some queue is pushed."""
+    return key[0] >= _FIRST_SPACE_BYTE and key[_KIND_AT] == _PUSH_KIND and key != PUSH_VERSION_KEY
 
 
 def message_key(database: int, message_id: bytes) -> bytes:

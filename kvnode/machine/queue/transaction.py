@@ -30,6 +30,7 @@ from kvnode.codec.row import Row
 from kvnode.machine.keyspace import database_prefix
 from kvnode.machine.queue import errors, keys, schedule
 from kvnode.machine.queue.cron import Crons
+from kvnode.machine.queue.push import Pushes
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -124,7 +125,7 @@ class QueueTransaction:
 
     def act(self, action: kv_pb2.QueueAction) -> kv_pb2.QueueActionResult:
         """One action. Raises InvalidRequest: LEASE_LOST, QUEUE_FULL, QUEUE_NOT_EMPTY, DEAD_LETTER_NOT_FOUND,
-        TOO_MANY_QUEUES, CRON_EXISTS, CRON_NOT_FOUND, TOO_MANY_CRONS."""
+        TOO_MANY_QUEUES, CRON_EXISTS, CRON_NOT_FOUND, TOO_MANY_CRONS, PUSH_NOT_CONFIGURED, PUSH_SECRET_MISSING."""
         result = kv_pb2.QueueActionResult()
         kind = action.WhichOneof("action")
         if kind == "claim":
@@ -139,7 +140,7 @@ class QueueTransaction:
             else:
                 raise errors.lease_lost(named.lease)
         elif kind == "configure":
-            self._queue(action.configure.queue).max_messages_count = action.configure.max_messages_count
+            self._configure(action.configure)
         elif kind == "requeue":
             result.count = self._requeue(action.requeue)
         elif kind == "purge":
@@ -150,6 +151,8 @@ class QueueTransaction:
             result.next_at_ms = self._crons.set(action.cron_set)
         elif kind == "cron_delete":
             self._crons.delete(action.cron_delete.name)
+        elif kind == "push_note":
+            self._pushes.note(action.push_note, self.now_ms)
         else:
             raise errors.unknown_action()
         return result
@@ -408,6 +411,21 @@ class QueueTransaction:
             raise errors.queue_not_empty(name, queue)
         if row is not None:
             self._access.remove(key)
+        self._pushes.remove(name)
+
+    def _configure(self, action: kv_pb2.QueueConfigure) -> None:
+        name = action.queue or keys.DEFAULT_QUEUE
+        queue = self._queue(name)
+        if not action.keep_max_messages:
+            queue.max_messages_count = action.max_messages_count
+        if action.no_push:
+            self._pushes.remove(name)
+        elif action.HasField("push"):
+            self._pushes.set(name, action.push)
+
+    @property
+    def _pushes(self) -> Pushes:
+        return Pushes(self._access, self._database, self._stamp)
 
     def _id(self, number: int) -> bytes:
         return self._stamp + number.to_bytes(_NUMBER_BYTES, "big")

@@ -10,6 +10,7 @@ from kvnode.machine.queue.cron import validate_cron_name
 from kvnode.machine.queue.cron_schedule import parse_schedule
 from kvnode.machine.queue.errors import bad_deadline, unknown_action
 from kvnode.machine.queue.keys import ID_BYTES
+from kvnode.machine.queue.push import validate_note, validate_push
 from kvnode.proto.kv.v1 import kv_pb2
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
@@ -55,7 +56,7 @@ def validate_enqueue(enqueue: kv_pb2.Enqueue, position: int) -> tuple[int, int]:
 def validate_actions(request: kv_pb2.AtomicWriteRequest) -> None:
     """Raises InvalidRequest: UNKNOWN_QUEUE_ACTION, BAD_QUEUE_NAME, BAD_LEASE, BAD_LEASE_TIME, BAD_DEADLINE,
     BAD_COUNT, TOO_MANY_QUEUE_ACTIONS, CONSUMER_NAME_TOO_LONG, BAD_CRON_NAME, BAD_CRON_SCHEDULE, and what
-    validate_enqueue raises."""
+    validate_enqueue and push.validate_push raise."""
     touched = sum(map(validate_action, request.actions))
     if touched > limits.MAX_QUEUE_TOUCHED_COUNT:
         raise InvalidRequest(
@@ -148,6 +149,10 @@ def validate_action(action: kv_pb2.QueueAction) -> int:
         raise bad_deadline(f"That of a nack is {named.delay_ms}")
     if kind == "configure" and named.max_messages_count > limits.HARD_MAX_QUEUE_MESSAGES_COUNT:
         raise _bad_count(named.max_messages_count, limits.HARD_MAX_QUEUE_MESSAGES_COUNT)
+    if kind == "configure" and named.HasField("push"):
+        validate_push(named.push)
+    if kind == "push_note":
+        validate_note(named)
     if kind == "claim" and len(named.consumer.encode()) > limits.MAX_QUEUE_CONSUMER_BYTES:
         raise InvalidRequest(
             "CONSUMER_NAME_TOO_LONG",

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.base.errors import KvError
+from kvnode.machine.queue.errors import too_much_credit
 from kvnode.node.calls import error_from_message
 from kvnode.node.ports import Deliver, Origin
 from kvnode.node.queue.settler import Done, Settler
@@ -81,11 +82,7 @@ class Consumer:
     def grant(self, count: int) -> None:
         """The consumer takes that many messages more. Raises InvalidRequest: TOO_MUCH_CREDIT."""
         if self._credit + len(self._held) + count > limits.MAX_CONSUMER_IN_FLIGHT_COUNT:
-            raise InvalidRequest(
-                "TOO_MUCH_CREDIT",
-                f"A consumer has at most {limits.MAX_CONSUMER_IN_FLIGHT_COUNT} messages in flight and in credit "
-                "together: acknowledge what it holds, or open another stream.",
-            )
+            raise too_much_credit()
         self._credit += count
         self._ask()
 

@@ -47,8 +47,14 @@ async def list_queues(reader: QueueReader, queue: str = "") -> list[queue_pb2.Qu
     if queue:
         start = keys.queue_key(reader.database, queue)
         end = start + b"\x00"
+    push_start, push_end = keys.push_bounds(reader.database)
+    if queue:
+        push_start = keys.push_key(reader.database, queue)
+        push_end = push_start + b"\x00"
     (found,) = await reader.ranges([_range(start, end, limits.MAX_QUEUES_COUNT)])
+    (pushes,) = await reader.ranges([_range(push_start, push_end, limits.MAX_QUEUES_COUNT)])
     statuses = [_status(entry) for entry in found]
+    _add_pushes(statuses, pushes)
     for first in range(0, len(statuses), _RANGES_COUNT):
         some = statuses[first : first + _RANGES_COUNT]
         wanted = [_range(*_waiting_bounds(reader.database, status.queue), 1, keys_only=True) for status in some]
@@ -129,7 +135,24 @@ def status_of(name: str, value: bytes) -> queue_pb2.QueueStatus:
 
 
 def _status(entry: kv_pb2.Entry) -> queue_pb2.QueueStatus:
-    return status_of(keys.queue_of_key(bytes(DATABASE_PREFIX_BYTES) + entry.key), entry.value)
+    return status_of(_name(entry), entry.value)
+
+
+def _add_pushes(statuses: list[queue_pb2.QueueStatus], pushes: list[kv_pb2.Entry]) -> None:
+    """Where queues are pushed, from the rows that say so; the key of the signatures stays where it is."""
+    found = {_name(entry): rows.PushRow.FromString(entry.value) for entry in pushes}
+    for status in statuses:
+        push = found.get(status.queue)
+        if push is not None:
+            status.push_url = push.url
+            status.push_concurrency = push.concurrency or limits.DEFAULT_PUSH_CONCURRENCY_COUNT
+            status.push_timeout_ms = push.timeout_ms or limits.DEFAULT_PUSH_TIMEOUT_MS
+            status.push_error = push.error
+            status.push_failing_since_ms = push.failing_since_ms
+
+
+def _name(entry: kv_pb2.Entry) -> str:
+    return keys.queue_of_key(bytes(DATABASE_PREFIX_BYTES) + entry.key)
 
 
 def _payload(message: rows.MessageRow) -> kv_pb2.Value:

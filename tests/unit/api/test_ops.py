@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvnode.api.connect.metrics import ConnectStats
+from kvnode.api.cron_metrics import CronStats
 from kvnode.api.http import HttpServer, Request, Response
 from kvnode.api.metrics import Metrics
 from kvnode.api.ops import OpsServer
@@ -17,6 +18,7 @@ from kvnode.api.queue_metrics import QueueStats
 from kvnode.base.errors import ConfigError
 from kvnode.base.metrics import CATALOGUE, COUNTED, MetricKind
 from kvnode.machine.directory.view import DirectoryView
+from kvnode.node.push.stats import PushStats
 from kvnode.node.stats import Histogram, Stats
 from tests.unit.api.fake_node import FakeNode
 from tests.unit.machine.fakes import MemoryState
@@ -158,7 +160,9 @@ def test_names_are_unique_and_carry_their_unit() -> None:
 def test_the_reference_names_every_metric_and_no_other() -> None:
     shown = {metric.name + ("_total" if metric.kind is MetricKind.COUNTER else "") for metric in CATALOGUE}
     shown |= {family.name + ("_total" if family.type == "counter" else "") for family in ConnectStats().collect()}
-    queues = QueueStats(MemoryState(), DirectoryView("c"), lambda: 0, lambda: 0)
-    shown |= {family.name + ("_total" if family.type == "counter" else "") for family in queues.collect()}
+    queues = QueueStats(MemoryState(), DirectoryView("c"), lambda: 0, lambda: 0, PushStats())
+    crons = CronStats(MemoryState(), DirectoryView("c"))
+    for family in (*queues.collect(), *crons.collect()):
+        shown.add(family.name + ("_total" if family.type == "counter" else ""))
     named = set(re.findall(r"`(kvnode_[a-z_]+)`", DOCUMENT.read_text(encoding="utf-8")))
     assert named == shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvnode.api.cron_metrics import CronStats
 from kvnode.api.queue_metrics import QueueStats
 from kvnode.machine.directory.view import DirectoryView
+from kvnode.node.push.stats import PushStats
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.machine.queue.test_transactions import Database, act
 
@@ -17,8 +18,18 @@ def test_each_queue_shows_how_it_stands() -> None:
     db.claim(queue="mail")
     view = DirectoryView("c")
     view.load([])
-    stats = QueueStats(db.state, view, lambda: db.now + 70, lambda: 3)
-    samples = {sample.name: sample for family in stats.collect() for sample in family.samples}
+    pushed = PushStats()
+    pushed.of((1, "mail")).ok = 5
+    pushed.of((1, "mail")).failed = 2
+    pushed.of((9, "of a database that is gone")).ok = 1
+    stats = QueueStats(db.state, view, lambda: db.now + 70, lambda: 3, pushed)
+    families = list(stats.collect())
+    pushes = [sample for family in families for sample in family.samples if sample.name == "kvnode_queue_pushed_total"]
+    assert [(sample.labels["queue"], sample.labels["result"], sample.value) for sample in pushes] == [
+        ("mail", "ok", 5),
+        ("mail", "failed", 2),
+    ]
+    samples = {sample.name: sample for family in families for sample in family.samples if sample not in pushes}
     assert samples["kvnode_queue_waiting_count"].labels == {"database": "default", "queue": "mail"}
     assert {name.removeprefix("kvnode_queue_"): sample.value for name, sample in samples.items()} == {
         "waiting_count": 2,

@@ -151,10 +151,11 @@ class Steps:
 
     async def run(self) -> None:
         node, server = self.part("node.hand_over", "node.stop"), self.part("server.stop")
-        await _shut_down(node, server, self.part("ops.stop"), self.part("connect.stop"))
+        parts = self.part("ops.stop"), self.part("connect.stop"), self.part("pushers.close")
+        await _shut_down(node, server, *parts)
 
 
-ORDER = ["node.hand_over", "connect.stop", "server.stop", "ops.stop", "node.stop"]
+ORDER = ["node.hand_over", "pushers.close", "connect.stop", "server.stop", "ops.stop", "node.stop"]
 
 
 async def test_leadership_goes_first_and_the_storage_last() -> None:

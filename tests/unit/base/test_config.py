@@ -112,3 +112,13 @@ def test_tls_between_nodes_is_whole_or_absent(tmp_path: Path, given: tuple[str, 
         load_config({"grpc_tls_client_auth": True}, {})
     gateway = {"role": "gateway", "peers": ["h:1"], "grpc_tls_ca": str(file)}
     assert load_config(gateway, {}).config.grpc_tls_ca == str(file)
+
+
+def test_a_gateway_serves_grpc_only_where_it_is_told_to() -> None:
+    gateway = {"role": "gateway", "peers": "a:1"}
+    assert load_config(gateway, {}).config.listen == ""
+    assert load_config({**gateway, "listen": "h:2"}, {}).config.listen == "h:2"
+    assert load_config(gateway, {"KVNODE_LISTEN": "h:3"}).config.listen == "h:3"
+    with pytest.raises(ConfigError, match="push_allow"):
+        load_config({"push_allow": "10.0.0.0/8,nonsense"}, {})
+    assert load_config({"push_allow": "10.0.0.0/8,::1"}, {}).config.push_allow == ("10.0.0.0/8", "::1")

@@ -62,6 +62,11 @@ class Database:
     def queue(self, name="default"):
         return rows.QueueRow.FromString(self.state.rows[keys.queue_key(1, name)].value)
 
+    def push(self, name="default"):
+        """Where it is pushed; None = nowhere."""
+        row = self.state.get(keys.push_key(1, name))
+        return None if row is None else rows.PushRow.FromString(row.value)
+
 
 def enqueue(data=b"payload", **more):
     made = kv_pb2.AtomicWriteRequest()

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 from grpc import aio
 
 from kvnode.api.auth.gate import Gate, Permit
 from kvnode.api.grpc_handlers import parse
-from kvnode.api.ports import ServedNode
-from kvnode.api.queue_listening import Listening
+from kvnode.api.queue_http.ports import ListenStream
 from kvnode.base.errors import InvalidRequest
 from kvnode.proto.kv.v1 import queue_pb2
 
 
+class Listen(Protocol):
+    """QueueBackend.listen."""
+
+    async def __call__(
+        self, permit: Permit, gate: Gate, opening: queue_pb2.ListenOpen, stopping: asyncio.Future[None]
+    ) -> ListenStream:
+        """A listener. Raises KvError."""
+
+
 async def serve_listen(
-    node: ServedNode, gate: Gate, context: aio.ServicerContext, stopping: asyncio.Future[None]
+    listen: Listen, gate: Gate, context: aio.ServicerContext, stopping: asyncio.Future[None]
 ) -> None:
     """Serve one stream to its end.
 
     Args:
-        node: has the queues.
+        listen: makes the listener.
         gate: judges the caller.
         context: of the call.
         stopping: done when the node is about to stop.
@@ -35,7 +44,7 @@ async def serve_listen(
     first = _request(raw, permit)
     if not first.HasField("open"):
         raise InvalidRequest("LISTEN_NOT_OPENED", "the first message of a Listen stream must carry `open`")
-    listening = Listening(node, permit, gate, first.open, stopping)
+    listening = await listen(permit, gate, first.open, stopping)
     try:
         listening.take(first)
         await _run(listening, context, permit)
@@ -43,7 +52,7 @@ async def serve_listen(
         listening.close()
 
 
-async def _run(listening: Listening, context: aio.ServicerContext, permit: Permit) -> None:
+async def _run(listening: ListenStream, context: aio.ServicerContext, permit: Permit) -> None:
     """Until one side ends it. Raises what went wrong."""
     loop = asyncio.get_running_loop()
     reader = loop.create_task(_read(listening, context, permit))
@@ -61,7 +70,7 @@ async def _run(listening: Listening, context: aio.ServicerContext, permit: Permi
         await asyncio.gather(reader, writer, return_exceptions=True)
 
 
-async def _read(listening: Listening, context: aio.ServicerContext, permit: Permit) -> None:
+async def _read(listening: ListenStream, context: aio.ServicerContext, permit: Permit) -> None:
     while (raw := await context.read()) is not aio.EOF:
         request = _request(raw, permit)
         if request.HasField("open"):
@@ -70,7 +79,7 @@ async def _read(listening: Listening, context: aio.ServicerContext, permit: Perm
     listening.finish()
 
 
-async def _write(listening: Listening, context: aio.ServicerContext) -> None:
+async def _write(listening: ListenStream, context: aio.ServicerContext) -> None:
     async for response in listening.responses():
         await context.write(response.SerializeToString())
 

@@ -12,6 +12,7 @@ from kvnode.api.auth.gate import Gate
 from kvnode.api.grpc_handlers import Handlers, timeout_ms
 from kvnode.api.grpc_listening import serve_listen
 from kvnode.api.ports import ServedNode
+from kvnode.api.queue_http.node_queues import NodeQueues
 from kvnode.node.queue import cron_views, views
 from kvnode.proto.kv.v1 import queue_pb2
 
@@ -43,7 +44,7 @@ class QueueService:
         }
 
     async def _listen(self, context: aio.ServicerContext) -> None:
-        await serve_listen(self._node, self._gate, context, self._stopping)
+        await serve_listen(NodeQueues(self._node).listen, self._gate, context, self._stopping)
 
     async def _list(
         self, request: queue_pb2.QueueListRequest, context: aio.ServicerContext

@@ -41,6 +41,18 @@ def validate_opening(opening: queue_pb2.ListenOpen) -> None:
         )
 
 
+def actions_of(request: queue_pb2.ListenRequest) -> list[tuple[bytes, kv_pb2.QueueAction]]:
+    """What it settles, by lease. Raises InvalidRequest: BAD_LEASE, BAD_DEADLINE."""
+    actions = [(lease, kv_pb2.QueueAction(ack=kv_pb2.QueueAck(lease=lease))) for lease in request.ack]
+    actions += [(nack.lease, kv_pb2.QueueAction(nack=nack)) for nack in request.nack]
+    actions += [(lease, kv_pb2.QueueAction(release=kv_pb2.QueueRelease(lease=lease))) for lease in request.release]
+    for _, action in actions:
+        validate_action(action)
+    for lease in request.extend:
+        validate_action(kv_pb2.QueueAction(extend=kv_pb2.QueueExtend(lease=lease)))
+    return actions
+
+
 class Listening:
     """The node's side of one listener.
 
@@ -89,13 +101,7 @@ class Listening:
 
     def take(self, request: queue_pb2.ListenRequest) -> None:
         """What the client says. Raises InvalidRequest, after which the listener is to be closed."""
-        actions = [(lease, kv_pb2.QueueAction(ack=kv_pb2.QueueAck(lease=lease))) for lease in request.ack]
-        actions += [(nack.lease, kv_pb2.QueueAction(nack=nack)) for nack in request.nack]
-        actions += [(lease, kv_pb2.QueueAction(release=kv_pb2.QueueRelease(lease=lease))) for lease in request.release]
-        for _, action in actions:
-            validate_action(action)
-        for lease in request.extend:
-            validate_action(kv_pb2.QueueAction(extend=kv_pb2.QueueExtend(lease=lease)))
+        actions = actions_of(request)
         self._settling_count += len(actions)
         for lease, action in actions:
             self._consumer.settle(lease, action, partial(self._settled, lease))

@@ -9,6 +9,7 @@ with a full state, which the watcher sees as one more frame.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import NamedTuple
 
 import grpc
 
@@ -19,6 +20,14 @@ from kvnode.client.session import Session
 from kvnode.client.watch import WatchStream
 from kvnode.machine.directory.view import DirectoryView
 from kvnode.proto.kv.v1 import kv_pb2
+
+
+class Reach(NamedTuple):
+    """How nodes are called."""
+
+    addresses: Sequence[str]
+    metadata: CallMetadata
+    credentials: grpc.ChannelCredentials | None
 
 
 class RemoteBackend:
@@ -65,6 +74,16 @@ class RemoteBackend:
     async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
         """One atomic write, held and settled. Raises KvError."""
         return (await self._call(request, database)).write
+
+    async def settle(
+        self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int, settle: bool = True
+    ) -> kv_pb2.AtomicWriteResponse:
+        """As `write`, in the shape of Node.write: for the settler of its queues."""
+        return (await self._session(database).call(request, timeout_ms, settle=settle)).write
+
+    def reach(self, database: int) -> Reach:
+        """How to call the nodes about a database. Raises NotFound."""
+        return Reach(self._addresses, self._metadata(database), self._credentials)
 
     async def watch(self, request: kv_pb2.WatchRequest, *, database: int) -> AsyncGenerator[kv_pb2.WatchResponse, None]:
         """Frames of a watch, from whichever node serves it. Raises KvError."""

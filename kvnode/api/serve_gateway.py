@@ -18,12 +18,16 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from kvnode.api.auth.authority import Authority
+from kvnode.api.auth.gate import Gate
 from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.server import ConnectServer
+from kvnode.api.gateway_grpc import GatewayGrpc
 from kvnode.api.http import HttpServer, Request, Response, Tls
 from kvnode.api.metrics import CONTENT_TYPE
+from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.remote_backend import RemoteBackend
 from kvnode.api.remote_directory import RemoteDirectory
+from kvnode.api.remote_queues import RemoteQueues
 from kvnode.api.tls import grpc_tls
 from kvnode.base import limits
 from kvnode.base.clock import SystemClock
@@ -32,6 +36,7 @@ from kvnode.base.config import NodeConfig
 _log = logging.getLogger(__name__)
 
 EXIT_OK = 0
+DRAIN_S = 1.0  # for what is owed when the gateway stops
 
 
 async def serve_gateway(config: NodeConfig) -> int:
@@ -40,18 +45,25 @@ async def serve_gateway(config: NodeConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    nodes = grpc_tls(config).peers
+    credentials = grpc_tls(config)
+    nodes = credentials.peers
     directory = RemoteDirectory(config.peers, token=config.access_token, credentials=nodes)
     backend = RemoteBackend(config.name, config.peers, directory.view, token=config.access_token, credentials=nodes)
     authority = Authority(directory.view, SystemClock(), static_token=config.access_token, learn=directory.learn)
     stats = ConnectStats()
     tls = Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None
-    connect = ConnectServer(backend, authority, config.connect_listen, tls=tls, stats=stats)
+    queues = RemoteQueues(backend)
+    queue_http = QueueHttp(queues, authority, SystemClock(), stats)
+    connect = ConnectServer(backend, authority, config.connect_listen, tls=tls, stats=stats, queues=queue_http)
+    gate = Gate(authority, SystemClock(), required=config.grpc_auth)
+    grpc = GatewayGrpc(backend, queues, gate, config.listen, credentials.server) if config.listen else None
     ops = HttpServer(GatewayPages(directory, backend, stats).answer, config.ops_listen)
     following = asyncio.ensure_future(directory.run())
     try:
         await ops.start()
         await connect.start()
+        if grpc is not None:
+            await grpc.start()
         _log.info(
             "a gateway to %s: KV Connect on %s, ops on %s",
             ", ".join(config.peers),
@@ -65,6 +77,9 @@ async def serve_gateway(config: NodeConfig) -> int:
         try:
             async with asyncio.timeout(limits.SHUTDOWN_TIMEOUT_MS / 1_000):
                 await connect.stop()
+                if grpc is not None:
+                    await grpc.stop(DRAIN_S)
+                await queues.close()
                 await backend.close()
                 await ops.stop()
         except TimeoutError:

@@ -20,7 +20,7 @@ class GrpcTls(NamedTuple):
 
 
 def grpc_tls(config: NodeConfig) -> GrpcTls:
-    """What a node serves with, and what it or a gateway calls nodes with. Raises ConfigError: a file is unusable."""
+    """What a node or gateway serves with, and what it calls nodes with. Raises ConfigError: a file is unusable."""
     ca, cert, key = config.grpc_tls_ca, config.grpc_tls_cert, config.grpc_tls_key
     if not (ca or cert):
         return GrpcTls()
@@ -29,7 +29,7 @@ def grpc_tls(config: NodeConfig) -> GrpcTls:
         peers = tls_credentials(ca, cert, key)
     except InvalidRequest as error:
         raise ConfigError(f"'grpc_tls_*': {error.message}") from None
-    if config.role == "gateway":
+    if not (cert and config.listen):  # a gateway that serves no gRPC
         return GrpcTls(peers=peers)
     chain = (Path(key).read_bytes(), Path(cert).read_bytes())
     judge = config.grpc_tls_client_auth

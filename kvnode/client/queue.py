@@ -20,15 +20,13 @@ from types import TracebackType
 from typing import Literal
 
 import grpc
-import grpc.aio
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
-from kvnode.client import rpc
-from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
+from kvnode.client.listen_stream import listen_until_refused
 from kvnode.client.selection import CallMetadata
-from kvnode.client.status import error_from_proto, error_from_rpc, is_retryable
+from kvnode.client.status import error_from_proto
 from kvnode.codec.values import decode_value
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
@@ -259,8 +257,8 @@ class QueueListener(AsyncIterator[QueueMessage]):
             self._out.credit += 1
         self._something.set()
 
-    def _first_request(self) -> queue_pb2.ListenRequest:
-        """What a new stream begins with: it makes up for whatever the old one took along."""
+    def first_request(self) -> queue_pb2.ListenRequest:
+        """See ListenSide."""
         request = queue_pb2.ListenRequest(open=self._open)
         request.open.held.extend(self._held)
         request.extend.extend(self._held)
@@ -271,13 +269,14 @@ class QueueListener(AsyncIterator[QueueMessage]):
         self._out = queue_pb2.ListenRequest()
         return request
 
-    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
+    async def next_request(self) -> queue_pb2.ListenRequest:
+        """See ListenSide."""
         while True:
             await self._something.wait()
             self._something.clear()
             request, self._out = self._out, queue_pb2.ListenRequest()
             if request.ByteSize():
-                await call.write(request)
+                return request
 
     async def _extend(self) -> None:
         while True:
@@ -288,7 +287,8 @@ class QueueListener(AsyncIterator[QueueMessage]):
 
     # What comes.
 
-    def _take(self, response: queue_pb2.ListenResponse) -> None:
+    async def take_response(self, response: queue_pb2.ListenResponse) -> None:
+        """See ListenSide."""
         for message in response.messages:
             made = QueueMessage(message, self)
             if self._closing:
@@ -328,18 +328,13 @@ class QueueListener(AsyncIterator[QueueMessage]):
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        while True:
-            address = self._endpoints.current
-            try:
-                await self._stream(address)
-            except KvError as error:
-                error.endpoint = error.endpoint or address
-                pause_ms = self._endpoints.failed(error)
-                if not is_retryable(error) or self._endpoints.hopeless() is not None:
-                    self._give_up(error)
-                    return
-                _log.debug("a queue's stream ended and is opened again: %s", error)
-                await asyncio.sleep(pause_ms / 1000)
+        extending = asyncio.get_running_loop().create_task(self._extend())
+        try:
+            error = await listen_until_refused(self, self._endpoints, self._metadata, self._credentials)
+            if error is not None:
+                self._give_up(error)
+        finally:
+            extending.cancel()
 
     def _give_up(self, error: KvError) -> None:
         self._failure = error
@@ -350,42 +345,6 @@ class QueueListener(AsyncIterator[QueueMessage]):
         for lease in list(self._settling):
             self._confirm(lease, error)
         self._quiet.set()
-
-    async def _stream(self, address: str) -> None:
-        """Serve one connection. Always ends with a KvError."""
-        channel = await dial(address, self._credentials)
-        call = channel.stream_stream(
-            rpc.QUEUE_LISTEN.path,
-            request_serializer=queue_pb2.ListenRequest.SerializeToString,
-            response_deserializer=queue_pb2.ListenResponse.FromString,
-        )(metadata=self._metadata)
-        loop = asyncio.get_running_loop()
-        helpers: list[asyncio.Task[None]] = []
-        try:
-            await call.write(self._first_request())
-            helpers = [loop.create_task(self._write(call)), loop.create_task(self._extend())]
-            while True:
-                async with asyncio.timeout(limits.CLIENT_LISTEN_SILENCE_MS / 1000):
-                    response = await call.read()
-                if response is grpc.aio.EOF:
-                    # Whatever the status is, it comes as an AioRpcError; a stream that just ends is the node's stop.
-                    raise await _why(call, address)
-                self._endpoints.succeeded()
-                self._take(response)
-        except TimeoutError:
-            raise Unavailable(
-                f"nothing, not even a ping, arrived for {limits.CLIENT_LISTEN_SILENCE_MS} ms", phase="leader"
-            ) from None
-        except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error, address) from None
-        except asyncio.InvalidStateError:
-            raise await _why(call, address) from None
-        finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-            call.cancel()
-            await channel.close()
 
 
 Handler = Callable[[QueueMessage], Awaitable[object] | object]
@@ -419,16 +378,6 @@ async def run_handlers(listener: QueueListener, handler: Handler) -> None:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-
-
-async def _why(call: grpc.aio.StreamStreamCall, address: str) -> KvError:
-    code = await call.code()
-    if code is grpc.StatusCode.OK:
-        return Unavailable("the node ended the stream", phase="dial")
-    error = grpc.aio.AioRpcError(
-        code, await call.initial_metadata(), await call.trailing_metadata(), details=await call.details()
-    )
-    return error_from_rpc(error, address)
 
 
 def _quiet_release() -> _Settling:

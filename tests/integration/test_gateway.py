@@ -25,12 +25,14 @@ MAX_PAUSE_S = 5.0
 class Gateway:
     """`kvnode serve --role gateway` in front of a cluster."""
 
-    def __init__(self, cluster: LocalCluster, folder: Path) -> None:
-        port, ops_port = free_ports(2)
+    def __init__(self, cluster: LocalCluster, folder: Path, token: str = TOKEN) -> None:
+        port, ops_port, grpc_port = free_ports(3)
         self.address = f"127.0.0.1:{port}"
+        self.grpc_address = f"127.0.0.1:{grpc_port}"
         command = [sys.executable, "-m", "kvnode", "serve", "--role", "gateway", "--name", "gateway"]
         command += ["--peers", ",".join(cluster.addresses), "--connect-listen", self.address]
-        command += ["--ops-listen", f"127.0.0.1:{ops_port}", "--access-token", TOKEN]
+        command += ["--listen", self.grpc_address]
+        command += ["--ops-listen", f"127.0.0.1:{ops_port}", "--access-token", token]
         environment = next(iter(cluster.nodes.values())).child.environment
         self.child = Child(command, folder / "gateway.log", environment)
 

@@ -22,7 +22,6 @@ _STATUS_BY_CODE = {
     "PAYLOAD_TOO_LARGE": 413,
     "TRANSACTION_TOO_LARGE": 413,
     "QUEUE_FULL": 409,
-    "NOT_SERVED_BY_GATEWAYS": 501,
 }
 _STATUS: tuple[tuple[type[KvError], int], ...] = (
     (InvalidRequest, 400),

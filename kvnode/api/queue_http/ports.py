@@ -14,11 +14,16 @@ from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 class ListenStream(Protocol):
     """One listener, as queue.proto's Listen has it."""
 
+    ended: asyncio.Future[None]  # fails with the KvError by which it ends, unless the client ends it
+
     def take(self, request: queue_pb2.ListenRequest) -> None:
         """What the client says: credit, what it extends, what it has settled by itself."""
 
     def responses(self) -> AsyncGenerator[queue_pb2.ListenResponse, None]:
         """What comes; the first response has `opened`. Raises KvError: why it ends."""
+
+    def finish(self) -> None:
+        """The client has said its last: let what it asked for come to its end, and tell it so."""
 
     def close(self) -> None:
         """Over; called in any case."""

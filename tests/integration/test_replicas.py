@@ -7,6 +7,7 @@ import time
 
 from cluster.launcher import LocalCluster, NodeSpec
 from kvnode.client import open_kv
+from kvnode.client.queue import QueueMessage
 from tests.integration.conftest import MakeCluster
 from tests.integration.helpers import assert_equal_digests, eventually, fill, get, judge, put, under_load
 from tests.integration.test_membership import kvnode, refused, roles
@@ -110,3 +111,32 @@ async def test_without_a_primary_region_replicas_read_on(cluster: LocalCluster) 
     for name in names:
         await arrives(cluster.nodes[name].address, "again")
     await eventually(lambda: all(node.ready() for node in cluster.nodes.values()), "not all are ready")
+
+
+async def test_a_consumer_at_a_replica_handles_and_acknowledges(cluster: LocalCluster) -> None:
+    """What it asks and says goes on to the leader, the next one too."""
+    first, second = await add_europe(cluster)
+    handled: dict[float, int] = {}
+
+    async def handle(message: QueueMessage) -> None:
+        handled[message.value] = handled.get(message.value, 0) + 1
+        await asyncio.sleep(0.01)
+
+    async with open_kv(cluster.addresses[:3]) as kv, open_kv(cluster.nodes[second].address) as far:
+        listening = asyncio.ensure_future(far.listen_queue(handle, queue="far", concurrency=8, lease_ms=2_000))
+        for number in range(100):
+            await kv.enqueue(float(number), queue="far")
+        await far.enqueue(100.0, queue="far")  # and messages come in there too
+        await eventually(lambda: len(handled) > 20, "a consumer at a replica gets nothing")
+        leader = await asyncio.to_thread(cluster.wait_leader)
+        await asyncio.to_thread(cluster.kill, leader)
+        await eventually(lambda: len(handled) == 101, "not all were handled", 30.0)
+        await asyncio.to_thread(cluster.restart, leader)
+        async with asyncio.timeout(20):
+            while (status := (await kv.queues.status("far"))[0]).in_flight_count or status.waiting_count:
+                await asyncio.sleep(0.1)
+        assert (status.acknowledged_total, status.dead_total) == (101, 0)
+        assert not listening.done()
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+    assert cluster.nodes[first].child.running

@@ -264,8 +264,7 @@ def push(
     """
     wanted = bool(url or secret or concurrency or request_timeout)
     if off and wanted:
-        print("kvnode: --off stands alone", file=sys.stderr)
-        raise typer.Exit(Exit.USAGE)
+        fail(InvalidRequest("BAD_PUSH_FLAGS", "--off stands alone: it ends the push"), output)
     if not off and not wanted:
         _show_push(queue, _run(endpoints, timeout, output, lambda q: q.status(queue or "default")), output)
         return
@@ -289,8 +288,8 @@ def push(
 def _show_push(queue: str, found: list[queue_pb2.QueueStatus], output: Output | None) -> None:
     pushed = next((status for status in found if status.push_url), None)
     if pushed is None:
-        print(f"kvnode: the queue '{queue or 'default'}' is not pushed; `--url` sets where to", file=sys.stderr)
-        raise typer.Exit(Exit.NOT_FOUND)
+        missing = f"the queue '{queue or 'default'}' is not pushed; `--url` sets where to"
+        fail(NotFound(missing, code="PUSH_NOT_CONFIGURED", phase="read"), output)
     shown = push_json(pushed)
     if output is Output.JSON:
         print_json(shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 from cluster.launcher import LocalCluster, NodeSpec
 from tests.integration.helpers import eventually, get, put
@@ -55,3 +56,17 @@ async def test_a_learner_is_taken_in_and_a_refusal_is_said(cluster: LocalCluster
     assert roles(await kvnode(cluster, "member", "list", at="a"))["f"] == "learner"
     assert "is a member of the cluster" in right.child.log_text()
     assert wrong.child.log_text().count("MEMBER_ROLE_INVALID") == 1, "one reason is said once"
+
+
+async def test_a_replica_that_lost_its_volume_is_replaced_by_itself(cluster: LocalCluster) -> None:
+    node = await asyncio.to_thread(cluster.join, asking(cluster, "e", "europe", replica=True))
+    await asyncio.to_thread(cluster.wait_ready, ["e"])
+    cluster.kill("e")
+    shutil.rmtree(node.data_dir)
+    await asyncio.to_thread(cluster.restart, "e", wait=False)
+    await eventually(lambda: "MEMBER_EXISTS" in node.child.log_text(), "it is not told that its name is taken")
+    await kvnode(cluster, "member", "replace", "e", node.address, at="a")
+    await asyncio.to_thread(cluster.wait_ready, ["e"])
+    assert roles(await kvnode(cluster, "member", "list", at="a"))["e"] == "replica"
+    await put(cluster.addresses[0], "after")
+    assert await get(node.address, "after") == b"value"

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,17 @@ def test_grafana_and_prometheus_find_one_another() -> None:
     compose = compose_text(load_topology())
     assert "./cluster/grafana/dashboards:/var/lib/grafana/dashboards:ro" in compose
     assert "./cluster/prometheus:/etc/prometheus:ro" in compose
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_prometheus_takes_its_configuration() -> None:
+    ran = subprocess.run(
+        ["promtool", "check", "config", str(ROOT / "cluster/prometheus/prometheus.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_the_image_runs_as_nobody_special_is_probed_and_is_told_to_stop() -> None:

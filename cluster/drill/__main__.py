@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import uvloop
 from rich.console import Console
 
 from cluster.drill.drill import Drill
+from cluster.drill.failovers import run_failovers
 from cluster.drill.latency import lags, latencies
 from cluster.drill.page import page
 from cluster.drill.report import Findings, show
@@ -24,7 +26,9 @@ from cluster.topology import load_topology
 from cluster.wan.wan import WanFailed
 
 EXIT_BROKEN = 1
+PLAIN_COLUMNS = 180  # in a file nothing is wrapped
 EXIT_NOT_RUN = 2
+TABLE_S, SHORT_TABLE_S = 20.0, 3.0
 PAGE = ROOT / "docs" / "reference" / "failure-table.md"
 RESULTS = ROOT / "bench" / "results" / "drill.json"
 
@@ -34,6 +38,8 @@ def main() -> int:
     options = _options()
     rows = _rows(options)
     console = Console(stderr=options.json, highlight=False)
+    if not console.is_terminal:
+        console = Console(stderr=options.json, highlight=False, width=PLAIN_COLUMNS)
     try:
         findings = uvloop.run(_run(options, rows, console))
     except (ClusterFailed, WanFailed) as error:
@@ -54,22 +60,20 @@ async def _run(options: argparse.Namespace, rows: list[Row], console: Console) -
     regions = [region.name for region in topology.regions]
     gateways = regions[:1] if options.short else regions
     findings = Findings()
-    console.print(f"Starting {len(topology.nodes)} nodes in {len(regions)} regions and {len(gateways)} gateways ...")
-    stage = Stage(topology, options.data_dir, gateways)
-    try:
-        async with stage:
-            if options.tables:
-                console.print("Latency and lag ...")
-                findings.spreads += await latencies(stage, 3 if options.short else 20)
-                findings.spreads += await lags(stage, 3 if options.short else 20)
-            drill = Drill(stage, lambda text: console.print(f"  {text}"))
-            for row in rows:
-                verdict = await drill.run(row, options.repetitions)
-                findings.verdicts.append(verdict)
-                for text in verdict.broken:
-                    console.print(f"  [red]✗[/] {text}", soft_wrap=True)
-    finally:
-        stage.close()
+    console.print(f"{len(topology.nodes)} nodes in {len(regions)} regions, {len(gateways)} gateways")
+
+    def make_stage() -> Stage:
+        return Stage(topology, None, gateways)
+
+    def say(text: str) -> None:
+        console.print(f"  {text}")
+
+    shared = [row for row in rows if not row.flags]
+    if shared or options.tables:
+        await _on_one_stage(Stage(topology, options.data_dir, gateways), options, shared, findings, say)
+    for row in rows:
+        if row.flags:
+            findings.verdicts.append(await run_failovers(row, options.repetitions, make_stage, say))
     findings.machine = {
         "cores": os.cpu_count(),
         "processor": _processor(),
@@ -78,6 +82,23 @@ async def _run(options: argparse.Namespace, rows: list[Row], console: Console) -
         "repetitions": options.repetitions,
     }
     return findings
+
+
+async def _on_one_stage(
+    stage: Stage, options: argparse.Namespace, rows: list[Row], findings: Findings, say: Callable[[str], None]
+) -> None:
+    """The tables, and the rows after which all is as before."""
+    try:
+        async with stage:
+            if options.tables:
+                say("latency and lag")
+                findings.spreads += await latencies(stage, SHORT_TABLE_S if options.short else TABLE_S)
+                findings.spreads += await lags(stage, SHORT_TABLE_S if options.short else TABLE_S)
+            drill = Drill(stage, say)
+            for row in rows:
+                findings.verdicts.append(await drill.run(row, options.repetitions))
+    finally:
+        stage.close()
 
 
 def _rows(options: argparse.Namespace) -> list[Row]:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 
 from cluster.drill.bulk import bulk_write
-from cluster.drill.failovers import CommandFailed, fail_over
 from cluster.drill.judge import Measured, Verdict, gaps, judge
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
@@ -42,14 +41,12 @@ class Drill:
             self._say(f"{row.what} ({number + 1} of {repetitions_count})")
             try:
                 runs.append(await self._once(row))
-            except (KvError, ClusterFailed, CommandFailed) as error:
+            except (KvError, ClusterFailed) as error:
                 runs.append(Measured(violations=[f"it could not be played to its end: {error}"]))
         return judge(row, runs)
 
     async def _once(self, row: Row) -> Measured:
         self._serial += 1
-        if row.failover:
-            return await fail_over(self._stage, row, f"drill {self._serial}")
         traffic = Traffic(self._stage.clients, f"drill {self._serial}")
         traffic.start()
         try:

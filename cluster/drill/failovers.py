@@ -10,16 +10,18 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from cluster.drill.judge import Measured, gaps
+from cluster.drill.judge import Measured, Verdict, gaps, judge
 from cluster.drill.record import Record
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Traffic
 from cluster.drill.verify import is_cut, verify
-from cluster.launcher import own_environment
+from cluster.launcher import ClusterFailed, own_environment
 from cluster.workload import now_ms
+from kvnode.base.errors import KvError
 
 SETTLE_S = 3.0
 DEAD_S = 1.0  # from the loss to the operator's command
@@ -32,47 +34,57 @@ class CommandFailed(Exception):
     """`kvnode failover` did not do what it was asked; the message is its own."""
 
 
-async def fail_over(stage: Stage, row: Row, space: str) -> Measured:
-    """Play a row of this kind once. Afterwards the primary region is the first one again."""
-    traffic = Traffic(stage.clients, space)
+async def run_failovers(
+    row: Row, repetitions_count: int, make_stage: Callable[[], Stage], say: Callable[[str], None]
+) -> Verdict:
+    """Play a row of this kind, each time on a stage of its own: afterwards the primary region is another one."""
+    runs = []
+    for number in range(repetitions_count):
+        say(f"{row.what} ({number + 1} of {repetitions_count})")
+        stage = make_stage()
+        try:
+            async with stage:
+                runs.append(await _once(stage, row))
+        except (KvError, ClusterFailed, CommandFailed) as error:
+            runs.append(Measured(violations=[f"it could not be played to its end: {error}"]))
+        finally:
+            stage.close()
+    return judge(row, runs)
+
+
+async def _once(stage: Stage, row: Row) -> Measured:
+    traffic = Traffic(stage.clients, "failover")
     traffic.start()
     measured = Measured()
     fork = b""
     try:
         await asyncio.sleep(SETTLE_S)
-        began = now_ms()
-        if row.failover == "planned":
-            await _command(stage, stage.away[0], "--plan")
-            commanded = began
-        else:
-            victims = await asyncio.to_thread(row.victims, stage) if row.victims else []
-            await asyncio.gather(*(asyncio.to_thread(stage.cluster.kill, name) for name in victims))
-            killed = now_ms()
+        victims = await asyncio.to_thread(row.victims, stage) if row.victims else []
+        # A data center that is gone sends nothing more: what is on its way out of a killed process would still arrive.
+        cut = await asyncio.to_thread(stage.cluster.wan.isolate, *victims)
+        killed = now_ms()
+        for name in victims:
+            await asyncio.to_thread(stage.cluster.kill, name)
+        if victims:
             await asyncio.sleep(DEAD_S)
-            commanded = now_ms()
-            answer = await _command(stage, stage.away[0], "--yes", *row.flags)
+        commanded = now_ms()
+        answer = await _command(stage, stage.away[0], *row.flags)
+        measured.figures["command"] = now_ms() - commanded
+        if victims:
             fork = bytes.fromhex(answer["last_versionstamp"])
-            measured.figures["command"] = now_ms() - commanded
             _losses(traffic.record, fork, killed, measured)
         await asyncio.sleep(AFTERWARDS_S)
         until = now_ms()
-        if row.failover != "planned":
-            returning = now_ms()
-            for name in victims:
-                await asyncio.to_thread(stage.cluster.restart, name, wait=False)
-            await asyncio.to_thread(_wait_returned, stage)
-            measured.figures["caught up"] = now_ms() - returning
-        moved = now_ms()
-        await _command(stage, stage.home, "--plan")
+        await asyncio.to_thread(stage.cluster.wan.heal, cut)  # what was on its way arrives, of an epoch that is over
+        for name in victims:
+            await asyncio.to_thread(stage.cluster.restart, name, wait=False)
+        await asyncio.to_thread(_wait_returned, stage)
+        measured.figures["caught up"] = now_ms() - until
         await asyncio.sleep(AFTERWARDS_S)
-        ended = now_ms()
     finally:
         await traffic.stop()
-    # Clients of the region that died ask elsewhere; the time counts from the command on.
-    figures = gaps(traffic.record, stage.home, stage.away, commanded, until)
-    back = gaps(traffic.record, stage.home, stage.away, moved, ended)
-    measured.figures.update(figures)
-    measured.figures["pause"] = max(back["all writes"], figures["all writes"] if row.failover == "planned" else 0.0)
+    # The time counts from the command on: when an operator gives it is not the database's affair.
+    measured.figures.update(gaps(traffic.record, stage.home, stage.away, commanded, until))
     await verify(stage, traffic, measured, fork)
     return measured
 

@@ -12,6 +12,7 @@ from cluster.drill.page import page
 from cluster.drill.record import Call, Kind, Record
 from cluster.drill.report import Findings
 from cluster.drill.rows import ROWS, SHORT
+from cluster.drill.verify import is_cut
 from kvnode.codec.versionstamp import versionstamp
 
 ROW = next(row for row in ROWS if row.name == "leader-killed")
@@ -106,3 +107,10 @@ def test_an_unknown_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["drill", "--rows", "leader-killed,nonsense"])
     with pytest.raises(SystemExit, match="no row is called nonsense"):
         main()
+
+
+def test_what_is_cut_off_is_of_the_epoch_that_ended_and_behind_the_fork() -> None:
+    fork = versionstamp(1, 7, 0)
+    assert [is_cut(versionstamp(1, index, 0), fork) for index in (6, 7, 8)] == [False, False, True]
+    assert not is_cut(versionstamp(2, 8, 0), fork), "the history that goes on"
+    assert not is_cut(versionstamp(1, 8, 0), b""), "nothing was cut"

@@ -104,7 +104,8 @@ async def _command(stage: Stage, region: str, *flags: str) -> dict[str, Any]:
         await process.wait()
         raise CommandFailed(f"failover to {region}: no end after {COMMAND_TIMEOUT_S:g} s") from None
     if process.returncode:
-        raise CommandFailed(f"failover to {region}: {error.decode(errors='replace').strip()}")
+        said = (error + out).decode(errors="replace").strip()
+        raise CommandFailed(f"failover to {region}: exit status {process.returncode}: {said}")
     answer: dict[str, Any] = json.loads(out.decode().splitlines()[-1])
     return answer
 

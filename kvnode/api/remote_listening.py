@@ -13,6 +13,7 @@ come again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from random import Random
 
@@ -20,11 +21,13 @@ from kvnode.api.auth.gate import Gate, Permit
 from kvnode.api.queue_listening import actions_of, node_stopping, validate_opening
 from kvnode.api.remote_backend import Reach
 from kvnode.base import limits
-from kvnode.base.errors import KvError
+from kvnode.base.errors import KvError, Unavailable
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.listen_stream import listen_until_refused
 from kvnode.machine.queue.errors import too_much_credit
 from kvnode.proto.kv.v1 import queue_pb2
+
+_log = logging.getLogger(__name__)
 
 
 class RemoteListening:
@@ -167,7 +170,11 @@ class RemoteListening:
 
     async def _relay(self, reach: Reach) -> None:
         endpoints = Endpoints(reach.addresses, Random())
-        refusal = await listen_until_refused(self, endpoints, reach.metadata, reach.credentials)
+        try:
+            refusal = await listen_until_refused(self, endpoints, reach.metadata, reach.credentials)
+        except Exception as error:
+            _log.exception("a listener's stream failed in a way that nobody foresaw")
+            refusal = Unavailable(f"the gateway failed ({type(error).__name__}); listen again")
         if refusal is not None:
             self._end(refusal)
 

@@ -166,6 +166,16 @@ async def test_why_it_ends(stage: Stage) -> None:
     by_the_node.close()
 
 
+async def test_what_nobody_foresaw_ends_it_too(stage: Stage) -> None:
+    listening = stage.open()
+    responses = listening.responses()
+    await anext(responses)
+    stage.refusal.set_exception(RuntimeError("by the test"))
+    with pytest.raises(Unavailable, match="RuntimeError"):
+        await anext(responses)
+    listening.close()
+
+
 async def test_a_gateway_that_stops_tells_the_node_to_keep_the_leases_for_nobody(stage: Stage) -> None:
     listening = stage.open(held=[A])
     listening.take(queue_pb2.ListenRequest(credit=2))

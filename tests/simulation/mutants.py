@@ -31,6 +31,7 @@ from kvnode.raft.raft import Raft
 from kvnode.storage.log import Log
 from tests.simulation.mutants_more import SEEN_BY_SEEDS
 from tests.simulation.mutants_named import NAMED, failed_test
+from tests.simulation.mutants_queues import QUEUE_MUTANTS
 from tests.simulation.planting import Patch, replaced, replaced_handler
 from tests.simulation.quiet import quiet
 from tests.simulation.seed import run_seed
@@ -293,6 +294,7 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
         trust_every_clock,
         settle_by_index_alone,
         *SEEN_BY_SEEDS,
+        *QUEUE_MUTANTS,
     )
 }
 TESTED = {plant.__name__: (plant, tests) for plant, tests in NAMED.items()}

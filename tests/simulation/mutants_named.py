@@ -35,6 +35,7 @@ from tests.simulation.mutants_more import (
     keep_the_tail_under_a_snapshot,
     take_a_fork,
 )
+from tests.simulation.mutants_queues import end_leases_while_nobody_leads
 from tests.simulation.planting import Patch, replaced, replaced_handler
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +188,7 @@ NAMED: dict[Callable[[], Patch], str] = {
     vote_with_a_damaged_log: "tests/unit/node/test_node.py"
     "::test_a_node_whose_log_is_damaged_stays_up_says_so_and_takes_no_part",
     take_damage_for_a_torn_tail: "tests/unit/storage/test_log_damage.py",
+    end_leases_while_nobody_leads: "tests/unit/machine/queue/test_transactions.py",
 }
 
 

@@ -22,6 +22,7 @@ from tests.simulation.loop import Hang, Livelock, SimulatedLoop
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
 from tests.simulation.observer import Observer, Violation
+from tests.simulation.queues import draw_queues
 from tests.simulation.tuning import draw_tuning
 from tests.simulation.workload import EVERYTHING, Client, Journal
 
@@ -72,7 +73,7 @@ def run_seed(seed: int, mutant: Callable[[], AbstractContextManager[object]] = n
         with tempfile.TemporaryDirectory(prefix="kvnode-simulation-", dir=base) as directory, mutant():
             scene = Scene(seed, Path(directory), result)
             try:
-                with scene.tuning.in_force():
+                with scene.tuning.in_force(), scene.queues.in_force():
                     simulated_loop.run(scene.play)
             except Violation as violation:
                 result.checker, result.message = violation.checker, violation.message
@@ -93,6 +94,7 @@ class Scene:
     def __init__(self, seed: int, directory: Path, result: Result) -> None:
         self.random = random.Random(seed)
         self.tuning = draw_tuning(seed)
+        self.queues = draw_queues(seed)
         self.directory = directory
         self.result = result
         self.observer = Observer()
@@ -115,10 +117,12 @@ class Scene:
             tuning=self.tuning,
             replicas_count=self._draw_replicas(),
         )
+        self.queues.build(loop, self.network, self.cluster, self.observer)
         self.nemesis = Nemesis(loop, self.cluster, random.Random(draw.getrandbits(64)))
         self._draw_figure_8()
         replicas = len(self.cluster.initial.replicas)
-        self.result.kinds = [layout + (f"+{replicas}" if replicas else ""), *self.nemesis.kinds]
+        name = layout + (f"+{replicas}" if replicas else "") + self.queues.label
+        self.result.kinds = [name, *self.nemesis.kinds]
         self.clients = [
             Client(n, loop, self.network, self.cluster.hosts, self.journal, random.Random(draw.getrandbits(64)))
             for n in range(draw.choice((2, 3, 5)))
@@ -155,13 +159,16 @@ class Scene:
         pause_ms = draw.choice(((5.0, 60.0), (50.0, 250.0)))
         width = draw.choice((1, 2, 4))
         working = [client.process.spawn(client.run(pause_ms, width)) for client in self.clients]
+        working += self.queues.start(self.journal)
         await self.nemesis.run(chaos_s)
         await self._recover()
         for client in self.clients:
             client.stopped = True
+        self.queues.stop()
         await asyncio.wait(working, timeout=CONVERGENCE_S)
         if any(not task.done() for task in working):
             raise Violation("liveness", "a client has not come to an end long after everything was healed")
+        await self.queues.drain()
         await self._converge()
         await self._read_everything()
 
@@ -233,6 +240,7 @@ class Scene:
     def _judge(self) -> None:
         """What can only be said at the end."""
         self.observer.raise_violation()
+        self.queues.judge()
         operations = [self._settled(record) for record in self.journal.records]
         report = check(operations, clock_slack_ms=CLOCK_SLACK_MS)
         if not report.ok:

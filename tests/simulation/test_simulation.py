@@ -42,7 +42,15 @@ def test_a_seed_always_runs_the_same(seed: int) -> None:
 
 @pytest.mark.parametrize(
     "mutant",
-    ["acknowledge_before_fsync", "resolve_before_the_no_op", "skip_the_overlay", "strong_reads_without_read_index"],
+    [
+        "acknowledge_before_fsync",
+        "resolve_before_the_no_op",
+        "skip_the_overlay",
+        "strong_reads_without_read_index",
+        "ignore_the_lease_of_an_ack",
+        "send_a_claim_before_it_is_committed",
+        "fire_again_with_each_leader",
+    ],
 )
 def test_a_planted_bug_is_found(mutant: str) -> None:
     assert hunt(mutant, max_seeds=30).checker

@@ -5,8 +5,8 @@ What the client says is taken in at once; acks end in the node's settler, where 
 MAX_LISTENER_UNSENT_BYTES wait to be sent, no more are pulled, so that a client which does not read costs no memory.
 
 How it ends says what becomes of the messages the client held. The client left, broke off, or may listen no longer:
-they are given back at once. The node stops: the client goes on at another node and takes its leases along, so nothing
-is given back.
+they are given back at once. The node stops, or is cut off from every leader: the client goes on at another node and
+takes its leases along, so nothing is given back.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Listening:
         self._something = asyncio.Event()
         self._settling_count = 0
         self._finishing = False
+        self._cut_off = False
         self._consumer: Consumer = node.queues.listen(
             permit.database,
             (opening.queue, opening.lease_ms, opening.consumer),
@@ -150,7 +151,8 @@ class Listening:
         """Over; called in any case."""
         self._unfollow()
         self._stopping.remove_done_callback(self._node_stops)
-        self._node.queues.leave(self._consumer, give_back=not self._stopping.done())
+        goes_on = self._stopping.done() or self._cut_off
+        self._node.queues.leave(self._consumer, give_back=not goes_on)
         if not self.ended.cancel() and not self.ended.cancelled():
             self.ended.exception()  # seen, if it ended for another reason first
 
@@ -164,6 +166,7 @@ class Listening:
 
     def _end(self, error: KvError) -> None:
         """No message will come any more, and this is why."""
+        self._cut_off = error.code == "NODE_CUT_OFF"
         if not self.ended.done():
             self.ended.set_exception(error)
         self._something.set()

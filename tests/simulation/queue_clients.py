@@ -92,7 +92,7 @@ class Producer(Client):
             retries = draw.random()
             if retries < 0.2:
                 made.no_retries = True
-            elif retries < 0.9:
+            else:
                 made.backoff_intervals_ms.extend(draw.choice(((20,), (50, 200), (5, 30, 400))))
             if draw.random() < 0.3:
                 made.keys_if_undelivered.append(UNDELIVERED + made.payload.data)
@@ -265,7 +265,7 @@ class Listener:
 
 
 class _Stream:
-    """A listener's stream at one incarnation of a node. What has an underscore behind the arrow runs in the node.
+    """A listener's stream at one incarnation of a node.
 
     Args:
         notice_s: after how long the node notices that the listener's process is dead.
@@ -307,17 +307,27 @@ class _Stream:
         if node is None:
             self._fail()
             return
-        self._consumer = node.queues.listen(1, opening, self._deliver, lambda error: self._fail())  # type: ignore[attr-defined]
+        self._consumer = node.queues.listen(1, opening, self._deliver, self._at_node_end)  # type: ignore[attr-defined]
         self._consumer.hold(held)
         self._consumer.grant(max(0, credit))
         self.host.process.call_later(self._notice_s, self._watch)
+
+    def _at_node_end(self, error: KvError) -> None:
+        """No message will come from here: the listener goes on elsewhere, its leases with it."""
+        self._leave(give_back=error.code != "NODE_CUT_OFF")
+        self._fail()
+
+    def _leave(self, *, give_back: bool) -> None:
+        if self._consumer is not None:
+            self.host.handler.queues.leave(self._consumer, give_back=give_back)  # type: ignore[union-attr]
+            self._consumer = None
 
     def _watch(self) -> None:
         """A broken connection is noticed, sooner or later, and what it held is given back."""
         if not self._listener.process.dead:
             self.host.process.call_later(self._notice_s, self._watch)
-        elif self._consumer is not None:
-            self.host.handler.queues.leave(self._consumer, give_back=True)  # type: ignore[union-attr]
+        else:
+            self._leave(give_back=True)
 
     def _at_node_extend(self, leases: list[bytes]) -> None:
         for lease in leases:

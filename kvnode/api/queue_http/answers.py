@@ -35,6 +35,7 @@ _UNAVAILABLE = 503
 
 _REMEDIES = {
     "LEASE_LOST": "Nothing is to be done for this message; extend the leases of handlers that run for long.",
+    "NODE_CUT_OFF": "Listen at another node, and name the leases that you hold in `held`.",
     "NODE_STOPPING": "Listen at another node, and name the leases that you hold in `held`.",
     "OUTCOME_UNKNOWN": "Send it again if handling the messages twice does no harm.",
     "RATE_LIMITED": "Wait a second, or raise the token's limits (`kvnode token`).",

@@ -4,6 +4,9 @@ A pull is an operation (dispatcher.py): while there is no leader the gateway hol
 sent again. So a consumer feels a pause and nothing else. At most two pulls are under way: one waits, the other asks for
 what became free since; each message that comes uses up one unit of credit.
 
+A pull that no leader has answered within its time says that this node is cut off, or no member any more. Its listeners
+are sent elsewhere, where there may be a leader: they would wait here for ever, pings and all.
+
 What the consumer holds is kept by lease, so that all of it can be given back when the consumer goes away. What a pull
 brings when it is gone already is given back at once.
 """
@@ -16,7 +19,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from kvnode.base import limits
-from kvnode.base.errors import KvError
+from kvnode.base.errors import KvError, Unavailable
 from kvnode.machine.queue.errors import too_much_credit
 from kvnode.node.calls import error_from_message
 from kvnode.node.ports import Deliver, Origin
@@ -27,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 MAX_PULLS_COUNT = 2
 _FINAL_CODES = frozenset({"DATABASE_NOT_FOUND", "BAD_QUEUE_NAME", "BAD_LEASE_TIME", "BAD_COUNT", "NODE_STOPPING"})
+_LATE_CODES = frozenset({"DEADLINE_EXCEEDED", "OUTCOME_UNKNOWN"})
 
 Submit = Callable[[kv_pb2.Operation, Origin, Deliver], None]
 
@@ -160,6 +164,9 @@ class Consumer:
         if error.code in _FINAL_CODES:
             self._failed(error)
             return
+        if error.code in _LATE_CODES:
+            self._failed(node_cut_off())
+            return
         _log.debug("a pull failed and is tried again: %s", error)
         if self._retry is None:
             delay_s = limits.CONSUMER_RETRY_MS / 1_000
@@ -168,6 +175,14 @@ class Consumer:
     def _try_again(self) -> None:
         self._retry = None
         self._ask()
+
+
+def node_cut_off() -> Unavailable:
+    """Why a listener is to go to another node, its leases with it."""
+    waited_s = (limits.QUEUE_PULL_WAIT_MS + limits.QUEUE_PULL_GRACE_MS) // 1_000
+    return Unavailable(
+        f"this node has reached no leader for {waited_s} s; listen at another one", code="NODE_CUT_OFF", phase="leader"
+    )
 
 
 def _ignore(_result: kv_pb2.OperationResult) -> None:

@@ -214,3 +214,17 @@ async def test_a_listener_of_a_queue_that_cannot_be_is_told(trio: Trio) -> None:
         assert error.code == "TOO_MUCH_CREDIT"
     else:
         raise AssertionError("credit without bound")
+
+
+@on_trio
+async def test_a_listener_at_a_node_that_finds_no_leader_is_sent_elsewhere(trio: Trio) -> None:
+    """The node lives and its stream is open: without a word the listener would wait there for ever."""
+    leader, one, _ = await trio.leader_and_followers()
+    listener = Listener(trio, one, credit=1)
+    await asyncio.sleep(1.0)
+    trio.cut(one)
+    await send(trio, leader, b"a")
+    bound_s = (limits.QUEUE_PULL_WAIT_MS + limits.QUEUE_PULL_GRACE_MS) / 1_000 + 5.0
+    await until(lambda: bool(listener.errors), bound_s, "the listener is told nothing")
+    assert [error.code for error in listener.errors] == ["NODE_CUT_OFF"]
+    listener.leave(give_back=False)

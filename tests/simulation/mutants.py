@@ -33,6 +33,7 @@ from tests.simulation.mutants_more import SEEN_BY_SEEDS
 from tests.simulation.mutants_named import NAMED, failed_test
 from tests.simulation.mutants_queues import QUEUE_MUTANTS
 from tests.simulation.planting import Patch, replaced, replaced_handler
+from tests.simulation.queues import has_queues
 from tests.simulation.quiet import quiet
 from tests.simulation.seed import run_seed
 
@@ -315,6 +316,8 @@ def hunt(name: str, max_seeds: int = MAX_SEEDS, start: int = 0) -> Catch:
         test = failed_test(*TESTED[name])
         return Catch(name, "test" if test else "", "", test)
     for seed in range(start, start + max_seeds):
+        if MUTANTS[name] in QUEUE_MUTANTS and not has_queues(seed):
+            continue
         with quiet():
             result = run_seed(seed, MUTANTS[name])
         if any(error in result.message for error in OUTDATED):

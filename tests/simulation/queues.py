@@ -188,3 +188,8 @@ def draw_queues(seed: int) -> NoQueues:
     """Whether a seed has queues, and which."""
     draw = random.Random(f"queues {seed}")
     return Queues(draw) if draw.random() < FRACTION else NoQueues()
+
+
+def has_queues(seed: int) -> bool:
+    """Whether a seed has queues."""
+    return isinstance(draw_queues(seed), Queues)

@@ -99,13 +99,13 @@ async def test_ticks_without_a_leader_fire_once_and_late(trio: Trio) -> None:
     leader, one, other = await trio.leader_and_followers()
     await set_cron(trio, leader)
     first_ms = (now_ms() // MINUTE_MS + 1) * MINUTE_MS
-    listener = Listener(trio, leader, credit=10)
     trio.kill(one)
     trio.kill(other)
     await sleep_until(first_ms + 3 * MINUTE_MS + 25_000)
     assert fired(trio) == []
     trio.start(one)
     trio.start(other)
+    listener = Listener(trio, leader, credit=10)
     await until(lambda: bool(listener.got), 20.0, "not delivered")
     (message,) = listener.got
     assert (message.cron, message.scheduled_at_ms) == ("every minute", first_ms + 3 * MINUTE_MS)

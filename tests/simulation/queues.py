@@ -35,6 +35,7 @@ from tests.simulation.workload import Journal
 FRACTION = 0.3  # of the seeds
 MINUTE_MS = 1_000
 DRAIN_S = 60.0  # from the healing on
+PULL_WAIT_MS, PULL_GRACE_MS = 4_000, 5_000  # so that listeners at nodes that are no members go elsewhere soon
 TICKING_S = 2.5  # crons are looked at for so long after the healing
 _PRODUCERS = 100  # their numbers begin here, those of consumers above
 _CONSUMERS = 200
@@ -86,6 +87,8 @@ class Queues(NoQueues):
         with (
             patch.object(cron_schedule, "MINUTE_MS", MINUTE_MS),
             patch.object(limits, "MAX_QUEUE_LOSSES_COUNT", self._max_losses_count),
+            patch.object(limits, "QUEUE_PULL_WAIT_MS", PULL_WAIT_MS),
+            patch.object(limits, "QUEUE_PULL_GRACE_MS", PULL_GRACE_MS),
         ):
             yield
 

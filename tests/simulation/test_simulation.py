@@ -28,7 +28,7 @@ def test_every_seed_keeps_every_promise() -> None:
     assert sum(result.acknowledged_count for result in results) > 20 * SEEDS
 
 
-@pytest.mark.parametrize("seed", [6, 12])
+@pytest.mark.parametrize("seed", [6, 12, 26])  # the first and the last have queues
 def test_a_seed_always_runs_the_same(seed: int) -> None:
     """The same trace in processes whose hashes and memory layout differ."""
     traces = set()

@@ -122,7 +122,7 @@ class Consumer:
             operation = kv_pb2.Operation(pull=cancel, timeout_ms=limits.QUEUE_PULL_GRACE_MS)
             self._submit(operation, Origin(b"", 0, self._database), _ignore)
         if give_back:
-            self._settler.release(self._database, self._held, unseen=False)
+            self._settler.release(self._database, sorted(self._held), unseen=False)  # in the order of their claims
         self._held.clear()
 
     def _extended(self, lease: bytes, done: Done, error: KvError | None) -> None:

@@ -122,11 +122,11 @@ class Dispatcher:
         """A run of the log was applied that wrote these rows, messages that wait perhaps among them."""
         if not self._pulls_count:
             return
-        touched = {
+        touched = dict.fromkeys(
             (keys.database_of_key(key), keys.queue_of_due_key(key))
             for key, row in writes.items()
             if row is not None and keys.is_due_key(key)
-        }
+        )
         for queue_id in touched:
             if queue_id in self._queues:
                 self._look(queue_id)

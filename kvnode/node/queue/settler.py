@@ -49,7 +49,7 @@ class Settler:
     def __init__(self, write: Write) -> None:
         self._write = write
         self._lanes: dict[int, _Lane] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
 
     def settle(self, database: int, action: kv_pb2.QueueAction, done: Done) -> None:
         """Do it together with others; `done` is called later, once."""
@@ -80,8 +80,11 @@ class Settler:
 
     def _start(self, work) -> None:  # type: ignore[no-untyped-def]
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
 
     async def _drain(self, database: int, lane: _Lane) -> None:
         try:

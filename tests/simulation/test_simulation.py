@@ -47,7 +47,7 @@ def test_a_seed_always_runs_the_same(seed: int) -> None:
         "resolve_before_the_no_op",
         "skip_the_overlay",
         "strong_reads_without_read_index",
-        "ignore_the_lease_of_an_ack",
+        "drop_what_a_dead_consumer_held",
         "send_a_claim_before_it_is_committed",
         "fire_again_with_each_leader",
     ],

@@ -93,6 +93,20 @@ class NotFound(KvError):
         super().__init__(code, message, phase=phase)
 
 
+class TooStale(KvError):
+    """No node whose state is as new as the read demands could be reached."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("TOO_STALE", message, phase="read")
+
+
+class VersionstampLost(KvError):
+    """The write that the versionstamp names did not survive a failover; no state will ever show it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("VERSIONSTAMP_LOST", message, phase="read")
+
+
 class StorageFailed(KvError):
     """A disk or file failed; the node takes no further part in commits."""
 

@@ -48,6 +48,9 @@ COUNTED: tuple[Metric, ...] = (
     Metric(
         "kvnode_read_latency_ms", _H, "From a strong read's arrival to its answer, at the leader.", "read_latency_ms"
     ),
+    Metric("kvnode_read_age_ms", _H, "Age of the state, as said with each eventual read.", "read_age_ms"),
+    Metric("kvnode_reads_onward", _C, "Attempts to have another node answer an eventual read.", "reads_onward"),
+    Metric("kvnode_reads_too_stale", _C, "Eventual reads refused: no node was fresh enough.", "reads_too_stale"),
     Metric("kvnode_forwarded", _C, "Operations sent on to the leader.", "forwarded"),
     Metric("kvnode_forwarded_served", _C, "Operations that another node sent here.", "forwarded_served"),
     Metric("kvnode_held", _C, "Operations held because no leader was known.", "held"),

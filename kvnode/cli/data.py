@@ -16,6 +16,8 @@ from kvnode.cli.options import (
     DEFAULT_TIMEOUT,
     ConsistencyOption,
     EndpointsOption,
+    MaxStalenessOption,
+    MinVersionstampOption,
     Output,
     OutputOption,
     Reading,
@@ -94,6 +96,8 @@ def get(
         Path | None, typer.Option("--file", metavar="PATH", help="Write the value's bytes into this file.")
     ] = None,
     consistency: ConsistencyOption = Reading.STRONG,
+    max_staleness: MaxStalenessOption = None,
+    min_versionstamp: MinVersionstampOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -107,15 +111,23 @@ def get(
       kvnode get '["users", "ada"]' -o json | jq .versionstamp
 
       kvnode get '["photo"]' --file photo.jpg
+
+      kvnode get '["users", "ada"]' -c eventual --max-staleness 2s
     """
 
     async def work() -> Entry:
         async with connect(endpoints, timeout) as kv:
-            return await kv.get(parse_key(key), consistency=consistency.value)
+            return await kv.get(
+                parse_key(key),
+                consistency=consistency.value,
+                max_staleness_ms=max_staleness,
+                min_versionstamp=min_versionstamp,
+            )
 
     entry = run(work(), output)
     if output is Output.JSON:
-        print_json(entry_json(entry))
+        age = {"age_ms": entry.age_ms} if consistency is Reading.EVENTUAL else {}
+        print_json({**entry_json(entry), **age})
     elif output is Output.TABLE:
         print_table(entry_columns(), [entry_row(entry)])
     elif entry.exists and file is not None:
@@ -290,6 +302,8 @@ def list_(
     keys_only: Annotated[bool, typer.Option("--keys-only", "-k", help="Leave the values out.")] = False,
     cursor: Annotated[str, typer.Option("--cursor", help="Go on where an earlier list stopped.")] = "",
     consistency: ConsistencyOption = Reading.STRONG,
+    max_staleness: MaxStalenessOption = None,
+    min_versionstamp: MinVersionstampOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -316,6 +330,8 @@ def list_(
                 limit=limit or None,
                 reverse=reverse,
                 consistency=consistency.value,
+                max_staleness_ms=max_staleness,
+                min_versionstamp=min_versionstamp,
                 cursor=cursor,
                 keys_only=keys_only,
                 batch_size=min(limit, 1_000) or 1_000,
@@ -341,6 +357,8 @@ def count(
     start: StartOption = None,
     end: EndOption = None,
     consistency: ConsistencyOption = Reading.STRONG,
+    max_staleness: MaxStalenessOption = None,
+    min_versionstamp: MinVersionstampOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -361,6 +379,8 @@ def count(
                 start=parse_key(start) if start else None,
                 end=parse_key(end) if end else None,
                 consistency=consistency.value,
+                max_staleness_ms=max_staleness,
+                min_versionstamp=min_versionstamp,
             )
 
     found = run(work(), output)

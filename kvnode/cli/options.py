@@ -45,6 +45,23 @@ def parse_timeout(text: str | int) -> int:
     return timeout_ms
 
 
+MaxStalenessOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-staleness",
+        metavar="DURATION",
+        parser=parse_timeout,
+        help="Of an eventual read: how old its state may be. A fresher node answers where the asked one is too old.",
+    ),
+]
+MinVersionstampOption = Annotated[
+    str | None,
+    typer.Option(
+        "--min-versionstamp",
+        metavar="STAMP",
+        help="Wait for a state that holds this commit: with the versionstamp of your own write you read that write.",
+    ),
+]
 EndpointsOption = Annotated[
     str,
     typer.Option(

@@ -11,8 +11,10 @@ from kvnode.base.errors import (
     NotFound,
     OutcomeUnknown,
     RateLimited,
+    TooStale,
     Unauthenticated,
     Unavailable,
+    VersionstampLost,
 )
 from kvnode.client.admin import Admin
 from kvnode.client.atomic import AtomicOperation
@@ -42,8 +44,10 @@ __all__ = [
     "PrefixChanges",
     "RateLimited",
     "Session",
+    "TooStale",
     "Unauthenticated",
     "Unavailable",
+    "VersionstampLost",
     "open_kv",
     "tls_credentials",
 ]

@@ -18,7 +18,14 @@ from kvnode.client.cron_admin import CronAdmin
 from kvnode.client.listing import KvList
 from kvnode.client.queue import Handler, QueueListener, run_handlers
 from kvnode.client.queue_admin import QueueAdmin
-from kvnode.client.results import CommitResult, Consistency, Entry, consistency_of, parse_versionstamp
+from kvnode.client.results import (
+    CommitResult,
+    Consistency,
+    Entry,
+    consistency_of,
+    parse_max_staleness,
+    parse_versionstamp,
+)
 from kvnode.client.selection import CallMetadata, call_metadata
 from kvnode.client.session import Session
 from kvnode.client.unary import UnaryCaller
@@ -131,6 +138,7 @@ class Kv:
         consistency: Consistency = "strong",
         keys_only: bool = False,
         min_versionstamp: str | None = None,
+        max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> Entry:
         """The entry of a key; when there is none, its versionstamp and value are None.
@@ -141,7 +149,10 @@ class Kv:
                 answering node, without a hop to the leader.
             keys_only: leave the value out, for a look at versionstamp and expiry alone.
             min_versionstamp: read a state that is at least this new, waiting for it if need be: an eventual read with
-                the versionstamp of your own commit sees that commit.
+                the versionstamp of your own commit sees that commit, on any node. VERSIONSTAMP_LOST says that a
+                failover lost that commit.
+            max_staleness_ms: how old the state of an eventual read may be. A node whose own may be older has a fresher
+                one answer, and raises TooStale when there is none. `age_ms` of the entry says how old it was.
             timeout_ms: for this operation.
         """
         (entry,) = await self.get_many(
@@ -149,6 +160,7 @@ class Kv:
             consistency=consistency,
             keys_only=keys_only,
             min_versionstamp=min_versionstamp,
+            max_staleness_ms=max_staleness_ms,
             timeout_ms=timeout_ms,
         )
         return entry
@@ -160,14 +172,15 @@ class Kv:
         consistency: Consistency = "strong",
         keys_only: bool = False,
         min_versionstamp: str | None = None,
+        max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> list[Entry]:
         """The entries of up to 10 keys, all of one state. Arguments as for get."""
         encoded = [encode_key(key) for key in keys]
         ranges = [_read_range(point_range(key), keys_only) for key in encoded]
-        response = await self._read(ranges, consistency, min_versionstamp, timeout_ms)
+        response = await self._read(ranges, consistency, min_versionstamp, max_staleness_ms, timeout_ms)
         return [
-            Entry(result.entries[0] if result.entries else None, tuple(key), data)
+            Entry(result.entries[0] if result.entries else None, tuple(key), data, response.age_ms)
             for key, data, result in zip(keys, encoded, response.ranges, strict=True)
         ]
 
@@ -184,6 +197,7 @@ class Kv:
         cursor: str = "",
         keys_only: bool = False,
         min_versionstamp: str | None = None,
+        max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> KvList:
         """The entries of a range, in the order of their keys: `async for entry in kv.list(prefix=("users",))`.
@@ -198,12 +212,12 @@ class Kv:
             batch_size: entries in a page, up to 1,000; by default 100, or the limit up to 500.
             cursor: `.cursor` of an earlier list with the same bounds and direction: go on after its last entry.
             keys_only: leave the values out: `value` is None.
-            min_versionstamp: as for get.
+            min_versionstamp, max_staleness_ms: as for get.
             timeout_ms: for each page.
         """
 
         async def read_page(wanted: kv_pb2.ReadRange) -> kv_pb2.ReadResponse:
-            return await self._read([wanted], consistency, min_versionstamp, timeout_ms)
+            return await self._read([wanted], consistency, min_versionstamp, max_staleness_ms, timeout_ms)
 
         bounds = list_range(prefix, start, end)
         return KvList(
@@ -224,12 +238,13 @@ class Kv:
         end: AnyKey | None = None,
         consistency: Consistency = "strong",
         min_versionstamp: str | None = None,
+        max_staleness_ms: int | None = None,
         timeout_ms: int | None = None,
     ) -> int:
         """How many keys a range holds, counted by the node. Arguments as for list."""
         bounds = list_range(prefix, start, end)
         wanted = kv_pb2.ReadRange(start=bounds.start, end=bounds.end, count_only=True)
-        response = await self._read([wanted], consistency, min_versionstamp, timeout_ms)
+        response = await self._read([wanted], consistency, min_versionstamp, max_staleness_ms, timeout_ms)
         return response.ranges[0].count
 
     async def _read(
@@ -237,12 +252,14 @@ class Kv:
         ranges: Sequence[kv_pb2.ReadRange],
         consistency: Consistency,
         min_versionstamp: str | None,
+        max_staleness_ms: int | None,
         timeout_ms: int | None,
     ) -> kv_pb2.ReadResponse:
         request = kv_pb2.ReadRequest(
             ranges=ranges,
             consistency=consistency_of(consistency),
             min_versionstamp=parse_versionstamp(min_versionstamp) if min_versionstamp else b"",
+            max_staleness_ms=parse_max_staleness(max_staleness_ms),
         )
         if self._is_session_read(consistency):
             return await self.session.read(request, timeout_ms or self._timeout_ms)
@@ -314,7 +331,7 @@ class Kv:
         deleted_count = 0
         while True:
             page = kv_pb2.ReadRange(start=start, end=end, limit=limits.MAX_READ_ENTRIES_COUNT, keys_only=True)
-            found = (await self._read([page], "strong", None, timeout_ms)).ranges[0].entries
+            found = (await self._read([page], "strong", None, None, timeout_ms)).ranges[0].entries
             if not found:
                 return deleted_count
             is_last = len(found) < limits.MAX_READ_ENTRIES_COUNT

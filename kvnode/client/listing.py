@@ -96,7 +96,7 @@ class KvList(AsyncIterator[Entry]):
                 # Many large values: a page of half as many fits sooner or later, one entry always does.
                 count = self._batch_count = count // 2
         self._versionstamp = response.versionstamp.hex()
-        self._page = [Entry(found) for found in reversed(response.ranges[0].entries)]
+        self._page = [Entry(found, age_ms=response.age_ms) for found in reversed(response.ranges[0].entries)]
         self._is_last_page = len(self._page) < count
         if self._page:
             self._go_on_after(self._page[0].encoded_key)

@@ -24,11 +24,15 @@ class Entry:
         versionstamp: 20 hexadecimal digits; None when the key does not exist.
         expire_at_ms: when the entry expires, milliseconds since 1970; None = never.
         raw: the value's bytes and encoding (kv.v1.ValueEncoding) as stored; b"" and 0 without a value.
+        age_ms: how old the state may be that it was read from; 0 after a strong read; -1 = not known.
     """
 
-    __slots__ = ("_encoded_key", "_key", "_value", "expire_at_ms", "raw", "versionstamp")
+    __slots__ = ("_encoded_key", "_key", "_value", "age_ms", "expire_at_ms", "raw", "versionstamp")
 
-    def __init__(self, found: kv_pb2.Entry | None, key: Key | None = None, encoded_key: bytes = b"") -> None:
+    def __init__(
+        self, found: kv_pb2.Entry | None, key: Key | None = None, encoded_key: bytes = b"", age_ms: int = 0
+    ) -> None:
+        self.age_ms = age_ms
         self._key = key
         self._value: object = _UNREAD
         self._encoded_key = encoded_key
@@ -113,11 +117,13 @@ class PrefixChanges(NamedTuple):
         versionstamp: of the state that the frame brings the watcher to.
         resync: changes may have been missed (the first frame, a new connection, too many changes at once): list the
             prefix again with `min_versionstamp=versionstamp`.
+        age_ms: how old that state may be; -1 = not known.
     """
 
     entries: list[Entry]
     versionstamp: str
     resync: bool
+    age_ms: int = -1
 
 
 def parse_versionstamp(text: str) -> bytes:
@@ -129,6 +135,18 @@ def parse_versionstamp(text: str) -> bytes:
     if len(stamp) != VERSIONSTAMP_BYTES:
         raise InvalidRequest("BAD_VERSIONSTAMP", f"{text!r} is no versionstamp: it has 20 hexadecimal digits.")
     return stamp
+
+
+def parse_max_staleness(staleness_ms: int | None) -> int:
+    """What the request carries: 0 = no bound. Raises InvalidRequest: BAD_MAX_STALENESS."""
+    if staleness_ms is None:
+        return 0
+    if not 0 < staleness_ms < 1 << 63:
+        raise InvalidRequest(
+            "BAD_MAX_STALENESS",
+            f"{staleness_ms} is no bound: give 1 ms or more, or read strongly for the newest state.",
+        )
+    return staleness_ms
 
 
 def consistency_of(name: str) -> kv_pb2.Consistency:

@@ -21,8 +21,10 @@ from kvnode.base.errors import (
     NotLeader,
     OutcomeUnknown,
     RateLimited,
+    TooStale,
     Unauthenticated,
     Unavailable,
+    VersionstampLost,
 )
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -45,7 +47,9 @@ _CLASS_BY_CODE: Final[dict[str, type[KvError]]] = {
     "TOKEN_NOT_ADMIN": Forbidden,
     "TOKEN_NOT_FOUND": NotFound,
     "TOKEN_READ_ONLY": Forbidden,
+    "TOO_STALE": TooStale,
     "UNAUTHENTICATED": Unauthenticated,
+    "VERSIONSTAMP_LOST": VersionstampLost,
 }
 _CONNECT_FAILED: Final = "failed to connect to all addresses"
 _RETRYABLE_PHASES: Final = frozenset({"dial", "leader", "commit"})

@@ -110,6 +110,7 @@ class KeysWatch(AsyncIterator[list[Entry]]):
         self._stream = stream
         self._entries = [Entry(None, key, data) for key, data in zip(keys, encoded, strict=True)]
         self._is_empty = True
+        self._age_ms = -1
 
     async def __anext__(self) -> list[Entry]:
         while True:
@@ -119,11 +120,18 @@ class KeysWatch(AsyncIterator[list[Entry]]):
             for position, key in enumerate(frame.keys):
                 if key.changed:
                     before = self._entries[position]
-                    entry = Entry(key.entry if key.HasField("entry") else None, before.key, before.encoded_key)
+                    found = key.entry if key.HasField("entry") else None
+                    entry = Entry(found, before.key, before.encoded_key, frame.age_ms)
                     is_changed |= entry.versionstamp != before.versionstamp
                     self._entries[position] = entry
             if is_changed:
+                self._age_ms = frame.age_ms
                 return list(self._entries)
+
+    @property
+    def age_ms(self) -> int:
+        """How old the state may be that came last; -1 = not known."""
+        return self._age_ms
 
     async def aclose(self) -> None:
         """End the watch."""
@@ -139,11 +147,11 @@ class PrefixWatch(AsyncIterator[PrefixChanges]):
     async def __anext__(self) -> PrefixChanges:
         frame, is_first = await self._stream.__anext__()
         entries = [
-            Entry(key.entry if key.HasField("entry") else None, encoded_key=key.key)
+            Entry(key.entry if key.HasField("entry") else None, encoded_key=key.key, age_ms=frame.age_ms)
             for key in frame.keys
             if key.changed
         ]
-        return PrefixChanges(entries, frame.versionstamp.hex(), frame.resync or is_first)
+        return PrefixChanges(entries, frame.versionstamp.hex(), frame.resync or is_first, frame.age_ms)
 
     async def aclose(self) -> None:
         """End the watch."""

@@ -10,11 +10,20 @@ from __future__ import annotations
 
 from collections import deque
 from math import ceil
+from typing import NamedTuple
 
 from kvnode.base.clock import Clock
+from kvnode.node.marks import Marks
 from kvnode.node.ports import Freshness
 
-_KEPT_COUNT = 64  # rounds or notices waiting; older ones only say less
+_KEPT_COUNT = 64  # rounds or notices waiting
+
+
+class Confirmed(NamedTuple):
+    """A moment at which the leader, confirmed by a quorum, was at a state."""
+
+    at_ms: float  # on our monotonic clock, the clock bound counted against it
+    bound_ms: float  # as it was counted
 
 
 class FreshnessTracker:
@@ -28,10 +37,10 @@ class FreshnessTracker:
         self._clock = clock
         self._max_clock_offset_ms = max_clock_offset_ms
         self._rounds: deque[tuple[int, Freshness, float]] = deque(maxlen=_KEPT_COUNT)
-        self._waiting: deque[tuple[int, float]] = deque(maxlen=_KEPT_COUNT)  # (commit index, sent at, monotonic)
+        self._waiting: Marks[Confirmed] = Marks(_KEPT_COUNT)  # at their commit indexes
         self._latest: Freshness | None = None
-        self._latest_sent_at: float | None = None  # monotonic, milliseconds; the clock bound is counted against it
-        self._reached_sent_at: float | None = None
+        self._latest_confirmed: Confirmed | None = None
+        self._reached: Confirmed | None = None
 
     @property
     def latest(self) -> Freshness | None:
@@ -50,12 +59,12 @@ class FreshnessTracker:
         while self._rounds and self._rounds[0][0] <= round_number:
             newest = self._rounds.popleft()
         if newest is not None:
-            self._learn(newest[1], newest[2], applied_index)
+            self._learn(newest[1], Confirmed(newest[2], 0.0), applied_index)
 
     def alone(self, commit_index: int, log_time_ms: int, applied_index: int) -> None:
         """A leader that is its own quorum needs nobody's acknowledgement."""
         freshness = Freshness(commit_index, log_time_ms, self._clock.now_ms())
-        self._learn(freshness, self._clock.monotonic_ms(), applied_index)
+        self._learn(freshness, Confirmed(self._clock.monotonic_ms(), 0.0), applied_index)
 
     def forget_rounds(self) -> None:
         """Leadership is lost."""
@@ -68,32 +77,50 @@ class FreshnessTracker:
         """
         ago_ms = self._clock.now_ms() - freshness.sent_at_ms
         if ago_ms >= -self._max_clock_offset_ms:
-            sent_at = self._clock.monotonic_ms() - ago_ms - self._max_clock_offset_ms
-            self._learn(freshness, sent_at, applied_index)
+            bound_ms = self._max_clock_offset_ms
+            confirmed = Confirmed(self._clock.monotonic_ms() - ago_ms - bound_ms, bound_ms)
+            self._learn(freshness, confirmed, applied_index)
 
-    def _learn(self, freshness: Freshness, sent_at: float, applied_index: int) -> None:
-        if self._latest_sent_at is None or sent_at > self._latest_sent_at:
+    def _learn(self, freshness: Freshness, confirmed: Confirmed, applied_index: int) -> None:
+        if self._latest_confirmed is None or confirmed.at_ms > self._latest_confirmed.at_ms:
             self._latest = freshness
-            self._latest_sent_at = sent_at
-            self._waiting.append((freshness.commit_index, sent_at))
+            self._latest_confirmed = confirmed
+            self._waiting.add(freshness.commit_index, confirmed)
             self.applied(applied_index)
 
     def applied(self, index: int) -> None:
         """The node has applied up to `index`."""
-        while self._waiting and self._waiting[0][0] <= index:
-            self._reached_sent_at = self._waiting.popleft()[1]
+        self._reached = self._waiting.reached(index) or self._reached
 
     def reached_sent_at_ms(self) -> int:
         """When the round that the state has reached was sent, as a time of the own wall clock; 0 = unknown."""
-        if self._reached_sent_at is None:
+        if self._reached is None:
             return 0
-        return int(self._clock.now_ms() - (self._clock.monotonic_ms() - self._reached_sent_at))
+        return int(self._clock.now_ms() - (self._clock.monotonic_ms() - self._reached.at_ms))
 
-    def age_ms(self) -> int:
+    @property
+    def reached(self) -> Confirmed | None:
+        """The newest moment that the applied state is no older than; None while nothing is known.
+
+        Whoever reads the state and answers later takes it before the read, and passes it to age_ms then.
+        """
+        return self._reached
+
+    def age_ms(self, reached: Confirmed | None = None) -> int:
         """An upper bound on the age of an eventual read now; -1 while nothing is known.
 
         The sender's clock may differ from ours by the allowed offset, which counts against us.
+
+        Args:
+            reached: as of when the state was read; None = now.
         """
-        if self._reached_sent_at is None:
+        reached = reached or self._reached
+        if reached is None:
             return -1
-        return max(0, ceil(self._clock.monotonic_ms() - self._reached_sent_at))
+        return max(0, ceil(self._clock.monotonic_ms() - reached.at_ms))
+
+    def lag_ms(self) -> int:
+        """The age as the clocks have it, without the allowed offset: for people to see; -1 while nothing is known."""
+        if self._reached is None:
+            return -1
+        return max(0, ceil(self._clock.monotonic_ms() - self._reached.at_ms - self._reached.bound_ms))

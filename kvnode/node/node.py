@@ -41,6 +41,7 @@ from kvnode.node.gateway import Gateway
 from kvnode.node.guard import Guard
 from kvnode.node.members import Members
 from kvnode.node.message_stream import hello_to
+from kvnode.node.onward import Onward
 from kvnode.node.own_session import OwnSession
 from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
 from kvnode.node.proposals import Proposals, deadline_error
@@ -106,7 +107,7 @@ class Node:
         self._random_source = random_source
         self.clock_guard = ClockGuard(clock, settings.max_clock_offset_ms)
         self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
-        self.watches = WatchHub(state, stats)
+        self.watches = WatchHub(state, stats, self.freshness.age_ms)
         self.directory = Directory(state, settings.cluster_id)
         self.transport = make_transport(self)
         self._log_time = LogTime(clock, settings.max_clock_offset_ms)
@@ -119,7 +120,24 @@ class Node:
         self._join_parts()
 
     def _join_parts(self) -> None:
-        self.reads = Reads(self.state, self.freshness, self.stats, self.clock.monotonic_ms, self._fail, self.wake)
+        self.onward = Onward(
+            self.node_id,
+            self.raft,
+            lambda: self._known_members,
+            self.transport.forward,
+            self.clock.monotonic_ms,
+            self.stats,
+        )
+        self.reads = Reads(
+            self.state,
+            self.freshness,
+            self.stats,
+            lambda: self.epochs.table,
+            self.onward,
+            self.clock.monotonic_ms,
+            self._fail,
+            self.wake,
+        )
         self.barriers = Barriers(self.raft, self.stats, self.reads.strong, self._barriers_lost)
         self.proposals = Proposals(
             self.raft,

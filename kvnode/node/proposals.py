@@ -360,7 +360,8 @@ def _database_gone(call: Call) -> KvError:
 
 def deadline_error(call: Call) -> KvError:
     """What a call past its deadline is told."""
-    if call.sent:
+    is_read = call.operation is not None and call.operation.HasField("read")
+    if call.sent and not is_read:
         return OutcomeUnknown(
             "the deadline passed before a majority in enough data centers confirmed the write; it may still be "
             "applied: send it again under the same request id to learn its outcome",
@@ -368,7 +369,9 @@ def deadline_error(call: Call) -> KvError:
         )
     return KvError(
         "DEADLINE_EXCEEDED",
-        "the deadline passed while no leader could take the operation; check `kvnode status`, then retry",
+        "the deadline passed before the leader answered the read; allow more time, or check `kvnode status`"
+        if call.sent
+        else "the deadline passed while no leader could take the operation; check `kvnode status`, then retry",
         phase="leader",
     )
 

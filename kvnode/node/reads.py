@@ -12,13 +12,15 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, KvError
-from kvnode.codec.versionstamp import split, versionstamp
+from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, TooStale
+from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.read import read_ranges
 from kvnode.node.barriers import Item
 from kvnode.node.calls import Call
-from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.freshness import Confirmed, FreshnessTracker
+from kvnode.node.onward import Onward
 from kvnode.node.proposals import deadline_error
+from kvnode.node.stamps import EpochRows, is_reached, refusal
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.storage.state import State, StateMeta, StateTables
@@ -26,10 +28,25 @@ from kvnode.storage.state import State, StateMeta, StateTables
 _LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1  # a state holds whole entries
 
 
+class _Waiting:
+    """A read whose versionstamp is still ahead of the state."""
+
+    __slots__ = ("call", "is_onward", "since_ms", "stamp", "strong")
+
+    def __init__(self, call: Call, stamp: bytes, since_ms: float, *, strong: bool) -> None:
+        self.call = call
+        self.stamp = stamp
+        self.since_ms = since_ms
+        self.strong = strong
+        self.is_onward = False
+
+
 class Reads:
     """The reads of one node.
 
     Args:
+        epochs: the replicated table of epochs.
+        onward: takes eventual reads that the state here is too old for.
         now_ms: a monotonic clock.
         fail: told of an error that means that the state cannot be trusted.
         wake: told when a read begins to wait for the state, which may have more to apply.
@@ -40,6 +57,8 @@ class Reads:
         state: State,
         freshness: FreshnessTracker,
         stats: Stats,
+        epochs: EpochRows,
+        onward: Onward,
         now_ms: Callable[[], float],
         fail: Callable[[BaseException], None],
         wake: Callable[[], None],
@@ -47,22 +66,64 @@ class Reads:
         self._state = state
         self._freshness = freshness
         self._stats = stats
+        self._epochs = epochs
+        self._onward = onward
         self._now_ms = now_ms
         self._fail = fail
         self._wake = wake
-        self._waiting: list[tuple[bytes, Call]] = []  # eventual reads with a min_versionstamp still ahead
+        self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def eventual(self, call: Call) -> None:
-        """Answer from the state as it is, or once it has reached the wanted versionstamp."""
+        """Answer from the state as it is, once it has the wanted versionstamp; from another node's if it is too old."""
         assert call.operation is not None
         wanted = call.operation.read.min_versionstamp
-        if wanted and split(wanted)[:2] > (self._state.meta.epoch, self._state.meta.applied_index):
-            self._waiting.append((wanted, call))
-            self._wake()
+        if wanted and self._must_wait(call, wanted, strong=False):
+            return
+        self._answer_eventual(call)
+
+    def _answer_eventual(self, call: Call) -> None:
+        assert call.operation is not None
+        bound_ms = call.operation.read.max_staleness_ms
+        if bound_ms and not 0 <= self._freshness.age_ms() <= bound_ms:
+            self._onward.go(call, self._nobody_fresher)
             return
         self._stats.reads_eventual += 1
         self._serve(call, strong=False)
+
+    def _nobody_fresher(self, call: Call, reasons: str) -> None:
+        """No other node answered; meanwhile this one may be fresh enough."""
+        assert call.operation is not None
+        if call.done:
+            return
+        bound_ms, age_ms = call.operation.read.max_staleness_ms, self._freshness.age_ms()
+        if 0 <= age_ms <= bound_ms:
+            self._stats.reads_eventual += 1
+            self._serve(call, strong=False)
+            return
+        self._stats.reads_too_stale += 1
+        own = f"may be {age_ms} ms old" if age_ms >= 0 else "is of unknown age, no leader having been heard of yet"
+        others = (
+            "" if call.forwarded else f", and no other node answered with a fresher one ({reasons or 'there is none'})"
+        )
+        call.fail(
+            TooStale(
+                f"this node's state {own}, the read allows {bound_ms} ms{others}; allow more, or see `kvnode status`"
+            )
+        )
+
+    def _must_wait(self, call: Call, stamp: bytes, *, strong: bool) -> bool:
+        """Whether the state does not hold the stamp's entry: then the call is answered, or waits."""
+        lost = refusal(stamp, self._epochs())
+        if lost is not None:
+            call.fail(lost)
+            return True
+        meta = self._state.meta
+        if is_reached(stamp, meta.epoch, meta.applied_index):
+            return False
+        self._waiting.append(_Waiting(call, stamp, self._now_ms(), strong=strong))
+        self._wake()
+        return True
 
     @property
     def is_awaiting(self) -> bool:
@@ -77,6 +138,10 @@ class Reads:
                 self._stats.commit_latency_ms.observe(now - item.call.started_ms)
                 item.call.answer(item.negative)
             else:
+                assert item.call.operation is not None
+                wanted = item.call.operation.read.min_versionstamp
+                if wanted and self._must_wait(item.call, wanted, strong=True):
+                    continue
                 self._stats.reads_strong += 1
                 self._stats.read_latency_ms.observe(now - item.call.started_ms)
                 self._serve(item.call, strong=True)
@@ -85,18 +150,44 @@ class Reads:
         """The state has moved on: wake the reads that waited for it."""
         if not self._waiting:
             return
-        waiting, self._waiting = self._waiting, []
-        for _, call in waiting:
-            if not call.done:
-                self.eventual(call)
+        rows, meta = self._epochs(), self._state.meta
+        ready: list[_Waiting] = []
+        for waiting in self._waiting:
+            lost = refusal(waiting.stamp, rows)
+            if lost is not None:
+                waiting.call.fail(lost)
+            elif not waiting.call.done and is_reached(waiting.stamp, meta.epoch, meta.applied_index):
+                ready.append(waiting)
+        reached = dict.fromkeys(ready)
+        self._waiting = [w for w in self._waiting if not w.call.done and w not in reached]
+        for waiting in ready:
+            if waiting.strong:
+                self._stats.reads_strong += 1
+                self._serve(waiting.call, strong=True)
+            else:
+                self._answer_eventual(waiting.call)
 
     def sweep(self, now_ms: float) -> None:
-        """Answer the waiting reads that are past their deadline."""
-        if self._waiting and any(now_ms >= call.deadline_ms for _, call in self._waiting):
-            for _, call in self._waiting:
-                if now_ms >= call.deadline_ms:
-                    call.fail(deadline_error(call))
-            self._waiting = [pair for pair in self._waiting if not pair[1].done]
+        """Answer the waiting reads that are past their deadline; have others answer what waits for long."""
+        self._onward.sweep(now_ms)
+        if not self._waiting:
+            return
+        for waiting in self._waiting:
+            if now_ms >= waiting.call.deadline_ms:
+                waiting.call.fail(self._not_reached(waiting))
+            elif now_ms - waiting.since_ms >= limits.READ_WAIT_HERE_MS and not (waiting.is_onward or waiting.strong):
+                waiting.is_onward = True  # and it goes on to wait here: whoever is there first answers
+                self._onward.go(waiting.call, _wait_on)
+        self._waiting = [waiting for waiting in self._waiting if not waiting.call.done]
+
+    def _not_reached(self, waiting: _Waiting) -> KvError:
+        meta = self._state.meta
+        at = versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER).hex()
+        return DeadlineExceeded(
+            f"the deadline passed before the state came to the versionstamp {waiting.stamp.hex()}; it is at {at}: if "
+            "that is the stamp of a commit of this cluster, allow more time, or see `kvnode status` for the lag",
+            phase="read",
+        )
 
     async def close(self) -> None:
         """Wait for the reads that left the loop."""
@@ -116,13 +207,14 @@ class Reads:
         if entries_count > limits.MAX_INLINE_READ_ENTRIES_COUNT:
             self._leave_loop(self._serve_large(call, strong=strong))
             return
+        reached = self._freshness.reached
         try:
             meta = self._state.meta
             response = read_ranges(self._state, request, call.database, meta.log_time_ms)
         except KvError as error:
             self._failed(call, error)
             return
-        self._finish(call, response, meta.epoch, meta.applied_index, strong=strong)
+        self._finish(call, response, meta, reached, strong=strong)
 
     def _leave_loop(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -132,6 +224,7 @@ class Reads:
     async def _serve_large(self, call: Call, *, strong: bool) -> None:
         assert call.operation is not None
         request = call.operation.read
+        reached = self._freshness.reached  # the state that is read is no older
 
         def read(state: StateTables) -> tuple[kv_pb2.ReadResponse, StateMeta] | None:
             if self._now_ms() >= call.deadline_ms:
@@ -147,11 +240,12 @@ class Reads:
         if found is None:
             call.fail(deadline_error(call))
         else:
-            self._finish(call, found[0], found[1].epoch, found[1].applied_index, strong=strong)
+            self._finish(call, found[0], found[1], reached, strong=strong)
 
     async def _serve_count(self, call: Call, *, strong: bool) -> None:
         assert call.operation is not None
         request = call.operation.read
+        reached = self._freshness.reached
         try:
             if len(request.ranges) > 1:
                 raise InvalidRequest(
@@ -165,18 +259,27 @@ class Reads:
         except KvError as error:
             self._failed(call, error)
             return
-        self._finish(call, response, meta.epoch, meta.applied_index, strong=strong)
+        self._finish(call, response, meta, reached, strong=strong)
 
-    def _finish(self, call: Call, response: kv_pb2.ReadResponse, epoch: int, index: int, *, strong: bool) -> None:
+    def _finish(
+        self, call: Call, response: kv_pb2.ReadResponse, meta: StateMeta, reached: Confirmed | None, *, strong: bool
+    ) -> None:
+        """Answer with what was read. `reached`: as of before the read, because the state may have moved on since."""
         assert call.operation is not None
-        response.versionstamp = versionstamp(epoch, index, _LAST_ORDER)
+        response.versionstamp = versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER)
         if strong:
             response.strongly_consistent = True
         else:
-            response.age_ms = self._freshness.age_ms()
+            response.age_ms = -1 if reached is None else self._freshness.age_ms(reached)
+            self._stats.read_age_ms.observe(response.age_ms)
         call.answer(kv_pb2.OperationResult(id=call.operation.id, read=response))
 
     def _failed(self, call: Call, error: KvError) -> None:
         call.fail(error)
         if error.phase == "storage":
             self._fail(error)
+
+
+def _wait_on(call: Call, reasons: str) -> None:
+    """No other node is further; the read goes on waiting here."""
+    del call, reasons

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 # keeps the error of a quantile under a factor of 2.5 with few buckets.
 LATENCY_BUCKETS_MS: tuple[float, ...] = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 LATE_BUCKETS_MS: tuple[float, ...] = (10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 60_000, 600_000)
+AGE_BUCKETS_MS: tuple[float, ...] = (50, 100, 200, 500, 700, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 300_000)
 COUNT_BUCKETS: tuple[float, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096)
 SIZE_BUCKETS_BYTES: tuple[float, ...] = tuple(float(256 << 2 * step) for step in range(9))  # 256 B to 16 MiB
 
@@ -84,10 +85,13 @@ class Stats:
         "operations",
         "proposal_queue",
         "proposals",
+        "read_age_ms",
         "read_latency_ms",
         "read_rounds",
         "reads_eventual",
+        "reads_onward",
         "reads_strong",
+        "reads_too_stale",
         "sessions_open",
         "snapshots_created",
         "snapshots_installed",
@@ -115,6 +119,9 @@ class Stats:
         self.reads_eventual = 0
         self.read_rounds = 0  # ReadIndex rounds begun
         self.read_latency_ms = Histogram()  # submit to answer, of strong reads
+        self.read_age_ms = Histogram(AGE_BUCKETS_MS)  # as said with each eventual read
+        self.reads_onward = 0  # attempts to have another node answer an eventual read
+        self.reads_too_stale = 0  # refused: no node was fresh enough
         # Gateway.
         self.operations = 0  # everything submitted to this node
         self.operation_errors = 0  # answered with an error

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from kvnode.base import limits
@@ -34,7 +34,6 @@ from kvnode.proto.kv.v1 import kv_pb2
 DATABASE_PREFIX_BYTES = 4
 DEFAULT_DATABASE = 1
 _LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1  # a state holds whole entries
-_PING = kv_pb2.WatchResponse(ping=True)
 
 
 class Position(Protocol):
@@ -70,9 +69,11 @@ class WatchHub:
     Args:
         state: read for first frames and after a snapshot install.
         stats: counts watches, frames and resyncs.
+        age_ms: how old the state may be now, told with each frame; -1 = not known.
     """
 
-    def __init__(self, state: WatchedState, stats: Stats) -> None:
+    def __init__(self, state: WatchedState, stats: Stats, age_ms: Callable[[], int] = lambda: -1) -> None:
+        self._age_ms = age_ms
         self._state = state
         self._stats = stats
         # Of objects no sets: their order would be that of the memory, and each run of a seed another one.
@@ -203,10 +204,13 @@ class WatchHub:
         meta = self._state.meta
         return versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER)
 
-    def count_frame(self, *, resync: bool) -> None:
-        """A frame is about to be sent."""
-        self._stats.watch_frames += 1
-        self._stats.watch_resyncs += resync
+    def sent(self, frame: kv_pb2.WatchResponse) -> kv_pb2.WatchResponse:
+        """A frame is about to be sent: count it, and say how old it may be."""
+        if not frame.ping:
+            self._stats.watch_frames += 1
+            self._stats.watch_resyncs += frame.resync
+        frame.age_ms = self._age_ms()
+        return frame
 
 
 class Watch:
@@ -228,10 +232,9 @@ class Watch:
         while self._open:
             frame = self._frame()
             if frame is not None:
-                self._hub.count_frame(resync=frame.resync)
-                return frame
+                return self._hub.sent(frame)
             if not await self._changes_within(limits.WATCH_PING_INTERVAL_MS):
-                return _PING
+                return self._hub.sent(kv_pb2.WatchResponse(ping=True))
         raise StopAsyncIteration
 
     @property

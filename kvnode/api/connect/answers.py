@@ -26,6 +26,8 @@ def refusal(error: KvError) -> Response:
             return Response(status, error.message.encode())
     if error.phase == "validate":  # it came from another node, as a message
         return Response(400, error.message.encode())
+    if error.code == "VERSIONSTAMP_LOST":  # for good: a client would send a 503 again
+        return Response(409, f"{error.message} [{error.code}]".encode())
     return Response(503, f"{_UNAVAILABLE} ({error.message} [{error.code}])".encode())
 
 

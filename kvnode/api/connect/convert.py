@@ -16,6 +16,7 @@ from kvnode.proto.kv.v1 import kv_pb2
 # Enumerations have the same numbers in both; this one does not come over KV Connect.
 _NATIVE_ONLY_MUTATIONS = frozenset(kv_pb2.MutationType.values()) - frozenset(wire.MutationType.values())
 
+_NATIVE_ONLY_REQUEST_FIELDS = ("min_versionstamp", "max_staleness_ms")
 _NATIVE_ONLY_READ_FIELDS = ("versionstamp", "strongly_consistent", "age_ms")
 
 _WRITE_DISABLED = wire.AtomicWriteOutput(status=wire.AW_WRITE_DISABLED).SerializeToString()
@@ -34,7 +35,8 @@ def read_request(body: bytes, *, strong: bool) -> kv_pb2.ReadRequest:
     except DecodeError as error:
         raise _torn(error) from None
     request.consistency = kv_pb2.CONSISTENCY_STRONG if strong else kv_pb2.CONSISTENCY_EVENTUAL
-    request.ClearField("min_versionstamp")
+    for field in _NATIVE_ONLY_REQUEST_FIELDS:  # they come as headers (read_headers.py)
+        request.ClearField(field)
     for requested in request.ranges:
         if requested.keys_only or requested.count_only:
             raise InvalidRequest("UNKNOWN_FIELD", "Request protobuf is invalid: a ReadRange has fields 1 to 4.")

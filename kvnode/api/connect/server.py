@@ -7,6 +7,8 @@
 
 Queues have no place in the protocol; the same port serves them in a way of its own (kvnode.api.queue_http).
 
+Further headers of reads, in both directions: read_headers.py.
+
 Theory of operation. A token is judged before the body is read, so that a stranger costs no memory. An operation is
 held by the backend while there is no leader. A write whose outcome cannot be known is never answered: an error would
 make every client send it again, and the protocol has no request id. Its connection stays open until the client
@@ -32,6 +34,7 @@ from kvnode.api.connect.interruptions import with_interruptions
 from kvnode.api.connect.metadata import Base, choose_version, exchange, parse_path
 from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
+from kvnode.api.connect.read_headers import apply_request_headers, response_headers, watch_headers
 from kvnode.api.connect.whole_frames import WholeFrames
 from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Tls, Unanswered
 from kvnode.api.queue_http.server import QueueHttp
@@ -173,15 +176,17 @@ class ConnectServer:
         if write:
             return await self._write(grant, body)
         if method == "snapshot_read":
-            return await self._read(grant, body, consistency)
+            return await self._read(request, grant, body, consistency)
         return await self._watch(grant, _token(request), body, strong=consistency == "strong")
 
-    async def _read(self, grant: Grant, body: bytes, consistency: str) -> Response:
+    async def _read(self, request: Request, grant: Grant, body: bytes, consistency: str) -> Response:
         if grant.database.mode is DatabaseMode.DISABLED:
             return Response(200, convert.read_disabled(), PROTOBUF)
         read = convert.read_request(body, strong=consistency == "strong")
+        apply_request_headers(request, read)
         response = await self._backend.read(read, database=grant.database.number)
-        return Response(200, convert.read_output(response, strong=consistency != "eventual"), PROTOBUF)
+        headers = () if consistency == "strong" else response_headers(response)  # before the response is used up
+        return Response(200, convert.read_output(response, strong=consistency != "eventual"), PROTOBUF, headers)
 
     async def _write(self, grant: Grant, body: bytes) -> Response:
         if grant.database.mode is not DatabaseMode.ENABLED:
@@ -207,7 +212,8 @@ class ConnectServer:
         except BaseException:
             await responses.aclose()
             raise
-        return Stream(self._frames(first, responses, grant.database.uuid, token), _FRAMES)
+        headers = watch_headers(first)
+        return Stream(self._frames(first, responses, grant.database.uuid, token), _FRAMES, headers)
 
     async def _disabled(self) -> AsyncGenerator[bytes, None]:
         yield self._framed(convert.watch_disabled())

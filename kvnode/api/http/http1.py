@@ -565,7 +565,8 @@ class Connection(asyncio.Protocol):
         framing = b"transfer-encoding: chunked\r\n" if chunked else b""
         closing = b"connection: close\r\n\r\n" if self._last else b"\r\n"
         if self._transport is not None:
-            self._transport.write(self.shared.head(response) + framing + closing)
+            further = b"" if not response.headers else _header_lines(response.headers)
+            self._transport.write(self.shared.head(response) + framing + further + closing)
         gone = asyncio.ensure_future(self.gone())
         sending = asyncio.ensure_future(self._send_chunks(response, chunked=chunked))
         try:

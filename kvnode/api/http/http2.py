@@ -161,10 +161,10 @@ class Http2Server:
             _log.exception("%s %s failed", scope.method, scope.path)
             response = INTERNAL_ERROR
         headers = [("content-type", response.content_type), ("cache-control", "no-store")]
+        headers += response.headers
         if isinstance(response, Stream):
             await self._stream(response, protocol, headers)
             return
-        headers += response.headers
         body = b"" if scope.method == "HEAD" else response.body
         protocol.response_bytes(response.status, headers, body)
 

@@ -68,6 +68,7 @@ class Stream(NamedTuple):
 
     chunks: AsyncGenerator[bytes, None]
     content_type: str
+    headers: tuple[tuple[str, str], ...] = ()  # further ones
 
 
 Handle = Callable[[Request], Awaitable[Response | Stream]]

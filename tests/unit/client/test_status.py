@@ -4,7 +4,16 @@ import grpc
 import grpc.aio
 import pytest
 
-from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, NotLeader, OutcomeUnknown, Unavailable
+from kvnode.base.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    KvError,
+    NotLeader,
+    OutcomeUnknown,
+    TooStale,
+    Unavailable,
+    VersionstampLost,
+)
 from kvnode.client.status import ERROR_METADATA_KEY, error_from_proto, error_from_rpc, error_to_proto, is_retryable
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -17,7 +26,9 @@ from kvnode.proto.kv.v1 import kv_pb2
         Unavailable("no leader", code="OVERLOADED"),
         OutcomeUnknown("lost"),
         DeadlineExceeded("late", phase="leader"),
-        KvError("VERSIONSTAMP_LOST", "lost", phase="read"),
+        VersionstampLost("lost"),
+        TooStale("old"),
+        KvError("READ_TOO_LONG", "long", phase="read"),
     ],
 )
 def test_an_error_survives_the_wire(error: KvError) -> None:

@@ -261,13 +261,20 @@ def write(
 
 
 def read(
-    key: bytes, *, eventual: bool = False, min_versionstamp: bytes = b"", timeout_ms: int = 0, number: int = 1
+    key: bytes,
+    *,
+    eventual: bool = False,
+    min_versionstamp: bytes = b"",
+    max_staleness_ms: int = 0,
+    timeout_ms: int = 0,
+    number: int = 1,
 ) -> kv_pb2.Operation:
     """A read of one key, strong unless said otherwise."""
     request = kv_pb2.ReadRequest(
         ranges=[kv_pb2.ReadRange(start=key, end=key + b"\x00", limit=1)],
         consistency=EVENTUAL if eventual else kv_pb2.CONSISTENCY_STRONG,
         min_versionstamp=min_versionstamp,
+        max_staleness_ms=max_staleness_ms,
     )
     return kv_pb2.Operation(id=number, read=request, timeout_ms=timeout_ms)
 

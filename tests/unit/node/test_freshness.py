@@ -89,3 +89,25 @@ def test_a_step_of_the_wall_clock_makes_nothing_fresh() -> None:
     clock.step_ms(120_000)
     ages.round_acknowledged(1, 10)
     assert ages.age_ms() == 0
+
+
+def test_what_waits_is_thinned_and_not_forgotten() -> None:
+    """A replica that is far behind, and stays so, still learns how old it is."""
+    clock, ages = tracker()
+    for index in range(1, 1_001):
+        clock.pass_ms(100)
+        ages.heard(Freshness(index, 0, clock.now_ms()), 0)
+    assert ages.age_ms() == -1
+    ages.applied(500)
+    assert 50_000 <= ages.age_ms() - MAX_OFFSET_MS <= 60_000, "an upper bound, and not far from the truth"
+    assert ages.lag_ms() == ages.age_ms() - MAX_OFFSET_MS
+
+
+def test_the_age_of_what_was_read_before_is_counted_from_then() -> None:
+    clock, ages = tracker()
+    ages.heard(Freshness(1, 0, clock.now_ms()), 1)
+    before = ages.reached
+    clock.pass_ms(1_000)
+    ages.heard(Freshness(2, 0, clock.now_ms()), 2)
+    assert ages.age_ms() == MAX_OFFSET_MS
+    assert ages.age_ms(before) == 1_000 + MAX_OFFSET_MS

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from kvnode.base import limits
+from kvnode.codec.versionstamp import split, versionstamp
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import MessageKind
@@ -21,6 +23,11 @@ from tests.unit.node.cluster import (
     value_of,
     write,
 )
+
+
+class EpochRow(NamedTuple):
+    epoch: int
+    fork_index: int
 
 
 def answers_to_rounds(source: int, target: int, batch: peer_pb2.PeerBatch) -> bool:
@@ -195,3 +202,122 @@ async def test_a_count_is_alone_in_its_read(trio: Trio) -> None:
     error = await trio.ask(one, kv_pb2.Operation(id=1, read=both)).error()
     assert error.code == "COUNT_NOT_ALONE"
     assert not trio.node(one).failed.done()
+
+
+@on_trio
+async def test_a_read_that_may_not_be_so_old_goes_on_to_the_leader(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.put(leader, b"k")
+    await trio.everywhere()
+    await asyncio.sleep(1)
+    near = await trio.ask(one, read(b"k", eventual=True, max_staleness_ms=2_000)).read()
+    assert 0 <= near.age_ms <= 2_000 and trio.node(one).stats.reads_onward == 0, "fresh enough here"
+    bound_ms = limits.MAX_CLOCK_OFFSET_MS - 1  # no follower can be so sure: the clocks may differ by more
+    far = await trio.ask(one, read(b"k", eventual=True, max_staleness_ms=bound_ms)).read()
+    assert value_of(far) == b"v" and 0 <= far.age_ms <= bound_ms and not far.strongly_consistent
+    assert trio.node(one).stats.reads_onward == 1 and trio.node(leader).stats.forwarded_served == 1
+
+
+@on_trio
+async def test_a_read_that_no_node_is_fresh_enough_for_says_so(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.put(leader, b"k")
+    await trio.everywhere()
+    trio.cut(one)
+    await asyncio.sleep(5)
+    error = await trio.ask(one, read(b"k", eventual=True, max_staleness_ms=2_000)).error()
+    assert error.code == "TOO_STALE" and error.not_applied and error.phase == "read"
+    assert "2000 ms" in error.message and trio.node(one).stats.reads_too_stale == 1
+    assert value_of(await trio.ask(one, read(b"k", eventual=True)).read()) == b"v", "without a bound it answers"
+    trio.heal()
+    await until(lambda: 0 <= trio.node(one).freshness.age_ms() <= 2_000)
+    assert value_of(await trio.ask(one, read(b"k", eventual=True, max_staleness_ms=2_000)).read()) == b"v"
+
+
+@on_trio
+async def test_a_deposed_leader_does_not_answer_what_must_be_fresh(trio: Trio) -> None:
+    old, one, other = await trio.leader_and_followers()
+    await trio.put(old, b"k", b"stale")
+    trio.cut(old)
+    await until(lambda: trio.leader() in (one, other), 20)
+    new = await trio.leading()
+    await trio.put(new, b"k", b"newer")
+    await asyncio.sleep(2)
+    error = await trio.ask(old, read(b"k", eventual=True, max_staleness_ms=1_500)).error()
+    assert error.code == "TOO_STALE"
+    for server in (one, other):
+        answer = await trio.ask(server, read(b"k", eventual=True, max_staleness_ms=1_500)).read()
+        assert value_of(answer) == b"newer"
+
+
+@on_trio
+async def test_a_read_that_waits_long_for_its_versionstamp_is_answered_by_another(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    trio.wire.holds = lambda source, target, batch: target == one.member.node_id  # it hears nothing of the log
+    stamp = await trio.put(leader, b"k")
+    asked = trio.ask(one, read(b"k", eventual=True, min_versionstamp=stamp))
+    assert not asked.done
+    response = await asked.read()
+    assert value_of(response) == b"v" and response.versionstamp >= stamp
+    assert trio.node(one).applied_index < trio.node(leader).applied_index
+    trio.wire.release()
+
+
+@on_trio
+async def test_a_versionstamp_from_the_future_is_waited_for_until_the_deadline(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.put(leader, b"k")
+    future = versionstamp(1, 1 << 40, 0)
+    for server, eventual in ((one, True), (leader, True), (leader, False), (one, False)):
+        asked = trio.ask(server, read(b"k", eventual=eventual, min_versionstamp=future, timeout_ms=3_000))
+        await asyncio.sleep(2.5)
+        assert not asked.done
+        error = await asked.error()
+        assert error.code == "DEADLINE_EXCEEDED" and error.not_applied
+        assert future.hex() in error.message or server is one, "the node that waits says for what"
+
+
+@on_trio
+async def test_a_versionstamp_that_a_failover_lost_is_said_to_be_lost(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    kept = await trio.put(leader, b"k")
+    await trio.everywhere()
+    _, index, _ = split(kept)
+    for server in (leader, one):
+        trio.node(server).reads._epochs = lambda: (EpochRow(1, 0), EpochRow(2, index))
+    lost = versionstamp(1, index + 1, 0)
+    for server, eventual in ((one, True), (leader, True), (leader, False), (one, False)):
+        error = await trio.ask(server, read(b"k", eventual=eventual, min_versionstamp=lost)).error()
+        assert error.code == "VERSIONSTAMP_LOST", (server, eventual)
+        assert value_of(await trio.ask(server, read(b"k", eventual=eventual, min_versionstamp=kept)).read()) == b"v"
+
+
+@on_trio
+async def test_a_read_that_waits_learns_of_the_failover_that_lost_its_stamp(trio: Trio) -> None:
+    leader = await trio.leading()
+    last = await trio.put(leader, b"k")
+    await trio.everywhere()
+    _, index, _ = split(last)
+    reads = trio.node(leader).reads
+    waiting = trio.ask(leader, read(b"k", eventual=True, min_versionstamp=versionstamp(1, index + 50, 0)))
+    assert not waiting.done
+    reads._epochs = lambda: (EpochRow(1, 0), EpochRow(2, index))
+    await trio.put(leader, b"l")
+    assert (await waiting.error()).code == "VERSIONSTAMP_LOST"
+
+
+@on_trio
+async def test_the_age_of_a_large_read_is_that_of_the_state_it_saw(trio: Trio) -> None:
+    """The state moves on while a read is away from the loop; what it brings back does not get younger by that."""
+    _, one, _ = await trio.leader_and_followers()
+    await trio.everywhere()
+    await asyncio.sleep(1)
+    one.disk_factor = 200.0  # the read is away for a tenth of a second and more
+    wanted = kv_pb2.ReadRange(start=b"k", end=b"l", limit=1_000)
+    request = kv_pb2.ReadRequest(ranges=[wanted], consistency=kv_pb2.CONSISTENCY_EVENTUAL)
+    loop = asyncio.get_running_loop()
+    began, age_before = loop.time(), trio.node(one).freshness.age_ms()
+    answer = await trio.ask(one, kv_pb2.Operation(id=1, read=request)).read()
+    away_ms = (loop.time() - began) * 1_000
+    assert away_ms > 20, "the test is about a read that takes time"
+    assert answer.age_ms >= age_before + away_ms - 5

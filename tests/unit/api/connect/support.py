@@ -82,6 +82,7 @@ class FakeBackend:
         self.reads: list[tuple[kv_pb2.ReadRequest, int]] = []
         self.writes: list[tuple[kv_pb2.AtomicWriteRequest, int]] = []
         self.error: BaseException | None = None
+        self.answer = kv_pb2.ReadResponse()  # what a read's answer has besides its ranges
         self.failed_checks: list[int] = []
         self.frames: asyncio.Queue[kv_pb2.WatchResponse | KvError] = asyncio.Queue()
         self.watching = 0
@@ -94,6 +95,7 @@ class FakeBackend:
         if self.error is not None:
             raise self.error
         response = kv_pb2.ReadResponse()
+        response.CopyFrom(self.answer)
         for wanted in request.ranges:
             row = self.rows.get((database, wanted.start))
             response.ranges.add(entries=[row] if row else [])

@@ -10,10 +10,10 @@ ROUNDS ?= 10
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help demo drill queue-drill test lint sim mutants chaos compat compat-lock compose-check bench bench-connect bench-queue
-.PHONY: bench-setup proto lock clean check-python
+.PHONY: bench-replicas bench-setup proto lock clean check-python
 
 help:  ## Show the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check-python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' is missing: install python3 (3.11 or newer), on Debian 'apt install python3 python3-venv'"; exit 1; }
@@ -81,6 +81,9 @@ bench-connect: $(PROTO_STAMP)  ## Measure KV Connect: wrk, h2load and Deno, besi
 
 bench-queue: $(PROTO_STAMP)  ## Measure queues, beside PostgreSQL with SKIP LOCKED; delays and memory of 1,000,000 that wait
 	@$(BIN)/python -m bench.queue.run $(ARGS)
+
+bench-replicas: $(PROTO_STAMP)  ## What two replicas of another region cost the leader, per write
+	@$(BIN)/python -m bench.replicas $(ARGS)
 
 bench-setup: $(PROTO_STAMP)  ## Install what the benchmark needs (apt-get, as root)
 	@$(BIN)/python -m bench.tools

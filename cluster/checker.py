@@ -212,6 +212,9 @@ class _Checker:
     def _replay_read(self, number: int, read: Read, seen: Seen, position: int) -> None:
         if read.min_versionstamp and position < int.from_bytes(read.min_versionstamp, "big"):
             self._violation("min-versionstamp", f"read {seen.versionstamp.hex()}, before the one asked for", number)
+        if read.max_staleness_ms and not read.strong and not 0 <= seen.age_ms <= read.max_staleness_ms:
+            text = f"read a state that may be {seen.age_ms} ms old; {read.max_staleness_ms} ms were allowed"
+            self._violation("max-staleness", text, number)
         if len(seen.ranges) != len(read.ranges):
             self._violation("read-matches", f"{len(seen.ranges)} answers to {len(read.ranges)} ranges", number)
         for asked, answer in zip(read.ranges, seen.ranges, strict=False):

@@ -85,6 +85,7 @@ class Read:
     ranges: tuple[Range, ...]
     strong: bool = True
     min_versionstamp: bytes = b""
+    max_staleness_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ def read_from(request: kv_pb2.ReadRequest) -> Read:
         ),
         request.consistency == kv_pb2.CONSISTENCY_STRONG,
         request.min_versionstamp,
+        request.max_staleness_ms,
     )
 
 

@@ -27,6 +27,7 @@ func main() {
 	duration := flag.Duration("duration", 5*time.Second, "length of each measurement")
 	keysCount := flag.Int("keys", 10000, "keys that are loaded and read")
 	valueBytes := flag.Int("value-bytes", 256, "size of a value")
+	rate := flag.Float64("rate", 0, "operations a second of all callers together; 0 = as fast as they can")
 	pids := flag.String("pids", "", "process ids of the servers, for their CPU time")
 	flag.Parse()
 
@@ -37,7 +38,7 @@ func main() {
 	store, err := openStore(ctx, *system, *transport, *endpoint, *listenEndpoint)
 	exitOn(err)
 	defer store.Close()
-	plan := Plan{Warmup: *warmup, Duration: *duration, KeysCount: *keysCount, ValueBytes: *valueBytes, Pids: numbers(*pids)}
+	plan := Plan{Warmup: *warmup, Duration: *duration, KeysCount: *keysCount, ValueBytes: *valueBytes, Pids: numbers(*pids), Rate: *rate}
 	serial := int(time.Now().Unix()%10000) * 16
 	for _, mode := range strings.Split(*modes, ",") {
 		if mode == "load" {

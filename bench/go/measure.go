@@ -19,6 +19,7 @@ type Plan struct {
 	KeysCount  int
 	ValueBytes int
 	Pids       []int
+	Rate       float64 // operations a second of all callers together; 0 = as fast as they can
 }
 
 // Result is one measurement. Latencies are milliseconds; CPU is that of the servers, all of them together.
@@ -56,6 +57,7 @@ type caller struct {
 	deliver   []time.Duration
 	errors    int
 	failure   error
+	number    int
 }
 
 const (
@@ -77,7 +79,7 @@ func measure(ctx context.Context, store Store, plan Plan, serial int) (Result, e
 		random.Read(value)
 		// Compare-and-put takes keys that nothing has written yet: its callers do not contend.
 		firstKey := plan.KeysCount + (serial*4096+number)*casKeysPerCaller
-		callers[number] = &caller{driver: driver, plan: plan, store: store, random: random, value: value, firstKey: firstKey}
+		callers[number] = &caller{driver: driver, plan: plan, store: store, random: random, value: value, firstKey: firstKey, number: number}
 	}
 	var phase int32
 	var group sync.WaitGroup
@@ -97,7 +99,9 @@ func measure(ctx context.Context, store Store, plan Plan, serial int) (Result, e
 }
 
 func (each *caller) run(ctx context.Context, phase *int32) {
+	began := time.Now()
 	for count := 0; ; count++ {
+		each.pace(began, count)
 		at := atomic.LoadInt32(phase)
 		if at == phaseDone {
 			return
@@ -115,6 +119,14 @@ func (each *caller) run(ctx context.Context, phase *int32) {
 				each.deliver = append(each.deliver, each.delivered)
 			}
 		}
+	}
+}
+
+// pace waits for the operation's turn at the wanted rate; one that is late begins at once.
+func (each *caller) pace(began time.Time, count int) {
+	if each.plan.Rate > 0 {
+		turn := float64(count*each.plan.Callers+each.number) / each.plan.Rate
+		time.Sleep(time.Until(began.Add(time.Duration(turn * float64(time.Second)))))
 	}
 }
 

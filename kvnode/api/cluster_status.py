@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import grpc
 from grpc import aio
 
+from kvnode.api.outlook import outlook
 from kvnode.api.ports import ServedNode
 from kvnode.base.topology import next_loss
 from kvnode.codec.membership import Member, MemberRole
@@ -37,7 +39,9 @@ async def cluster_status(
     healthy, summary = _judge(list(answers))
     voters = [(a.member.dc, not a.error) for a in answers if a.member.role == MemberRole.VOTER.value]
     loss = next_loss(voters, node.membership.min_commit_dcs)
-    return admin_pb2.ClusterStatusResponse(summary=summary, healthy=healthy, nodes=answers, next_loss=loss)
+    return admin_pb2.ClusterStatusResponse(
+        summary=summary, healthy=healthy, nodes=answers, next_loss=loss, outlook=outlook(_leader(answers))
+    )
 
 
 async def _ask(
@@ -58,10 +62,15 @@ async def _ask(
     return answer
 
 
-def _judge(answers: list[admin_pb2.NodeStatus]) -> tuple[bool, str]:
-    """Whether all is well, and the sentence. The leader is who leads in the highest term that anybody names."""
+def _leader(answers: Sequence[admin_pb2.NodeStatus]) -> admin_pb2.NodeStatus | None:
+    """Who leads in the highest term that anybody names."""
     leading = [answer for answer in answers if answer.status.role == "leader"]
-    leader = max(leading, key=lambda answer: answer.status.term, default=None)
+    return max(leading, key=lambda answer: answer.status.term, default=None)
+
+
+def _judge(answers: list[admin_pb2.NodeStatus]) -> tuple[bool, str]:
+    """Whether all is well, and the sentence."""
+    leader = _leader(answers)
     silent = [answer.member.name for answer in answers if answer.error]
     voters = [answer for answer in answers if answer.member.role == MemberRole.VOTER.value]
     voters_up = sum(not answer.error for answer in voters)

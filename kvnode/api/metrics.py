@@ -17,7 +17,7 @@ from kvnode.node.stats import Histogram, Stats
 from kvnode.proto.kv.v1 import admin_pb2
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-ROLES = ("leader", "follower", "candidate", "learner")
+ROLES = ("leader", "follower", "candidate", "learner", "replica")
 
 Samples = Mapping[tuple[str, ...], float]
 
@@ -87,7 +87,7 @@ def _info(metric: Metric, status: admin_pb2.StatusResponse) -> Family:
 
 
 def _read(metric: Metric, samples: Samples) -> Family:
-    family = GaugeMetricFamily(metric.name, metric.help, labels=[metric.label] if metric.label else [])
+    family = GaugeMetricFamily(metric.name, metric.help, labels=list(metric.labels))
     for labels, value in samples.items():
         family.add_metric(list(labels), value)
     return family
@@ -110,6 +110,9 @@ def _values(node: ServedNode, status: admin_pb2.StatusResponse) -> dict[str, Sam
         "kvnode_durable_applied_index": status.durable_applied_index,
         "kvnode_log_time_ms": status.log_time_ms,
         "kvnode_age_ms": status.age_ms,
+        "kvnode_replication_lag_ms": status.lag_ms,
+        "kvnode_replication_lag_entries_count": status.lag_entries,
+        "kvnode_replication_stalled": status.replication_stalled,
         "kvnode_clock_offset_ms": status.clock_offset_ms,
         "kvnode_resident_bytes": status.resident_bytes,
     }
@@ -118,4 +121,12 @@ def _values(node: ServedNode, status: admin_pb2.StatusResponse) -> dict[str, Sam
     values["kvnode_role"] = {(name,): float(name == role) for name in ROLES}
     values["kvnode_peer_lag_entries_count"] = {(peer.name,): peer.lag_entries for peer in status.peers}
     values["kvnode_peer_last_contact_ms"] = {(peer.name,): peer.last_contact_ms for peer in status.peers}
+    replicas, regions = status.replicas, status.regions
+    values["kvnode_replica_lag_ms"] = {(each.name, each.region): each.lag_ms for each in replicas}
+    values["kvnode_replica_lag_entries_count"] = {(each.name, each.region): each.lag_entries for each in replicas}
+    values["kvnode_region_lag_ms"] = {(each.region,): each.lag_ms for each in regions}
+    values["kvnode_region_lag_entries_count"] = {(each.region,): each.lag_entries for each in regions}
+    ends = {("in" if each.incoming else "out", each.name): each for each in status.snapshots}
+    values["kvnode_snapshot_moved_bytes"] = {end: each.moved_bytes for end, each in ends.items()}
+    values["kvnode_snapshot_size_bytes"] = {end: each.size_bytes for end, each in ends.items()}
     return values

@@ -48,6 +48,7 @@ from kvnode.node.ports import PeerHandler, Transport
 from kvnode.node.push.addresses import AddressPolicy
 from kvnode.node.push.pushers import Pushers
 from kvnode.node.push.stats import PushStats
+from kvnode.node.replication import StallPolicy
 from kvnode.node.settings import NodeSettings
 from kvnode.node.stats import Stats
 from kvnode.node.transport import GrpcTransport
@@ -240,6 +241,9 @@ async def _run_node(
         tick_ms=config.tick_ms,
         election_ticks=max(2, config.election_timeout_ms // config.tick_ms),
         log_retention_bytes=config.log_retention_bytes,
+        log_retention_age_ms=config.log_retention_age_ms,
+        on_replication_stall=StallPolicy(config.on_replication_stall),
+        max_unreplicated_ms=config.max_unreplicated_ms,
     )
 
     def make_transport(handler: PeerHandler) -> Transport:

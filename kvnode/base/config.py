@@ -86,7 +86,21 @@ KEYS: dict[str, Key] = {
         limits.TICK_MS * limits.ELECTION_TIMEOUT_TICKS,
         "silence of a leader after which an election may begin; the wait is up to twice this",
     ),
-    "log_retention_bytes": Key(int, limits.LOG_RETENTION_BYTES, "log kept for followers, readers and backups"),
+    "log_retention_bytes": Key(
+        int, limits.LOG_RETENTION_BYTES, "log, which is the changelog, kept at most for followers, replicas and backups"
+    ),
+    "log_retention_age_ms": Key(
+        int, 0, "what is older is dropped from the log, even below log_retention_bytes; 0 = by size alone"
+    ),
+    "on_replication_stall": Key(
+        str,
+        "alarm",
+        "when every replica region is further behind than max_unreplicated_ms: alarm (writes go on, status and a "
+        "metric say so) or stop (writes are held); on all voters the same",
+    ),
+    "max_unreplicated_ms": Key(
+        int, limits.MAX_UNREPLICATED_MS, "how much of the newest writes may be in no replica region; see the key above"
+    ),
     "segment_bytes": Key(int, limits.SEGMENT_BYTES, "size of one file of the log"),
     "access_token": Key(
         str,
@@ -138,6 +152,9 @@ class NodeConfig:
     tick_ms: int
     election_timeout_ms: int
     log_retention_bytes: int
+    log_retention_age_ms: int
+    on_replication_stall: str
+    max_unreplicated_ms: int
     segment_bytes: int
     access_token: str
     grpc_auth: bool
@@ -269,11 +286,15 @@ def _check(config: NodeConfig) -> None:
         ("tick_ms", 10),
         ("election_timeout_ms", 4 * config.tick_ms),
         ("log_retention_bytes", 1_048_576),
+        ("log_retention_age_ms", 0),
+        ("max_unreplicated_ms", 1_000),
         ("segment_bytes", 65_536),
     ):
         if getattr(config, name) < least:
             raise ConfigError(f"'{name}' must be at least {least}, not {getattr(config, name)}")
     _check_access_token(config.access_token)
+    if config.on_replication_stall not in ("alarm", "stop"):
+        raise ConfigError(f"'on_replication_stall' must be alarm or stop, not {config.on_replication_stall!r}")
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"'log_level' must be debug, info, warning or error, not {config.log_level!r}")
 

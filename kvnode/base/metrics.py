@@ -24,7 +24,7 @@ class Metric(NamedTuple):
     kind: MetricKind
     help: str
     stat: str = ""  # the attribute of kvnode.node.stats.Stats that holds it; empty = read from the node's status
-    label: str = ""
+    labels: tuple[str, ...] = ()
 
 
 _C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
@@ -66,6 +66,12 @@ COUNTED: tuple[Metric, ...] = (
     Metric("kvnode_snapshots_sent", _C, "Snapshots that a peer installed.", "snapshots_sent"),
     Metric("kvnode_snapshots_installed", _C, "Snapshots installed here.", "snapshots_installed"),
     Metric("kvnode_cron_late_ms", _H, "From a cron's tick to its firing, at the leader.", "cron_late_ms"),
+    Metric(
+        "kvnode_snapshot_resumed_bytes",
+        _C,
+        "Bytes of snapshots that a broken transfer had brought already.",
+        "snapshot_resumed_bytes",
+    ),
     Metric("kvnode_expired_keys", _C, "Keys deleted because their time had come.", "expired_keys"),
     Metric("kvnode_watches_count", _G, "Watches open at present.", "watches"),
     Metric("kvnode_watch_frames", _C, "Frames handed to watchers.", "watch_frames"),
@@ -78,7 +84,7 @@ READ: tuple[Metric, ...] = (
     Metric("kvnode_info", _G, "Always 1; names the node in its labels."),
     Metric("kvnode_ready", _G, "1 when the node serves, as /readyz says."),
     Metric("kvnode_problems_count", _G, "Problems that the node sees; `kvnode status` names them."),
-    Metric("kvnode_role", _G, "1 for the role that the node has.", label="role"),
+    Metric("kvnode_role", _G, "1 for the role that the node has.", labels=("role",)),
     Metric("kvnode_term", _G, "Raft term."),
     Metric("kvnode_epoch", _G, "Epoch."),
     Metric("kvnode_leader_known", _G, "1 when a leader is known."),
@@ -90,10 +96,39 @@ READ: tuple[Metric, ...] = (
     Metric("kvnode_durable_applied_index", _G, "Last index whose effect on the state is durable by itself."),
     Metric("kvnode_log_time_ms", _G, "Log time of the state, milliseconds since 1970."),
     Metric("kvnode_age_ms", _G, "Upper bound on the age of an eventual read; -1 = not known."),
+    Metric("kvnode_replication_lag_ms", _G, "Age of the applied state by the clocks alone; -1 = not known."),
+    Metric("kvnode_replication_lag_entries_count", _G, "Entries committed, as far as is known here, and not applied."),
+    Metric("kvnode_replication_stalled", _G, "1 when every replica region is too far behind; told by the leader."),
     Metric("kvnode_clock_offset_ms", _G, "This clock less the voters' median."),
     Metric("kvnode_resident_bytes", _G, "Resident memory of the process."),
-    Metric("kvnode_peer_lag_entries_count", _G, "Entries that a peer lacks; shown by the leader.", label="peer"),
-    Metric("kvnode_peer_last_contact_ms", _G, "Since a peer's last message; shown by the leader.", label="peer"),
+    Metric("kvnode_peer_lag_entries_count", _G, "Entries that a peer lacks; shown by the leader.", labels=("peer",)),
+    Metric("kvnode_peer_last_contact_ms", _G, "Since a peer's last message; shown by the leader.", labels=("peer",)),
+    Metric(
+        "kvnode_replica_lag_ms",
+        _G,
+        "Since a replica that follows this node held all that was committed; -1 = not known.",
+        labels=("peer", "region"),
+    ),
+    Metric(
+        "kvnode_replica_lag_entries_count",
+        _G,
+        "Entries that a replica which follows this node does not hold.",
+        labels=("peer", "region"),
+    ),
+    Metric("kvnode_region_lag_ms", _G, "What the loss of all else would cost; told by the leader.", labels=("region",)),
+    Metric(
+        "kvnode_region_lag_entries_count",
+        _G,
+        "Entries that a replica region does not hold; told by the leader.",
+        labels=("region",),
+    ),
+    Metric(
+        "kvnode_snapshot_moved_bytes",
+        _G,
+        "How much of a snapshot has come (in) or gone (out).",
+        labels=("direction", "peer"),
+    ),
+    Metric("kvnode_snapshot_size_bytes", _G, "Its size.", labels=("direction", "peer")),
 )
 
 CATALOGUE: tuple[Metric, ...] = COUNTED + READ

@@ -103,6 +103,8 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
     print(cluster.summary)
     if cluster.next_loss:
         print(cluster.next_loss)
+    if cluster.outlook:
+        print(cluster.outlook)
     for node in cluster.nodes:
         for problem in _problems(node):
             if problem not in cluster.summary:
@@ -110,6 +112,19 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
     print()
     leader_last = max((node.status.last_index for node in cluster.nodes if node.HasField("status")), default=0)
     print_table(COLUMNS, [_row(node, leader_last) for node in cluster.nodes], right=COLUMNS[4:])
+    for line in _transfers(cluster):
+        print(line)
+
+
+def _transfers(cluster: admin_pb2.ClusterStatusResponse) -> list[str]:
+    """Snapshots on their way, a line each, as the receiving ends have them."""
+    return [
+        f"{node.member.name} receives a snapshot from {each.name or each.node_id}: "
+        f"{each.moved_bytes / max(1, each.size_bytes):.0%} of {each.size_bytes / 1_048_576:.0f} MiB"
+        for node in cluster.nodes
+        for each in node.status.snapshots
+        if each.incoming
+    ]
 
 
 def _problems(node: admin_pb2.NodeStatus) -> list[str]:
@@ -149,6 +164,7 @@ def cluster_json(cluster: admin_pb2.ClusterStatusResponse) -> dict[str, Any]:
         "summary": cluster.summary,
         "healthy": cluster.healthy,
         "next_loss": cluster.next_loss,
+        "outlook": cluster.outlook,
         "nodes": nodes,
     }
 

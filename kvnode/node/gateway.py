@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from kvnode.base import limits
-from kvnode.base.errors import Unavailable
+from kvnode.base.errors import KvError, Unavailable
 from kvnode.node.barriers import Barriers
 from kvnode.node.calls import RETRIED_CODES, Call, error_from_message
 from kvnode.node.ports import Transport
@@ -21,6 +21,8 @@ from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.raft import Raft
 
+_MAX_MARGIN_MS = 1_000.0
+
 
 class Gateway:
     """Routes strong operations; eventual reads never come here.
@@ -28,6 +30,7 @@ class Gateway:
     Args:
         wake: tells the driver that there is a read round or a batch to begin.
         add_pull: takes a pull of messages, on the leader.
+        stalled: why the leader takes no writes now; empty = it does (replication.py).
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class Gateway:
         stats: Stats,
         wake: Callable[[], None],
         add_pull: Callable[[Call], None],
+        stalled: Callable[[], str] = lambda: "",
     ) -> None:
         self._add_pull = add_pull
+        self._stalled = stalled
         self._node_id = node_id
         self._raft = raft
         self._proposals = proposals
@@ -68,6 +73,8 @@ class Gateway:
                 self._wake()
             elif call.operation is not None and call.operation.HasField("pull"):
                 self._add_pull(call)
+            elif call.operation is not None and self._stalled():
+                self._hold(call)
             else:
                 self._proposals.add(call)
         elif call.forwarded:
@@ -107,10 +114,11 @@ class Gateway:
             call.sent = True
             call.fail(deadline_error(call))
         if self._held:
+            stalled = self._stalled() if self._raft.is_leader else ""
             for call in self._held:
-                if now_ms >= call.deadline_ms:
-                    call.fail(deadline_error(call))
-            if self._raft.leader_id:
+                if now_ms >= call.deadline_ms - (_margin_ms(call) if stalled else 0):
+                    call.fail(_stall_error(call, stalled) if stalled else deadline_error(call))
+            if self._raft.leader_id and not stalled:
                 self._release([])
             else:
                 self._held = [call for call in self._held if not call.done]
@@ -142,7 +150,7 @@ class Gateway:
             or self._held_bytes + call.size_bytes > limits.MAX_HELD_REQUEST_BYTES
         )
         if full and not call.sent:
-            call.fail(Unavailable("no leader is known and too many requests wait for one already; retry later"))
+            call.fail(Unavailable("no leader takes writes now and too many requests wait for one already; retry later"))
             return
         # One that may have been applied is kept even above the bound: only its resend can settle it. Their number
         # is bounded by what the sessions may have unanswered.
@@ -189,6 +197,21 @@ class Gateway:
 def _not_leader(leader_id: int) -> Unavailable:
     hint = f"; the leader is node {leader_id}" if leader_id else " and knows of none"
     return Unavailable(f"this node is not the leader{hint}", code="NOT_LEADER")
+
+
+def _margin_ms(call: Call) -> float:
+    """So much earlier is a held write answered that came from another node, which must hear of it in time."""
+    return min(_MAX_MARGIN_MS, (call.deadline_ms - call.started_ms) / 4) if call.forwarded else 0.0
+
+
+def _stall_error(call: Call, stalled: str) -> KvError:
+    error = Unavailable(
+        f"{stalled}; see `kvnode status`, and on_replication_stall in the configuration",
+        code="REPLICATION_STALLED",
+        phase="commit",
+    )
+    error.not_applied = not call.sent
+    return error
 
 
 def _leadership_lost(unknown: bool) -> Unavailable:

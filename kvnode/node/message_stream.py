@@ -26,9 +26,9 @@ from kvnode.base.clock import Clock
 from kvnode.node.framing import frame_repeated
 from kvnode.node.lane import Lane
 from kvnode.node.peer_stream import PeerStream, RawCall
-from kvnode.node.ports import Freshness, PeerHandler
+from kvnode.node.ports import Freshness, Held, PeerHandler
 from kvnode.node.stats import Stats
-from kvnode.node.wire import encode_freshness, encode_message, message_size_bytes
+from kvnode.node.wire import encode_freshness, encode_held, encode_message, message_size_bytes
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import Message
 
@@ -81,6 +81,7 @@ class MessageStream(PeerStream):
         self._queue: deque[tuple[Message, int]] = deque()
         self._queued_bytes = 0
         self._freshness: Freshness | None = None
+        self._held: Sequence[Held] = ()
         self._call: RawCall | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sample_due = False
@@ -103,6 +104,15 @@ class MessageStream(PeerStream):
                 self._queued_bytes += size
         if freshness is not None:
             self._freshness = freshness
+        self._leave()
+
+    def send_held(self, rows: Sequence[Held]) -> None:
+        """Say how far replicas are, with the next batch; newer rows take the place of those not sent yet."""
+        if self._up:
+            self._held = rows
+            self._leave()
+
+    def _leave(self) -> None:
         if self._lane is None:
             self._wake()
         else:
@@ -112,6 +122,10 @@ class MessageStream(PeerStream):
         """Say Hello again."""
         self._hello_due = True
         self._wake()
+
+    @property
+    def _has_batch(self) -> bool:
+        return bool(self._queue or self._freshness is not None or self._held)
 
     @property
     def has_lane(self) -> bool:
@@ -155,7 +169,7 @@ class MessageStream(PeerStream):
 
     def _fill_lane(self) -> None:
         lane = self._lane
-        while lane is not None and not lane.is_full and (self._queue or self._freshness is not None):
+        while lane is not None and not lane.is_full and self._has_batch:
             lane.send(self._queued_batch(peer_pb2.PeerBatch()))
 
     def _discard(self, reason: str) -> None:
@@ -170,12 +184,13 @@ class MessageStream(PeerStream):
         self._queue.clear()
         self._queued_bytes = 0
         self._freshness = None
+        self._held = ()
 
     def _unreachable(self) -> None:
         self._handler.on_unreachable(self._node_id)
 
     def _next_batch(self) -> bytes | None:
-        is_ours = self._lane is None and bool(self._queue or self._freshness)
+        is_ours = self._lane is None and self._has_batch
         if not (is_ours or self._sample_due or self._hello_due):
             return None
         batch = peer_pb2.PeerBatch()
@@ -194,6 +209,9 @@ class MessageStream(PeerStream):
         freshness, self._freshness = self._freshness, None
         if freshness is not None:
             batch.freshness.CopyFrom(encode_freshness(freshness))
+        if self._held:
+            batch.held.extend(encode_held(self._held))
+            self._held = ()
         encoded: list[bytes] = []
         size = 0
         while queue and (not encoded or size + queue[0][1] <= limits.MAX_PEER_BATCH_BYTES):

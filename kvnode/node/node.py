@@ -43,10 +43,12 @@ from kvnode.node.members import Members
 from kvnode.node.message_stream import hello_to
 from kvnode.node.onward import Onward
 from kvnode.node.own_session import OwnSession
-from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
+from kvnode.node.ports import Deliver, Freshness, Held, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
 from kvnode.node.proposals import Proposals, deadline_error
 from kvnode.node.queue.queues import Queues
 from kvnode.node.reads import Reads
+from kvnode.node.replication import Replication
+from kvnode.node.retention import Retention
 from kvnode.node.settings import NodeSettings
 from kvnode.node.snapshots import Snapshots
 from kvnode.node.stats import Stats
@@ -114,6 +116,7 @@ class Node:
         self._log_time_ms = meta.log_time_ms
         self._tasks: list[asyncio.Task[None]] = []
         self._driving: asyncio.Task[None] | None = None  # among the tasks; it ends with the cycle it is in
+        self.retention = Retention(settings, log, state, clock)
         self._guard = Guard(self._fail)
         self._stopping = False
         self._resolving_term = 0
@@ -160,6 +163,13 @@ class Node:
             self._next_log_time,
             self.clock.monotonic_ms,
         )
+        self.replication = Replication(
+            self.raft,
+            lambda: self.raft.membership,
+            self.clock,
+            self.settings.on_replication_stall,
+            self.settings.max_unreplicated_ms,
+        )
         self.gateway = Gateway(
             self.settings.node_id,
             self.raft,
@@ -169,6 +179,7 @@ class Node:
             self.stats,
             self.wake,
             self.queues.dispatcher.add,
+            lambda: self.replication.sentence() if self.replication.holds_writes else "",
         )
         self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake, self._guard)
         self.changelog = Sources(
@@ -435,8 +446,10 @@ class Node:
                 self.proposals.tick()
                 self._confirm_alone()
                 count += 1
+                if count % limits.HELD_INTERVAL_TICKS == 0:
+                    self._tell_held()
                 if count % RETENTION_CHECK_TICKS == 0:
-                    await self._retain()
+                    await self.retention.apply()
             self.proposals.sweep(now)
             self.barriers.sweep(now, deadline_error)
             self.reads.sweep(now)
@@ -453,11 +466,14 @@ class Node:
             meta = self.state.meta
             self.freshness.alone(raft.commit, meta.log_time_ms, meta.applied_index)
 
-    async def _retain(self) -> None:
-        """Drop the log's oldest segments once they exceed the retention and the state is durable beyond them."""
-        if self.log.size_bytes > self.settings.log_retention_bytes:
-            keep_from = self.log.index_at_tail_bytes(self.settings.log_retention_bytes)
-            await self.log.compact(min(self.state.durable_applied, keep_from - 1))
+    def _tell_held(self) -> None:
+        """The leader learns how far the replicas are that follow this node, which may be itself."""
+        rows = self.changelog.held()
+        if self.raft.is_leader:
+            self.replication.take(rows)
+        elif rows and self.raft.leader_id and not self.is_replica:
+            self.transport.send_held(self.raft.leader_id, rows)
+        self.replication.tick()
 
     # Leadership and time.
 
@@ -694,6 +710,10 @@ class Node:
             self.wake()
         except InvariantViolation as error:
             self._fail(error)
+
+    def on_held(self, rows: Sequence[Held]) -> None:
+        """See ports.PeerHandler."""
+        self.replication.take(rows)
 
     def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
         """See ports.PeerHandler."""

@@ -23,6 +23,14 @@ class Freshness(NamedTuple):
     sent_at_ms: int  # the leader's wall clock when it sent that round
 
 
+class Held(NamedTuple):
+    """How far a replica is, as the node that it follows knows it."""
+
+    node_id: int
+    durable_index: int  # the end of its log
+    at_ms: int  # it holds what was committed by then, by a leader's wall clock; 0 = not known
+
+
 class Origin(NamedTuple):
     """Whose operation it is: the client's session and what it has had answers to."""
 
@@ -60,6 +68,9 @@ class PeerHandler(Protocol):
 
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """Raft messages from a peer, in order."""
+
+    def on_held(self, rows: Sequence[Held]) -> None:
+        """How far the replicas are that follow a peer."""
 
     def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
         """The peer's clock minus ours, measured over one round trip."""
@@ -112,6 +123,9 @@ class Transport(Protocol):
 
     def announce(self) -> None:
         """Say Hello again on the open streams: what it says has changed."""
+
+    def send_held(self, to: int, rows: Sequence[Held]) -> None:
+        """Tell a peer how far the replicas are that follow this node; newer rows replace those not sent yet."""
 
     def forward(self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
         """Forward one operation; many of one loop pass travel in one message.

@@ -84,8 +84,7 @@ class Reads:
 
     def _answer_eventual(self, call: Call) -> None:
         assert call.operation is not None
-        bound_ms = call.operation.read.max_staleness_ms
-        if bound_ms and not 0 <= self._freshness.age_ms() <= bound_ms:
+        if not _allows(call.operation.read, self._freshness.age_ms()):
             self._onward.go(call, self._nobody_fresher)
             return
         self._stats.reads_eventual += 1
@@ -97,7 +96,7 @@ class Reads:
         if call.done:
             return
         bound_ms, age_ms = call.operation.read.max_staleness_ms, self._freshness.age_ms()
-        if 0 <= age_ms <= bound_ms:
+        if _allows(call.operation.read, age_ms):
             self._stats.reads_eventual += 1
             self._serve(call, strong=False)
             return
@@ -271,6 +270,9 @@ class Reads:
             response.strongly_consistent = True
         else:
             response.age_ms = -1 if reached is None else self._freshness.age_ms(reached)
+            if not _allows(call.operation.read, response.age_ms):  # it took too long
+                self._onward.go(call, self._nobody_fresher)
+                return
             self._stats.read_age_ms.observe(response.age_ms)
         call.answer(kv_pb2.OperationResult(id=call.operation.id, read=response))
 
@@ -278,6 +280,11 @@ class Reads:
         call.fail(error)
         if error.phase == "storage":
             self._fail(error)
+
+
+def _allows(request: kv_pb2.ReadRequest, age_ms: int) -> bool:
+    """Whether a state of that age, -1 = not known, may answer."""
+    return not request.max_staleness_ms or 0 <= age_ms <= request.max_staleness_ms
 
 
 def _wait_on(call: Call, reasons: str) -> None:

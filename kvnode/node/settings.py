@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvnode.base import limits
+from kvnode.node.replication import StallPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,4 +25,7 @@ class NodeSettings:
     heartbeat_ticks: int = limits.HEARTBEAT_TICKS
     max_clock_offset_ms: int = limits.MAX_CLOCK_OFFSET_MS
     log_retention_bytes: int = limits.LOG_RETENTION_BYTES
+    log_retention_age_ms: int = 0  # 0 = by size alone
+    on_replication_stall: StallPolicy = StallPolicy.ALARM
+    max_unreplicated_ms: int = limits.MAX_UNREPLICATED_MS
     operation_timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS

@@ -17,7 +17,7 @@ from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.codec.membership import decode_membership
 from kvnode.node.guard import Guard
-from kvnode.node.ports import SnapshotSource, Transport
+from kvnode.node.ports import Transport
 from kvnode.node.stats import Stats
 from kvnode.node.wire import decode_message, encode_message
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -32,10 +32,22 @@ from kvnode.storage.state import State
 _log = logging.getLogger(__name__)
 
 
+class Transfer(NamedTuple):
+    """A snapshot on its way, for people to see."""
+
+    incoming: bool
+    node_id: int  # the other end
+    name: str  # empty = as the membership has it
+    snapshot_index: int
+    moved_bytes: int
+    size_bytes: int
+
+
 class FileSource:
     """A snapshot file as the transport wants it (ports.SnapshotSource)."""
 
     def __init__(self, snapshot: SnapshotFile, message: Message) -> None:
+        self.moved_bytes = 0
         self._reader = SnapshotReader(snapshot)
         self._header = peer_pb2.SnapshotHeader(
             snapshot_id=snapshot.snapshot_id,
@@ -54,7 +66,9 @@ class FileSource:
 
     async def read(self, offset: int, size: int) -> bytes:
         """See ports.SnapshotSource."""
-        return await self._reader.read(offset, size)
+        data = await self._reader.read(offset, size)
+        self.moved_bytes = offset + len(data)
+        return data
 
     def close(self) -> None:
         """See ports.SnapshotSource."""
@@ -99,6 +113,28 @@ class Snapshots:
         self._accepted: dict[int, _Accepted] = {}  # by index; the driver will ask for it when it comes to it
         self._verifying = 0
         self._sinks: dict[str, SnapshotReceiver] = {}
+        self._headers: dict[str, peer_pb2.SnapshotHeader] = {}  # of the sinks
+        self._sources: dict[int, FileSource] = {}  # to whom
+
+    def transfers(self) -> list[Transfer]:
+        """What comes in and goes out at present."""
+        incoming = [
+            Transfer(
+                True,
+                header.hello.node_id,
+                header.hello.name,
+                header.index,
+                self._sinks[name].held_bytes,
+                header.size_bytes,
+            )
+            for name, header in self._headers.items()
+            if name in self._sinks
+        ]
+        outgoing = [
+            Transfer(False, node_id, "", source.header.index, source.moved_bytes, source.header.size_bytes)
+            for node_id, source in self._sources.items()
+        ]
+        return incoming + outgoing
 
     # Sending.
 
@@ -120,13 +156,13 @@ class Snapshots:
 
     async def _send(self, message: Message) -> None:
         delivered = False
-        source: SnapshotSource | None = None
+        source: FileSource | None = None
         try:
             snapshot = self._latest
             if snapshot is None or snapshot.index + 1 < self._log.first_index():
                 snapshot = await self.make()
             sent = message._replace(index=snapshot.index, log_term=snapshot.term, context=snapshot.membership)
-            source = FileSource(snapshot, sent)
+            self._sources[message.to] = source = FileSource(snapshot, sent)
             delivered = await self._transport.send_snapshot(message.to, source)
             self._stats.snapshots_sent += int(delivered)
         except KvError as error:
@@ -134,6 +170,7 @@ class Snapshots:
             _log.warning("the snapshot for node %d was not sent: %s", message.to, error)
             self._latest = None
         finally:
+            self._sources.pop(message.to, None)
             if source is not None:
                 source.close()
             with self._guard:
@@ -159,6 +196,7 @@ class Snapshots:
             for stale in self._sinks.values():
                 stale.close()
             self._sinks.clear()
+            self._headers.clear()
             receiver = SnapshotReceiver(
                 self._state.incoming_directory,
                 snapshot_id=header.snapshot_id,
@@ -166,6 +204,12 @@ class Snapshots:
                 file_digest=bytes.fromhex(header.digest),
             )
             self._sinks[header.snapshot_id] = receiver
+        self._headers[header.snapshot_id] = header
+        if receiver.held_bytes:
+            self._stats.snapshot_resumed_bytes += receiver.held_bytes
+            _log.info(
+                "snapshot %s goes on at byte %d of %d", header.snapshot_id, receiver.held_bytes, header.size_bytes
+            )
         return receiver
 
     async def receive_finish(self, header: peer_pb2.SnapshotHeader, receiver: SnapshotReceiver) -> None:
@@ -183,6 +227,7 @@ class Snapshots:
         finally:
             self._verifying -= 1
             self._sinks.pop(header.snapshot_id, None)
+            self._headers.pop(header.snapshot_id, None)
             receiver.close()
         try:
             await asyncio.wait_for(asyncio.shield(installed), timeout=limits.MAX_SNAPSHOT_INSTALL_MS / 1_000)

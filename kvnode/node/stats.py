@@ -93,6 +93,7 @@ class Stats:
         "reads_strong",
         "reads_too_stale",
         "sessions_open",
+        "snapshot_resumed_bytes",
         "snapshots_created",
         "snapshots_installed",
         "snapshots_sent",
@@ -140,6 +141,7 @@ class Stats:
         self.snapshots_created = 0
         self.snapshots_sent = 0
         self.snapshots_installed = 0
+        self.snapshot_resumed_bytes = 0  # not sent again, because a broken transfer had brought them
         # State.
         self.expired_keys = 0
         # Watch.

@@ -17,12 +17,12 @@ def node_status(node: Node) -> admin_pb2.StatusResponse:
     """Everything that `kvnode status` shows of one node."""
     raft, meta = node.raft, node.state.meta
     voters = [m.node_id for m in raft.membership.voters if m.node_id != node.node_id]
-    learner = node.member.role is MemberRole.LEARNER
+    standing = node.member.role
     return admin_pb2.StatusResponse(
         self=member_to_wire(node.member),
         cluster_id=node.cluster_id,
         epoch=node.epoch,
-        role="learner" if learner and not raft.is_leader else raft.role.value,
+        role=standing.value if standing is not MemberRole.VOTER and not raft.is_leader else raft.role.value,
         term=raft.term,
         leader_id=raft.leader_id,
         last_index=raft.last_index,
@@ -40,6 +40,15 @@ def node_status(node: Node) -> admin_pb2.StatusResponse:
         clock_offset_ms=int(node.clock_guard.offset_ms(voters)),
         members=[member_to_wire(m) for m in raft.membership.members],
         min_commit_dcs=raft.membership.min_commit_dcs,
+        lag_ms=node.freshness.lag_ms(),
+        lag_entries=max(0, max(raft.commit, node.follower.committed_index) - meta.applied_index),
+        source=node.follower.source.name if node.follower.source is not None else "",
+        replicas=_replicas(node),
+        regions=_regions(node),
+        snapshots=_snapshots(node),
+        on_replication_stall=node.replication.policy.value,
+        max_unreplicated_ms=node.replication.max_unreplicated_ms,
+        replication_stalled=node.replication.is_stalled,
     )
 
 
@@ -76,6 +85,62 @@ def _peers(node: Node) -> list[admin_pb2.PeerProgress]:
     return rows
 
 
+def _replicas(node: Node) -> list[admin_pb2.ReplicaProgress]:
+    now, delivered = node.clock.now_ms(), node.raft.log.delivered
+    return [
+        admin_pb2.ReplicaProgress(
+            node_id=source.node_id,
+            name=source.name,
+            region=source.region,
+            durable_index=source.durable_index,
+            applied_index=source.applied_index,
+            lag_entries=max(0, delivered - source.durable_index),
+            lag_ms=_replica_lag_ms(now - source.held_at_ms, source.held_at_ms, delivered <= source.durable_index),
+        )
+        for source in node.changelog.following
+    ]
+
+
+def _replica_lag_ms(since_ms: int, held_at_ms: int, is_current: bool) -> int:
+    if is_current:
+        return 0
+    return max(0, since_ms) if held_at_ms else -1
+
+
+def _regions(node: Node) -> list[admin_pb2.RegionProgress]:
+    if not node.raft.is_leader:
+        return []
+    return [
+        admin_pb2.RegionProgress(
+            region=lag.region,
+            node=_name_of(node, lag.node_id),
+            durable_index=lag.durable_index,
+            lag_entries=lag.lag_entries,
+            lag_ms=lag.lag_ms,
+        )
+        for lag in node.replication.lags()
+    ]
+
+
+def _snapshots(node: Node) -> list[admin_pb2.SnapshotProgress]:
+    return [
+        admin_pb2.SnapshotProgress(
+            incoming=transfer.incoming,
+            node_id=transfer.node_id,
+            name=transfer.name or _name_of(node, transfer.node_id),
+            index=transfer.snapshot_index,
+            moved_bytes=transfer.moved_bytes,
+            size_bytes=transfer.size_bytes,
+        )
+        for transfer in node.snapshots.transfers()
+    ]
+
+
+def _name_of(node: Node, node_id: int) -> str:
+    member = node.raft.membership.get(node_id)
+    return member.name if member is not None else ""
+
+
 def _problems(node: Node, voters: list[int]) -> list[str]:
     problems = []
     is_ready, why = node.ready
@@ -87,6 +152,8 @@ def _problems(node: Node, voters: list[int]) -> list[str]:
             f"this node's clock is {offset_ms:.0f} ms from the voters' median: it does not "
             "lead until the clock is set right"
         )
+    if stalled := node.replication.sentence():
+        problems.append(stalled)
     if node.raft.is_leader:
         limit = node.settings.election_ticks
         members = {m.node_id: m.name for m in node.raft.membership.members}

@@ -22,7 +22,7 @@ from kvnode.node.channels import open_channel
 from kvnode.node.forward_stream import ForwardStream, OpenDeliver, deliver_safely, unreachable
 from kvnode.node.message_stream import MessageStream, hello_to
 from kvnode.node.peer_calls import adopt, ask_failover, identify
-from kvnode.node.ports import ChangelogStream, Deliver, Freshness, Origin, PeerHandler, SnapshotSource
+from kvnode.node.ports import ChangelogStream, Deliver, Freshness, Held, Origin, PeerHandler, SnapshotSource
 from kvnode.node.snapshot_stream import send_snapshot
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
@@ -97,6 +97,12 @@ class GrpcTransport:
             self._stats.messages_dropped += len(messages)
         else:
             peer.messages.send(messages, freshness)
+
+    def send_held(self, to: int, rows: Sequence[Held]) -> None:
+        """Tell a peer how far the replicas are that follow this node."""
+        peer = self._peers.get(to)
+        if peer is not None:
+            peer.messages.send_held(rows)
 
     def forward(self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
         """Forward one operation; many of one loop pass travel in one message.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvnode.codec.entry import Entry, EntryKind
-from kvnode.node.ports import Freshness
+from kvnode.node.ports import Freshness, Held
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 
@@ -103,3 +103,13 @@ def decode_freshness(batch: peer_pb2.PeerBatch) -> Freshness | None:
         return None
     encoded = batch.freshness
     return Freshness(encoded.commit_index, encoded.log_time_ms, encoded.sent_at_ms)
+
+
+def encode_held(rows: Iterable[Held]) -> list[peer_pb2.Held]:
+    """The wire form of how far replicas are."""
+    return [peer_pb2.Held(node_id=node_id, index=durable_index, at_ms=at_ms) for node_id, durable_index, at_ms in rows]
+
+
+def decode_held(batch: peer_pb2.PeerBatch) -> list[Held]:
+    """What a batch says of how far replicas are."""
+    return [Held(row.node_id, row.index, row.at_ms) for row in batch.held]

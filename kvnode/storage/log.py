@@ -177,6 +177,10 @@ class Log:
                 return segment.last_index + 1
         return self.first_index()
 
+    def segment_starts(self) -> list[int]:
+        """The first index of each segment, the oldest first: the log can be shortened to each of them."""
+        return [segment.first_index for segment in self._segments]
+
     # Writing.
 
     async def append(self, entries: Sequence[Entry], hard_state: HardState | None, *, sync: bool = True) -> None:

@@ -108,6 +108,13 @@ def test_sees_a_read_older_than_the_stamp_it_had_to_wait_for() -> None:
     assert rules([commit(0, 9, put(b"a", VALUE), 5), read]) == {"min-versionstamp"}
 
 
+def test_sees_a_read_older_than_it_may_be() -> None:
+    for age_ms in (101, -1):
+        read = get(2, 3, b"a", 4, None, strong=False, max_staleness_ms=100, age_ms=age_ms)
+        assert rules([read]) == {"max-staleness"}
+    assert not rules([get(2, 3, b"a", 4, None, strong=False, max_staleness_ms=100, age_ms=100)])
+
+
 def test_sees_a_commit_whose_check_did_not_hold() -> None:
     guarded = Write((Check(b"a"),), (Mutation(MutationKind.SET, b"a", OTHER),))
     first = commit(0, 9, put(b"a", VALUE), 5)

@@ -20,8 +20,24 @@ from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.codec.membership import Member
 from kvnode.node.changelog.stream import NoStream
-from kvnode.node.ports import ChangelogStream, Deliver, Freshness, Origin, PeerHandler, SnapshotSink, SnapshotSource
-from kvnode.node.wire import decode_freshness, decode_messages, encode_freshness, encode_message
+from kvnode.node.ports import (
+    ChangelogStream,
+    Deliver,
+    Freshness,
+    Held,
+    Origin,
+    PeerHandler,
+    SnapshotSink,
+    SnapshotSource,
+)
+from kvnode.node.wire import (
+    decode_freshness,
+    decode_held,
+    decode_messages,
+    encode_freshness,
+    encode_held,
+    encode_message,
+)
 from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message, MessageKind
@@ -107,6 +123,11 @@ class Network:
             if chance() < self.weather.straggling:
                 delay_s += chance() * self.weather.straggle_ms / 1000
             self.loop.call_later(delay_s, self._arrive, source, target, arrive)
+
+    def errand(self, source: int, target: int, arrive: Callable[[Host], None]) -> None:
+        """A packet of what is said again soon: nothing is drawn for it, and its loss is that of the link."""
+        if self.connected(source, target):
+            self.loop.call_later(self.weather.latency_ms[1] / 1000, self._arrive, source, target, arrive)
 
     def _arrive(self, source: int, target: int, arrive: Callable[[Host], None]) -> None:
         host = self.alive(target)
@@ -218,6 +239,12 @@ class SimulatedTransport:
             self._network.packet(
                 self._own.node_id, to, _Batch(self._own.node_id, self._hello(to), batch, self._refused).arrive
             )
+
+    def send_held(self, to: int, rows: Sequence[Held]) -> None:
+        """See ports.Transport."""
+        if to in self._peers and not self._closed:
+            batch = peer_pb2.PeerBatch(held=encode_held(rows))
+            self._network.errand(self._own.node_id, to, _Batch(self._own.node_id, self._hello(to), batch).arrive)
 
     def _hello(self, to: int) -> peer_pb2.Hello:
         identity = self._handler.identity()
@@ -555,6 +582,9 @@ class _Batch:
             self.refused(host)
             return
         batch = peer_pb2.PeerBatch.FromString(self.batch.SerializeToString())
+        if batch.held:
+            host.handler.on_held(decode_held(batch))
+            return
         host.handler.on_messages(self.sender, decode_messages(batch.messages), decode_freshness(batch))
 
 

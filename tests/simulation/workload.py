@@ -47,6 +47,7 @@ NUMBERS = [b"n%d" % number for number in range(4)]
 SWEPT = [b"d/%02d" % number for number in range(12)]
 EXPIRING = [b"t%d" % number for number in range(4)]
 EVERYTHING = (b"a", b"z")
+STALENESS_BOUNDS_MS = (600, 1_500, 5_000)  # what a follower can just, and what it can easily, be sure of
 
 SUCCESS = kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS
 
@@ -102,6 +103,7 @@ class Client:
         self._random = random_source
         self._sequence = 0
         self._values = 0
+        self._eventual_count = 0
         self._unanswered: dict[int, None] = {}
         self._busy = 0
         self._known: dict[bytes, bytes] = {}  # key: versionstamp last seen
@@ -156,6 +158,10 @@ class Client:
         request.consistency = kv_pb2.CONSISTENCY_STRONG if strong else kv_pb2.CONSISTENCY_EVENTUAL
         if not strong and self._known and chance() < 0.2:
             request.min_versionstamp = max(self._known.values())
+        if not strong:
+            self._eventual_count += 1
+            if self._eventual_count % 3 == 0:  # nothing is drawn for it
+                request.max_staleness_ms = STALENESS_BOUNDS_MS[self._eventual_count // 3 % len(STALENESS_BOUNDS_MS)]
         return request
 
     def _range(self) -> kv_pb2.ReadRange:

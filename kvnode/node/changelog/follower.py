@@ -24,6 +24,7 @@ from kvnode.codec.membership import Member, Membership
 from kvnode.node.changelog.choice import all_others, sources
 from kvnode.node.changelog.pieces import take_entries
 from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.marks import Marks
 from kvnode.node.ports import ChangelogStream, Freshness, Transport
 from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.raft import Raft
@@ -81,6 +82,10 @@ class ChangelogFollower:
         self._shunned: dict[int, float] = {}  # node id: until when, monotonic
         self._acknowledged_at = 0.0
         self._said: dict[int, str] = {}  # what was last logged of each source
+        self._held: Marks[int] = Marks(limits.MAX_HELD_MARKS_COUNT)  # moments at their commit indexes
+        self._heard_at_ms = 0  # the newest of them
+        self.committed_index = 0  # of the group, as far as the sources say
+        self.held_at_ms = 0  # what was committed by then is in the log durably, by a leader's clock
         self.source: Member | None = None
         self.awaits_snapshot = False
 
@@ -234,10 +239,14 @@ class ChangelogFollower:
             self._say(member, str(error))
             self._shun(member)
             return False
+        self.committed_index = max(self.committed_index, response.committed_index)
         if response.HasField("freshness"):
             heard = response.freshness
             freshness = Freshness(heard.commit_index, heard.log_time_ms, heard.sent_at_ms)
             self._freshness.heard(freshness, self._applied_index())
+            if heard.sent_at_ms > self._heard_at_ms:
+                self._heard_at_ms = heard.sent_at_ms
+                self._held.add(heard.commit_index, heard.sent_at_ms)
         self._wake()
         if not in_order:
             self._say(member, "it left entries out")
@@ -255,8 +264,13 @@ class ChangelogFollower:
     def _where(self) -> changelog_pb2.FollowRequest:
         """Where the own log ends durably."""
         index = self._raft.log.stable
+        self.held_at_ms = self._held.reached(index) or self.held_at_ms
         return changelog_pb2.FollowRequest(
-            region=self._region, index=index, term=self._raft.log.term(index) or 0, applied_index=self._applied_index()
+            region=self._region,
+            index=index,
+            term=self._raft.log.term(index) or 0,
+            applied_index=self._applied_index(),
+            held_at_ms=self.held_at_ms,
         )
 
     async def _read(self, stream: ChangelogStream, timeout_ms: int) -> changelog_pb2.FollowResponse | None:

@@ -22,6 +22,7 @@ from kvnode.codec.membership import encode_membership
 from kvnode.machine.epochs import EpochRow, fork_of
 from kvnode.node.changelog.pieces import put_entries
 from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.ports import Held
 from kvnode.node.wire import encode_freshness
 from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.messages import Message, MessageKind
@@ -66,6 +67,9 @@ class Source:
         self._begun = False
         self.durable_index = request.index
         self.applied_index = request.applied_index
+        self.held_at_ms = request.held_at_ms
+        self.region = request.region
+        self.name = request.hello.name
 
     def wake(self) -> None:
         """More is committed."""
@@ -75,6 +79,7 @@ class Source:
         """The replica says what it holds."""
         self.durable_index = max(self.durable_index, request.index)
         self.applied_index = max(self.applied_index, request.applied_index)
+        self.held_at_ms = max(self.held_at_ms, request.held_at_ms)
         while self._unacknowledged and self._unacknowledged[0][0] <= request.index:
             self._unacknowledged_bytes -= self._unacknowledged.popleft()[1]
         if request.index >= self._next:
@@ -170,12 +175,24 @@ class Sources:
         self._send_snapshot = send_snapshot
         self._region = region
         self._own_id = own_id
+        self._gone: dict[int, Held] = {}  # how far those were that follow this node no more
         self._open: dict[Source, None] = {}  # in the order of their coming: what runs is the same in each run of a seed
 
     @property
     def following(self) -> list[Source]:
         """The streams that are open, for status and metrics."""
         return list(self._open)
+
+    def held(self) -> list[Held]:
+        """How far the replicas are that follow this node, and were that did: a new leader must not believe them new."""
+        now = {source.node_id: Held(source.node_id, source.durable_index, source.held_at_ms) for source in self._open}
+        members = self._raft.membership
+        self._gone = {
+            node_id: held
+            for node_id, held in self._gone.items()
+            if node_id not in now and members.get(node_id) is not None
+        }
+        return [*now.values(), *self._gone.values()]
 
     def refusal(self, request: changelog_pb2.FollowRequest) -> str:
         """Why a replica that begins there cannot be fed from here; empty = it can."""
@@ -228,12 +245,16 @@ class Sources:
             compress=request.region != self._region,
             own_id=self._own_id,
         )
+        before = self._gone.get(source.node_id)
+        if before is not None:  # after a restart it has yet to learn what its log holds
+            source.held_at_ms = max(source.held_at_ms, before.at_ms)
         self._open[source] = None
         return source
 
     def close(self, source: Source) -> None:
         """The stream is over."""
         self._open.pop(source, None)
+        self._gone[source.node_id] = Held(source.node_id, source.durable_index, source.held_at_ms)
 
     def committed(self) -> None:
         """The core has handed out more."""

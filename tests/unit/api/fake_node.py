@@ -12,7 +12,7 @@ from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.node.directory import Directory
 from kvnode.node.member_wire import member_to_wire
-from kvnode.node.ports import Deliver, Freshness, NodeIdentity, Origin
+from kvnode.node.ports import Deliver, Freshness, Held, NodeIdentity, Origin
 from kvnode.node.stats import Stats
 from kvnode.node.watch import WatchHub
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -116,6 +116,7 @@ class FakeNode:
         self.refuse = ""
         self.leader_comes: asyncio.Event | None = None  # no client id before that
         self.messages: list[tuple[int, list[Message], Freshness | None]] = []
+        self.held_rows: list[Held] = []
         self.clock_samples: list[tuple[int, float, float]] = []
         self.unreachable: list[int] = []
         self.forwarded: list[tuple[Origin, int]] = []
@@ -241,6 +242,9 @@ class FakeNode:
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         self.messages.append((sender, list(messages), freshness))
         self.arrived.set()
+
+    def on_held(self, rows: Sequence[Held]) -> None:
+        self.held_rows.extend(rows)
 
     def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
         self.clock_samples.append((sender, offset_ms, round_trip_ms))

@@ -137,7 +137,7 @@ async def test_values_come_from_the_stats_and_the_status() -> None:
     other = {s.name.rpartition("_")[2]: s.value for s in families["kvnode_commit_latency_ms"]}
     assert (other["count"], other["sum"]) == (4, pytest.approx(100_006.7))
     roles = {s.labels["role"]: s.value for s in families["kvnode_role"]}
-    assert roles == {"leader": 1, "follower": 0, "candidate": 0, "learner": 0}
+    assert roles == {"leader": 1, "follower": 0, "candidate": 0, "learner": 0, "replica": 0}
     assert families["kvnode_peer_lag_entries_count"][0].labels == {"peer": "b"}
     assert families["kvnode_info"][0].labels["node"] == "a"
 

@@ -27,7 +27,18 @@ class Bench:
         self.reading: list[Call] = []
         self.sent: list[tuple[int, bool, Deliver]] = []  # to whom, was it marked as a resend, the answer's way
         self.opening: list[Callable[[bytes, kv_pb2.Error | None], None]] = []
-        self.gateway = Gateway(1, self.raft, self, self, self, Stats(), lambda: None, self.add)  # type: ignore[arg-type]
+        self.stall = ""
+        self.gateway = Gateway(
+            1,
+            self.raft,
+            self,
+            self,
+            self,
+            Stats(),
+            lambda: None,
+            self.add,
+            lambda: self.stall,  # type: ignore[arg-type]
+        )
 
     def add(self, call: Call) -> None:
         """Proposals and barriers both."""
@@ -248,3 +259,52 @@ async def test_a_stopping_node_does_not_say_that_what_it_sent_on_was_not_applied
     bench.gateway.fail_all(RuntimeError("shutdown"))
     assert sent.error.code == held.error.code == "NODE_STOPPING"
     assert not sent.error.not_applied and held.error.not_applied
+
+
+STALL = "writes are held: every replica region is more than 45 s behind"
+
+
+def test_a_stalled_leader_holds_writes_and_serves_what_reads() -> None:
+    bench = Bench(is_leader=True, leader_id=1)
+    bench.stall = STALL
+    call = bench.route(1_000)
+    reading = KeptCall(read(b"k"))
+    bench.gateway.route(reading)
+    opening = Call(None, Origin(b"", 0), None, lambda *_: None, 0.0, 1_000)
+    bench.gateway.route(opening)
+    assert bench.reading == [reading] and bench.proposed == [opening] and bench.gateway.held_count == 1
+    bench.gateway.tick(500.0)
+    assert bench.proposed == [opening] and not call.results
+    bench.stall = ""
+    bench.gateway.tick(550.0)
+    assert bench.proposed == [opening, call], "a region has caught up"
+
+
+def test_a_held_write_is_told_why_at_its_deadline() -> None:
+    bench = Bench(is_leader=True, leader_id=1)
+    bench.stall = STALL
+    here, forwarded = bench.route(1_000), bench.route(1_000, forwarded=True)
+    bench.gateway.tick(750.0)
+    assert forwarded.error.code == "REPLICATION_STALLED", "so early that the node which sent it still hears of it"
+    assert not here.results
+    bench.gateway.tick(1_000.0)
+    assert here.error.code == "REPLICATION_STALLED" and here.error.not_applied
+    assert STALL in here.error.message and "on_replication_stall" in here.error.message
+
+
+def test_a_held_resend_may_have_been_applied_before() -> None:
+    bench = Bench(is_leader=True, leader_id=1)
+    bench.stall = STALL
+    call = KeptCall(write(put(b"k"), resend=True), 1_000)
+    bench.gateway.route(call)
+    bench.gateway.tick(1_000.0)
+    assert call.error.code == "REPLICATION_STALLED" and not call.error.not_applied
+
+
+def test_what_a_stalled_leader_held_goes_on_to_the_next_leader() -> None:
+    bench = Bench(is_leader=True, leader_id=1)
+    bench.stall = STALL
+    bench.route()
+    bench.led_by(2)
+    bench.gateway.tick(10.0)
+    assert [to for to, _, _ in bench.sent] == [2]

@@ -1,0 +1,49 @@
+"""How far a replica is: what it says to its source, and what the source tells of it."""
+
+from __future__ import annotations
+
+from kvnode.node.ports import Freshness, Held
+from tests.unit.node.changelog.test_follow import World, quick, until, world
+
+__all__ = ["quick", "world"]  # fixtures
+
+
+async def test_a_source_learns_what_its_replica_holds_durably(world: World) -> None:
+    world.write(10)
+    world.follow(11)
+    await until(lambda: world.peers[11].applied == 10)
+    source = world.peers[world.source_of(11)]
+    sent_at_ms = source.freshness.latest.sent_at_ms if source.freshness.latest else 0
+    await until(lambda: source.sources.held() == [Held(11, 10, sent_at_ms)])
+    assert world.followers[11].held_at_ms == sent_at_ms and world.followers[11].committed_index == 10
+
+
+async def test_what_is_heard_of_a_commit_counts_only_once_it_is_held(world: World) -> None:
+    world.write(5)
+    world.follow(11)
+    await until(lambda: world.peers[11].applied == 5)
+    source = world.peers[world.source_of(11)]
+    before = world.followers[11].held_at_ms
+    assert before > 0
+    source.freshness.heard(Freshness(7, 0, before + 10), 5)  # it has heard of two more that it does not have either
+    await until(lambda: world.peers[11].freshness.latest == Freshness(7, 0, before + 10))
+    assert world.followers[11].held_at_ms == before
+    world.write(2)
+    await until(lambda: world.followers[11].held_at_ms >= before + 10)
+
+
+async def test_a_replica_that_left_is_remembered_and_comes_back_no_younger(world: World) -> None:
+    world.write(10)
+    world.follow(11)
+    await until(lambda: world.followers[11].held_at_ms > 0)
+    source = world.peers[world.source_of(11)]
+    await until(lambda: source.sources.held()[0].at_ms > 0)
+    held = source.sources.held()
+    world.tasks[0].cancel()
+    await until(lambda: not source.sources.following)
+    assert source.sources.held() == held
+    world.follow(11)  # after a restart it does not know yet what its log holds
+    await until(lambda: bool(world.peers[world.source_of(11) or 2].sources.following))
+    again = next(peer for peer in world.peers.values() if peer.sources.following)
+    if again is source:
+        assert source.sources.held()[0].at_ms >= held[0].at_ms

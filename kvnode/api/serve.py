@@ -175,6 +175,7 @@ async def _open_storage(
         try:
             await rejoin_if_decided(disk, directory.path, log, state)
             await _fit_together(log, state, identity, config.min_commit_dcs)
+            _check_place(state, identity)
             await directory.confirm_storage(identity)
         except BaseException:
             await state.close()
@@ -202,6 +203,17 @@ async def _fit_together(log: Log, state: State, identity: Identity, min_commit_d
     if log.term(applied) != term:
         # A snapshot was installed and the crash came before the log was reset behind it; the hard state stays.
         await log.reset(applied, term)
+
+
+def _check_place(state: State, identity: Identity) -> None:
+    """Commits are counted by data center and regions fail over whole: a node stands where the cluster has it."""
+    known = decode_membership(state.meta.membership).get(identity.node_id)
+    if known is not None and (known.region, known.dc) != (identity.region, identity.dc):
+        raise ConfigError(
+            f"the cluster knows node '{known.name}' in {known.region}/{known.dc}, but this node says "
+            f"{identity.region}/{identity.dc}: correct the configuration, or replace the node by one that stands there "
+            "(`kvnode member replace`); nothing was changed"
+        )
 
 
 def _adopted_as_replica(identity: Identity) -> bool:

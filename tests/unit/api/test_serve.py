@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from kvnode.api import serve
-from kvnode.api.serve import _fit_together, _shut_down, _unless_stopped
+from kvnode.api.serve import _check_place, _fit_together, _shut_down, _unless_stopped
 from kvnode.base import limits
-from kvnode.base.errors import StateDamaged
+from kvnode.base.errors import ConfigError, StateDamaged
 from kvnode.codec.entry import Entry, EntryKind, HardState
-from kvnode.codec.membership import Member, Membership, decode_membership, encode_membership
+from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership, encode_membership
 from kvnode.storage.identity import Identity
 from kvnode.storage.log import Log
 from tests.simulation.disk import SimulatedDisk
@@ -183,3 +183,14 @@ async def test_a_shutdown_that_hangs_ends_the_process_in_time(hanging: str, monk
     monkeypatch.setattr(limits, "SHUTDOWN_TIMEOUT_MS", 50)
     await asyncio.wait_for(Steps(hanging=hanging).run(), 2)
     assert ended == [serve.EXIT_FAILED]
+
+
+@pytest.mark.parametrize("place", [("asia", "a"), ("r", "b")])
+def test_a_node_stands_where_the_cluster_has_it(state: SimulatedState, place: tuple[str, str]) -> None:
+    member = Member(1, "n1", "r", "a", "h:1", MemberRole.VOTER)
+    membership = encode_membership(Membership((member,), 1))
+    state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=1, membership=membership)
+    _check_place(state, Identity(1, "n1", "r", "a", "cluster"))  # type: ignore[arg-type]
+    _check_place(state, Identity(2, "n2", *place, "cluster"))  # type: ignore[arg-type]  # no member yet
+    with pytest.raises(ConfigError, match=rf"knows node 'n1' in r/a, but this node says {place[0]}/{place[1]}"):
+        _check_place(state, Identity(1, "n1", *place, "cluster"))  # type: ignore[arg-type]

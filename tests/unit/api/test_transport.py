@@ -19,7 +19,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import Member
 from kvnode.node.channels import SERVER_OPTIONS
 from kvnode.node.lane import TOKEN_BYTES, FrameReader
-from kvnode.node.ports import Freshness, Origin
+from kvnode.node.ports import Freshness, Held, Origin
 from kvnode.node.transport import GrpcTransport
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
@@ -99,6 +99,23 @@ async def test_messages_travel_by_the_lane_in_order() -> None:
         assert [message for _, messages, _ in p.far.messages for message in messages] == sent
         assert p.far.messages[-1][2] == Freshness(99, 2, 3)
         assert {sender for sender, _, _ in p.far.messages} == {1}
+
+
+@pytest.mark.parametrize("lane", [True, False])
+async def test_how_far_replicas_are_is_told_on_either_way(lane: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not lane:
+        monkeypatch.setattr(PeerLanes, "start", no_lanes)
+    async with pair() as p:
+        if lane:
+            await until(lambda: p.transport.has_lane(PEER))
+        rows = [Held(11, 5, 1_000), Held(12, 4, 0)]
+        p.transport.send_held(PEER, rows)
+        p.transport.send_held(99, rows)  # nobody's id
+        await until(lambda: p.far.held_rows == rows)
+        assert not p.far.messages, "it brings no Raft message along"
+        p.transport.send_held(PEER, [Held(11, 6, 1_100)])
+        p.transport.send_held(PEER, [Held(11, 7, 1_200)])
+        await until(lambda: p.far.held_rows[-1] == Held(11, 7, 1_200))
 
 
 async def test_a_lane_that_breaks_takes_its_stream_along() -> None:

@@ -44,6 +44,19 @@ async def test_status_starts_with_one_sentence(cli: Cli, server: FakeServer) -> 
     assert any("no answer: connection refused" in line for line in lines)
 
 
+async def test_status_says_what_can_be_lost_and_what_is_on_its_way(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    server.cluster_status.outlook = "One data center can be lost."
+    status = server.cluster_status.nodes[0].status
+    status.snapshots.add(incoming=True, name="b", moved_bytes=34 << 20, size_bytes=100 << 20)
+    status.snapshots.add(incoming=False, name="e1", moved_bytes=1, size_bytes=2)
+    human, machine = await asyncio.gather(cli("status"), cli("status", "-o", "json"))
+    assert human.out.splitlines()[1] == "One data center can be lost."
+    assert human.out.rstrip().endswith("a receives a snapshot from b: 34% of 100 MiB")
+    assert machine.json["outlook"] == "One data center can be lost."
+    assert machine.json["nodes"][0]["status"]["snapshots"][1]["name"] == "e1"
+
+
 async def test_an_unhealthy_cluster_has_an_exit_status(cli: Cli, server: FakeServer) -> None:
     describe(server, healthy=False)
     human, machine, local = await asyncio.gather(cli("status"), cli("status", "-o", "json"), cli("status", "--local"))

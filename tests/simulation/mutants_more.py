@@ -9,6 +9,7 @@ from kvnode.codec.entry import HardState
 from kvnode.codec.membership import MemberRole, Membership
 from kvnode.machine.resolve import Batch
 from kvnode.machine.sessions import SessionWindow
+from kvnode.node import reads
 from kvnode.node.changelog.source import Source
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.raft import changelog, leader, replication
@@ -163,11 +164,21 @@ def fresh_before_it_is_applied() -> Patch:
     """The age of an eventual read is that of the last confirmed round, whether its commits are applied or not."""
     original = FreshnessTracker.age_ms
 
-    def age_ms(self: FreshnessTracker) -> int:
-        self._reached_sent_at = self._latest_sent_at
+    def age_ms(self: FreshnessTracker, reached: Any = None) -> int:
+        self._reached = self._latest_confirmed
         return original(self)
 
     return replaced(FreshnessTracker, "age_ms", age_ms)
+
+
+def ignore_the_bound_on_staleness() -> Patch:
+    """An eventual read is answered by the node's own state, however old it may be."""
+    return replaced(reads, "_allows", lambda request, age_ms: True)
+
+
+def ignore_the_wanted_versionstamp() -> Patch:
+    """A read is answered before the state holds the commit that it must see."""
+    return replaced(reads.Reads, "_must_wait", lambda self, call, stamp, *, strong: False)
 
 
 def change_before_an_own_commit() -> Patch:
@@ -232,6 +243,8 @@ SEEN_BY_SEEDS = (
     stream_what_is_not_committed,
     keep_the_old_term,
     begin_where_others_end,
+    ignore_the_bound_on_staleness,
+    ignore_the_wanted_versionstamp,
     learners_count,
     count_the_leader_before_its_fsync,
     tell_the_commit_index_uncut,

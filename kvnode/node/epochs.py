@@ -38,14 +38,22 @@ class Epochs:
         self._meta = meta
         self._wake = wake
         self.table: tuple[EpochRow, ...] = ()
+        self._read_in = 0  # the epoch that the state was in then
         self.seal: tuple[EpochStart, int] | None = None
         self.split = ""  # why this node and another one cannot belong together
         self.applied()
 
     def applied(self) -> None:
         """An epoch may have begun or been sealed in the state."""
+        self._read_in = self._meta().epoch
         self.table = read_epochs(self._state)
         self.seal = read_seal(self._state)
+
+    def current(self) -> tuple[EpochRow, ...]:
+        """The table of the very state, also while those who wait for a run hear of it before this view does."""
+        if self._read_in != self._meta().epoch:
+            self.applied()
+        return self.table
 
     @property
     def established(self) -> int:

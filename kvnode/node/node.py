@@ -135,7 +135,7 @@ class Node:
             self.state,
             self.freshness,
             self.stats,
-            lambda: self.epochs.table,
+            self.epochs.current,
             self.onward,
             self.clock.monotonic_ms,
             self._fail,

@@ -9,31 +9,13 @@ would pass in silence over the loss of what the client wrote.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from kvnode.base.errors import KvError, VersionstampLost
 from kvnode.codec.versionstamp import split
-
-
-class EpochRow(Protocol):
-    """One row of the replicated table of epochs."""
-
-    @property
-    def epoch(self) -> int:
-        """Its number."""
-
-    @property
-    def fork_index(self) -> int:
-        """The last entry of the earlier epochs that this one took over; 0 for the first."""
-
+from kvnode.machine.epochs import EpochRow, fork_of, is_lost
 
 EpochRows = Callable[[], Sequence[EpochRow]]
-"""The table as the applied state has it."""
-
-
-def no_epochs() -> Sequence[EpochRow]:
-    """The table of a cluster that never failed over: its first epoch lost nothing."""
-    return ()
+"""The table of epochs as the applied state has it."""
 
 
 def is_reached(stamp: bytes, epoch: int, applied_index: int) -> bool:
@@ -43,12 +25,10 @@ def is_reached(stamp: bytes, epoch: int, applied_index: int) -> bool:
 
 def refusal(stamp: bytes, rows: Sequence[EpochRow]) -> KvError | None:
     """VERSIONSTAMP_LOST when a later epoch began without the stamp's entry; None otherwise."""
+    if not rows or not is_lost(stamp, rows):
+        return None
     epoch, index, _ = split(stamp)
-    for row in rows:
-        if row.epoch > epoch and index > row.fork_index:
-            return VersionstampLost(
-                f"the versionstamp {stamp.hex()} is lost: a failover began epoch {row.epoch} with entry "
-                f"{row.fork_index} of the log as the last one kept, and this is of entry {index} of epoch {epoch}; "
-                "what was written under it, and after it in that epoch, must be written again"
-            )
-    return None
+    return VersionstampLost(
+        f"the versionstamp {stamp.hex()} is lost: it names entry {index} of epoch {epoch}, and a failover kept nothing "
+        f"beyond entry {fork_of(epoch, rows)} of that epoch; what was written from there on must be written again"
+    )

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 from cluster.launcher import ROOT, LocalCluster
-from tests.integration.helpers import assert_equal_digests, eventually, get, put
+from kvnode.client import open_kv
+from kvnode.client.results import Consistency
+from tests.integration.helpers import assert_equal_digests, error_of, eventually, get, put
 from tests.integration.test_membership import kvnode, refused, roles
 from tests.integration.test_replicas import add_europe, arrives
 
@@ -38,6 +40,15 @@ def is_replica(cluster: LocalCluster, name: str) -> bool:
     return status is not None and status.self.role == "replica" and status.epoch == 2 and bool(status.leader_id)
 
 
+async def says_that_it_is_lost(address: str, stamp: bytes) -> None:
+    """A client that brings the stamp of a lost commit along is told so, by reads of either kind."""
+    consistencies: tuple[Consistency, ...] = ("eventual", "strong")
+    async with open_kv([address]) as kv:
+        for consistency in consistencies:
+            error = await error_of(kv.get(("lost",), consistency=consistency, min_versionstamp=stamp.hex()))
+            assert error.code == "VERSIONSTAMP_LOST", error
+
+
 async def test_the_whole_primary_region_is_lost_and_comes_back(cluster: LocalCluster) -> None:
     europe = await add_europe(cluster)
     await put(cluster.addresses[0], "kept")
@@ -64,6 +75,7 @@ async def test_the_whole_primary_region_is_lost_and_comes_back(cluster: LocalClu
     assert done["epoch"] == 2 and after > lost and after[:2] == b"\x00\x02"
     assert await waiting > lost, "what a node of the region held while there was no primary"
     assert await get(at, "kept") == b"value" and await get(at, "lost") is None
+    await says_that_it_is_lost(at, lost)
 
     for name in PRIMARY:
         await asyncio.to_thread(cluster.restart, name, wait=False)
@@ -74,6 +86,7 @@ async def test_the_whole_primary_region_is_lost_and_comes_back(cluster: LocalClu
     await put(cluster.nodes["a"].address, "through the old primary")
     await arrives(cluster.nodes["b"].address, "through the old primary")
     assert await get(cluster.nodes["c"].address, "lost") is None
+    await says_that_it_is_lost(cluster.nodes["b"].address, lost)
     saved = [path for name in PRIMARY for path in forks(cluster, name)]
     assert saved and any('["lost"]' in show_fork(path) for path in saved), saved
     await assert_equal_digests(cluster)

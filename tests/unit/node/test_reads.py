@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
 
 from kvnode.base import limits
 from kvnode.codec.versionstamp import split, versionstamp
+from kvnode.machine.epochs import EpochRow
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import MessageKind
@@ -25,9 +25,8 @@ from tests.unit.node.cluster import (
 )
 
 
-class EpochRow(NamedTuple):
-    epoch: int
-    fork_index: int
+def epoch_row(epoch: int, fork_index: int) -> EpochRow:
+    return EpochRow(epoch, fork_index, 1, "europe", False, 2)
 
 
 def answers_to_rounds(source: int, target: int, batch: peer_pb2.PeerBatch) -> bool:
@@ -284,7 +283,7 @@ async def test_a_versionstamp_that_a_failover_lost_is_said_to_be_lost(trio: Trio
     await trio.everywhere()
     _, index, _ = split(kept)
     for server in (leader, one):
-        trio.node(server).reads._epochs = lambda: (EpochRow(1, 0), EpochRow(2, index))
+        trio.node(server).reads._epochs = lambda: (epoch_row(2, index),)
     lost = versionstamp(1, index + 1, 0)
     for server, eventual in ((one, True), (leader, True), (leader, False), (one, False)):
         error = await trio.ask(server, read(b"k", eventual=eventual, min_versionstamp=lost)).error()
@@ -301,7 +300,7 @@ async def test_a_read_that_waits_learns_of_the_failover_that_lost_its_stamp(trio
     reads = trio.node(leader).reads
     waiting = trio.ask(leader, read(b"k", eventual=True, min_versionstamp=versionstamp(1, index + 50, 0)))
     assert not waiting.done
-    reads._epochs = lambda: (EpochRow(1, 0), EpochRow(2, index))
+    reads._epochs = lambda: (epoch_row(2, index),)
     await trio.put(leader, b"l")
     assert (await waiting.error()).code == "VERSIONSTAMP_LOST"
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvnode.codec.epoch import EpochStart
+from kvnode.codec.membership import Membership
 from kvnode.codec.versionstamp import versionstamp
-from kvnode.node.stamps import is_reached, no_epochs, refusal
+from kvnode.machine.epochs import EpochRow, epoch_began
+from kvnode.node.epochs import Epochs
+from kvnode.node.stamps import is_reached, refusal
+from tests.simulation.state import SimulatedState
+from tests.unit.node.fakes import HandClock
 
 
-class Row(NamedTuple):
-    epoch: int
-    fork_index: int
+def row(epoch: int, fork_index: int) -> EpochRow:
+    return EpochRow(epoch, fork_index, 1, "europe", False, 2)
 
 
-TWO_FAILOVERS = (Row(1, 0), Row(2, 100), Row(3, 150))
+TWO_FAILOVERS = (row(2, 100), row(3, 150))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +38,7 @@ def test_a_stamp_beyond_the_fork_of_its_epoch_is_lost(epoch: int, index: int, lo
 
 
 def test_without_a_failover_nothing_is_lost() -> None:
-    assert refusal(versionstamp(1, 1 << 40, 0), no_epochs()) is None
+    assert refusal(versionstamp(1, 1 << 40, 0), ()) is None
 
 
 def test_what_is_reached() -> None:
@@ -40,3 +46,15 @@ def test_what_is_reached() -> None:
     assert is_reached(stamp, 2, 50) and is_reached(stamp, 2, 51) and is_reached(stamp, 3, 50)
     assert not is_reached(stamp, 2, 49)
     assert not is_reached(stamp, 1, 60), "this state has not heard of the epoch yet"
+
+
+def test_the_table_is_that_of_the_state_before_anybody_is_told(tmp_path: Path) -> None:
+    """Reads that wait hear of a run first: one that begins an epoch must not answer what that epoch has lost."""
+    state: Any = SimulatedState(tmp_path, clock=HandClock(), latency_s=lambda: 0.0)
+    epochs = Epochs(object(), state, lambda: state.meta, lambda: None)  # type: ignore[arg-type]
+    assert epochs.current() == ()
+    start = EpochStart(2, 7, "europe", Membership((), 2), 2, False)
+    state.apply(epoch_began(start, 101), applied_index=101, applied_term=9, log_time_ms=5, epoch=2, membership=b"m")
+    (found,) = epochs.current()
+    assert (found.epoch, found.fork_index) == (2, 100)
+    assert refusal(versionstamp(1, 101, 0), epochs.current()) is not None

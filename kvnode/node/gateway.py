@@ -200,8 +200,8 @@ def _not_leader(leader_id: int) -> Unavailable:
 
 
 def _margin_ms(call: Call) -> float:
-    """So much earlier is a held write answered that came from another node, which must hear of it in time."""
-    return min(_MAX_MARGIN_MS, (call.deadline_ms - call.started_ms) / 4) if call.forwarded else 0.0
+    """So much before its deadline is a held write answered: whoever sent it has the same one, and is to hear why."""
+    return min(_MAX_MARGIN_MS, (call.deadline_ms - call.started_ms) / 4)
 
 
 def _stall_error(call: Call, stalled: str) -> KvError:

@@ -116,6 +116,8 @@ class Replication:
 
     def lags(self) -> list[RegionLag]:
         """Every replica region, by name; empty unless this node leads."""
+        if self._raft.is_leader:
+            self._judge()
         now, commit = self._clock.now_ms(), self._raft.commit
         return [
             RegionLag(

@@ -44,7 +44,8 @@ def receive(core: Core, piece: Committed) -> bool:
     _follow_leader(core, piece)
     log = core.log
     if log.snapshot is not None:
-        return True  # one is being installed; what it does not hold is asked for afterwards
+        # One is being installed. What lies beyond it must come again: the source takes what it has sent for received.
+        return not piece.entries or piece.entries[-1].index <= log.snapshot.index
     _check_overlap(core, piece.previous_index, piece.previous_term)
     if log.term(piece.previous_index) != piece.previous_term and piece.previous_index >= log.commit:
         return False  # beyond the own end, or in an own tail that nobody else has

@@ -244,7 +244,8 @@ class SimulatedTransport:
         """See ports.Transport."""
         if to in self._peers and not self._closed:
             batch = peer_pb2.PeerBatch(held=encode_held(rows))
-            self._network.errand(self._own.node_id, to, _Batch(self._own.node_id, self._hello(to), batch).arrive)
+            packet = _Batch(self._own.node_id, self._hello(to), batch, self._refused)
+            self._network.errand(self._own.node_id, to, packet.arrive)
 
     def _hello(self, to: int) -> peer_pb2.Hello:
         identity = self._handler.identity()

@@ -256,6 +256,8 @@ class ChangelogFollower:
         self._shunned[member.node_id] = self._clock.monotonic_ms() + limits.CHANGELOG_SHUN_MS
 
     async def _acknowledge(self, stream: ChangelogStream) -> None:
+        if self._raft.log.snapshot is not None:
+            return  # the core counts it as held already, and the disk does not have it yet
         now = self._clock.monotonic_ms()
         if now - self._acknowledged_at >= limits.CHANGELOG_ACKNOWLEDGE_INTERVAL_MS:
             self._acknowledged_at = now

@@ -39,6 +39,7 @@ class FakeRaft:
     def __init__(self, *, is_leader: bool = True, leader_id: int = 1) -> None:
         self.is_leader = is_leader
         self.leader_id = leader_id
+        self.sealed = False
         self.contexts: list[int] = []
 
     def request_read(self, context: int) -> None:

@@ -280,16 +280,20 @@ def test_a_stalled_leader_holds_writes_and_serves_what_reads() -> None:
     assert bench.proposed == [opening, call], "a region has caught up"
 
 
-def test_a_held_write_is_told_why_at_its_deadline() -> None:
+def test_a_held_write_is_told_why_so_early_that_its_sender_still_hears_it() -> None:
     bench = Bench(is_leader=True, leader_id=1)
     bench.stall = STALL
-    here, forwarded = bench.route(1_000), bench.route(1_000, forwarded=True)
+    calls = [bench.route(1_000), bench.route(1_000, forwarded=True), bench.route(60_000)]
+    bench.gateway.tick(749.0)
+    assert not any(call.results for call in calls)
     bench.gateway.tick(750.0)
-    assert forwarded.error.code == "REPLICATION_STALLED", "so early that the node which sent it still hears of it"
-    assert not here.results
-    bench.gateway.tick(1_000.0)
-    assert here.error.code == "REPLICATION_STALLED" and here.error.not_applied
-    assert STALL in here.error.message and "on_replication_stall" in here.error.message
+    for call in calls[:2]:
+        assert call.error.code == "REPLICATION_STALLED" and call.error.not_applied
+        assert STALL in call.error.message and "on_replication_stall" in call.error.message
+    bench.gateway.tick(58_999.0)
+    assert not calls[2].results
+    bench.gateway.tick(59_000.0)
+    assert calls[2].error.code == "REPLICATION_STALLED"
 
 
 def test_a_held_resend_may_have_been_applied_before() -> None:

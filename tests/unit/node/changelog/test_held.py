@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from kvnode.node.ports import Freshness, Held
-from tests.unit.node.changelog.test_follow import World, quick, until, world
+from kvnode.raft.types import SnapshotMeta
+from tests.unit.node.changelog.test_follow import MEMBERS, World, quick, until, world
 
 __all__ = ["quick", "world"]  # fixtures
 
@@ -47,3 +50,20 @@ async def test_a_replica_that_left_is_remembered_and_comes_back_no_younger(world
     again = next(peer for peer in world.peers.values() if peer.sources.following)
     if again is source:
         assert source.sources.held()[0].at_ms >= held[0].at_ms
+
+
+async def test_a_snapshot_counts_as_held_only_when_it_is_installed(world: World) -> None:
+    """What a source has sent it takes for received: a replica that was told too early of what came next had a gap."""
+    world.write(10)
+    world.follow(11)
+    await until(lambda: world.peers[11].applied == 10)
+    source = world.peers[world.source_of(11)]
+    snapshot = SnapshotMeta(20, 3, MEMBERS)
+    world.peers[11].raft.log.restore(snapshot)
+    world.write(12)
+    await asyncio.sleep(0.05)  # several notices, which are not acknowledged
+    assert [held.durable_index for held in source.sources.held()] == [10]
+    world.peers[11].log.reset(20, 3)
+    world.peers[11].raft.log.persisted((), snapshot)
+    world.peers[11].applied = 20
+    await until(lambda: world.peers[11].applied == 22)

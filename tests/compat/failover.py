@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.admin import NotAnswered
 from cluster.launcher import ClusterFailed
 from tests.compat.clients import PROGRAMS, Client, clients, environment, node_kv
 from tests.compat.nodes import Nodes
 from tests.compat.results import Route
+
+Programs = dict[str, subprocess.Popen[str]]
 
 _DEAD_S = 2.0
 _TRANSFERS_COUNT = 20
@@ -67,21 +71,32 @@ def run(nodes: Nodes, route: Route, keep: str, load: Load, report: Callable[[str
         load: how much.
         report: called with a line on each kill.
     """
-    programs = {client.title: _start(client, route, load) for client in clients() if client.name != "wire"}
-    try:
-        _kill_leaders(nodes, keep, load, report)
-        early = {title for title, process in programs.items() if process.poll() is not None}
-        outcomes = [_outcome(title, process, route, load, title in early) for title, process in programs.items()]
-    finally:
-        for process in programs.values():
-            process.kill()
-    return outcomes
+    with tempfile.TemporaryDirectory(prefix="kvnode-compat-") as folder:
+        chosen = [client for client in clients() if client.name != "wire"]
+        marks = {client.title: Path(folder) / client.name for client in chosen}
+        programs = {client.title: _start(client, route, load, marks[client.title]) for client in chosen}
+        try:
+            _wait_started(programs, marks)
+            early = _kill_leaders(nodes, keep, load, report, programs)
+            return [_outcome(title, process, route, load, title in early) for title, process in programs.items()]
+        finally:
+            for process in programs.values():
+                process.kill()
 
 
-def _start(client: Client, route: Route, load: Load) -> subprocess.Popen[str]:
+def _wait_started(programs: Programs, marks: dict[str, Path]) -> None:
+    """Until each has opened the database: before that a dead leader is no failover to it."""
+    deadline = time.monotonic() + _PROGRAM_GRACE_S
+    while not all(marks[title].exists() or process.poll() is not None for title, process in programs.items()):
+        if time.monotonic() > deadline:
+            return  # its outcome will tell
+        time.sleep(0.05)
+
+
+def _start(client: Client, route: Route, load: Load, mark: Path) -> subprocess.Popen[str]:
     *runner, main = client.command
     folder, suffix = ("js", "mjs") if main.endswith(".mjs") else ("python", "py")
-    options = {"url": route.url, "kv": node_kv(), "run": uuid.uuid4().hex[:12]}
+    options = {"url": route.url, "kv": node_kv(), "run": uuid.uuid4().hex[:12], "started": str(mark)}
     options |= {"count": load.count, "records": load.records, "seconds": load.seconds}
     command: Sequence[str] = [*runner, str(PROGRAMS / folder / f"failover.{suffix}"), json.dumps(options)]
     return subprocess.Popen(
@@ -93,8 +108,11 @@ def _start(client: Client, route: Route, load: Load) -> subprocess.Popen[str]:
     )
 
 
-def _kill_leaders(nodes: Nodes, keep: str, load: Load, report: Callable[[str], None]) -> None:
-    start = time.monotonic()
+def _kill_leaders(
+    nodes: Nodes, keep: str, load: Load, report: Callable[[str], None], programs: Programs
+) -> frozenset[str]:
+    """Returns the programs that were over before the last of the dead leaders had a successor."""
+    start, over = time.monotonic(), frozenset[str]()
     for number in range(load.kills):
         due = start + load.seconds * (number + 0.3) / (load.kills + 1)
         time.sleep(max(0.0, due - time.monotonic()))
@@ -102,7 +120,9 @@ def _kill_leaders(nodes: Nodes, keep: str, load: Load, report: Callable[[str], N
         nodes.cluster.kill(leader)
         report(f"killed the leader, {leader}")
         time.sleep(_DEAD_S)
+        over = frozenset(title for title, process in programs.items() if process.poll() is not None)
         nodes.cluster.restart(leader)
+    return over
 
 
 def _leader_to_kill(nodes: Nodes, keep: str) -> str:

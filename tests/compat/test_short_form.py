@@ -57,6 +57,6 @@ def test_the_page_is_of_these_versions() -> None:
 
 def test_a_killed_leader_is_a_pause_and_nothing_else(nodes: Nodes) -> None:
     keep = nodes.follower()
-    load = failover.Load(count=200, records=50, seconds=7, kills=1)
+    load = failover.Load(count=200, records=50, seconds=10, kills=1)
     outcomes = failover.run(nodes, nodes.route("node", keep), keep, load, print)
     assert not [outcome for outcome in outcomes if outcome.problems], outcomes

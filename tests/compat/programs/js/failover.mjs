@@ -4,6 +4,7 @@
 //     main:  deno run ... failover.mjs '{"url": ..., "count": 2000, "records": 400, "seconds": 30, "run": ...}'
 //
 // It prints one JSON object: what it counted, what it found, each exception, the longest pause.
+import { writeFileSync } from "node:fs";
 import process from "node:process";
 
 const options = JSON.parse(process.argv[2]);
@@ -17,6 +18,7 @@ async function open() {
 }
 
 const kv = await open();
+writeFileSync(options.started, "");
 const counter = ["failover", options.run, "counter"];
 const record = (number) => ["failover", options.run, "record", number];
 const errors = [];

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from denokv import Kv, KvU64, open_kv
@@ -65,6 +66,8 @@ async def _main() -> None:
     options = json.loads(sys.argv[1])
     async with await open_kv(options["url"], access_token=os.environ["DENO_KV_ACCESS_TOKEN"]) as kv:
         run = Run(kv, options)
+        await kv.get(run.counter)
+        Path(options["started"]).touch()
         await asyncio.gather(run.paced(options["count"], run.add), run.paced(options["records"], run.append))
         found = [entry.key[-1] async for entry in kv.list(prefix=run.record())]
         _, entry = await kv.get(run.counter)

@@ -56,7 +56,8 @@ class Options(NamedTuple):
         deno: its executable; the one on PATH when empty.
         times: when what is killed.
         apart: each node in a network namespace of its own, where that can be.
-        timeout_s: for all messages to come to their end, disturbances and all; then as long again without.
+        disturb_for_s: the disturbances end after this, or when nothing is left to do.
+        timeout_s: for what is left then to come to its end.
         folder: for data, logs and the history; a temporary one, removed unless a promise is broken, when None.
     """
 
@@ -71,6 +72,7 @@ class Options(NamedTuple):
     deno: str = ""
     times: Times = Times()
     apart: bool = True
+    disturb_for_s: float = 600.0
     timeout_s: float = 600.0
     folder: Path | None = None
 
@@ -172,9 +174,10 @@ class Drill:
         producing = asyncio.ensure_future(producer.run(options.messages))
         nemesis.start()
         try:
-            await self._until_empty(kv, producing, consumers, options.timeout_s)
+            await self._until_empty(kv, producing, consumers, options.disturb_for_s)
         finally:
             await nemesis.stop()
+        self._say("no more disturbances")
         await producing
         await self._until_empty(kv, producing, consumers, options.timeout_s)
         summary.seconds = time.monotonic() - begun_at
@@ -261,7 +264,8 @@ def _options(arguments: Sequence[str] | None = None) -> tuple[Options, bool]:
     parser.add_argument("--cut-at", type=float, default=times.cut_at, metavar="S", help="and again after as long")
     parser.add_argument("--cut-for", type=float, default=times.cut_for, metavar="S")
     parser.add_argument("--no-namespaces", action="store_true", help="cut off by freezing")
-    parser.add_argument("--timeout", type=float, default=plain.timeout_s, metavar="S")
+    parser.add_argument("--disturb-for", type=float, default=plain.disturb_for_s, metavar="S", help="at most")
+    parser.add_argument("--timeout", type=float, default=plain.timeout_s, metavar="S", help="after that")
     parser.add_argument("--data-dir", type=Path, help="an empty folder, kept; a temporary one by default")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     found = parser.parse_args(arguments)
@@ -271,7 +275,8 @@ def _options(arguments: Sequence[str] | None = None) -> tuple[Options, bool]:
     when = Times(found.kill_leader_every, times.leader_down, found.kill_consumer_every, found.cut_at, found.cut_for)
     options = Options(
         found.messages, found.rate, plain.callers, found.consumers, found.concurrency, found.fail_share,
-        found.lease_ms, kinds, found.deno, when, not found.no_namespaces, found.timeout, found.data_dir,
+        found.lease_ms, kinds, found.deno, when, not found.no_namespaces, found.disturb_for,
+        found.timeout, found.data_dir,
     )  # fmt: skip
     return options, found.json
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import shutil
 import sys
@@ -188,10 +189,14 @@ class Drill:
     async def _until_empty(
         self, kv: Kv, producing: asyncio.Future[None], consumers: Sequence[ConsumerProcess], timeout_s: float
     ) -> None:
-        """Until nothing waits and nothing is under a lease, or the time is over."""
-        until = time.monotonic() + timeout_s
+        """Until nothing waits and nothing is under a lease, or the time is over, whether anybody leads or not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._emptied(kv, producing, consumers)
+
+    async def _emptied(self, kv: Kv, producing: asyncio.Future[None], consumers: Sequence[ConsumerProcess]) -> None:
         report_at = time.monotonic() + _REPORT_EVERY_S
-        while time.monotonic() < until:
+        while True:
             status = await _status(kv)
             if producing.done() and not status.waiting_count and not status.in_flight_count:
                 return

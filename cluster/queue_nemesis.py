@@ -15,6 +15,7 @@ from cluster.queue_consumers import ConsumerProcess
 
 NAMES = ("a", "b", "c")
 _POLL_S = 0.1
+_READY_TIMEOUT_S = 120.0
 
 Say = Callable[[str], None]
 
@@ -133,7 +134,7 @@ class QueueNemesis:
         """
         self._stopping.set()
         await asyncio.gather(*self._tasks)
-        await asyncio.to_thread(self._cluster.wait_ready)
+        await asyncio.to_thread(self._cluster.wait_ready, (), _READY_TIMEOUT_S)
 
     async def _over(self, after_s: float) -> bool:
         """Wait; True when no more is to be disturbed, at once then."""

@@ -29,9 +29,9 @@ def test_no_message_is_lost(tmp_path: Path, rounds: int) -> None:
     names, deno = kinds()
     command = [sys.executable, "-m", "cluster.queue_drill", "--kinds", names, "--deno", deno, "--json"]
     command += ["--messages", str(MESSAGES_COUNT * rounds), "--rate", "200", "--lease-ms", "2000"]
-    command += ["--kill-leader-every", "5", "--kill-consumer-every", "3", "--cut-at", "4", "--cut-for", "3"]
+    command += ["--kill-leader-every", "6", "--kill-consumer-every", "4", "--cut-at", "5", "--cut-for", "3"]
     # A busy machine is a while behind after so much; it is not disturbed for longer because of that.
-    command += ["--disturb-for", str(20 * rounds), "--timeout", str(200 * rounds)]
+    command += ["--disturb-for", str(15 * rounds), "--timeout", str(200 * rounds)]
     command += ["--data-dir", str(tmp_path / "drill")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=270 * rounds)
     assert done.returncode == 0, done.stderr[-5_000:]

@@ -39,10 +39,21 @@ async def fail_over(node: ServedNode, request: admin_pb2.FailoverRequest) -> adm
     """Say what a failover would do, or carry it out. Raises KvError."""
     wishes = Wishes(request.region, force=request.force, primary_is_down=request.primary_is_down)
     coordinator = node.coordinator
+    if request.planned:
+        return await _move(node, request)
     if request.dry_run:
         return plan_to_wire(await coordinator.prepare(wishes))
     done = plan_to_wire(await coordinator.execute(wishes, request.keep_index))
     done.leader_id = node.leader_id
+    return done
+
+
+async def _move(node: ServedNode, request: admin_pb2.FailoverRequest) -> admin_pb2.FailoverResponse:
+    if request.dry_run:
+        return plan_to_wire(await node.coordinator.prepare_move(request.region))
+    plan, pause_ms = await node.coordinator.move(request.region)
+    done = plan_to_wire(plan)
+    done.leader_id, done.pause_ms = node.leader_id, pause_ms
     return done
 
 

@@ -40,6 +40,7 @@ class Epochs:
         self.table: tuple[EpochRow, ...] = ()
         self._read_in = 0  # the epoch that the state was in then
         self.seal: tuple[EpochStart, int] | None = None
+        self.heard_from = 0  # who told of the latest epoch
         self.split = ""  # why this node and another one cannot belong together
         self.applied()
 
@@ -82,9 +83,9 @@ class Epochs:
         """Why a peer of another epoch is refused, empty = it is not; learns from one of a later epoch."""
         latest = self.latest
         if hello.established_epoch > latest:
-            self.heard(
-                hello.established_epoch, hello.ballot if hello.epoch == hello.established_epoch else 0, hello.name
-            )
+            ballot = hello.ballot if hello.epoch == hello.established_epoch else 0
+            self.heard_from = hello.node_id
+            self.heard(hello.established_epoch, ballot, hello.name)
         elif hello.epoch < latest:
             return f"EPOCH_ENDED: node '{hello.name}' is of epoch {hello.epoch}, which ended; this node is of {latest}"
         elif hello.epoch == latest and hello.ballot and self.ballot and hello.ballot != self.ballot:

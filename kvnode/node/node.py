@@ -209,6 +209,7 @@ class Node:
             is_active=lambda: self.follows_changelog,
             learn=self.check_hello,
             forked=self.forks.meet,
+            heard_from=lambda: self.epochs.heard_from,
         )
         applier = Applier(
             self.state,
@@ -258,6 +259,7 @@ class Node:
             self.clock,
             self._epoch_heard,
             self._guard,
+            self._sealed,
         )
         self.coordinator = Coordinator(
             self.settings,
@@ -358,6 +360,7 @@ class Node:
             self._connect()
             self._driving = loop.create_task(self._guarded(self.driver.run()), name=f"{self.name}:driver")
             self._tasks.append(self._driving)
+            self._take_up_seal()
             self.wake()
             self._tasks.append(loop.create_task(self._guarded(self.follower.run()), name=f"{self.name}:changelog"))
         self._tasks.append(loop.create_task(self._guarded(self._ticker()), name=f"{self.name}:ticker"))
@@ -520,6 +523,18 @@ class Node:
             self.raft.stands_at_seal()
         self.transport.announce()
         self.follower.look()
+        self._take_up_seal()
+
+    def _take_up_seal(self) -> None:
+        """If the state stands at a seal, the next epoch begins with it; not from within an apply."""
+        seal = self.epochs.seal
+        if seal is not None:
+            asyncio.get_running_loop().call_soon(self.failover.take_up, *seal)
+
+    def _sealed(self) -> None:
+        """This node has ended its epoch as the leader: what waits goes to whoever leads the next one."""
+        self.proposals.lose_leadership()
+        self.queues.dispatcher.lose_leadership()
 
     def _connect(self) -> None:
         """Have streams to all members.

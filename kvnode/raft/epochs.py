@@ -44,7 +44,8 @@ def promise(core: Core, epoch: int, ballot: int, *, has_begun: bool) -> None:
     held = (core.promised_epoch, core.promised_ballot)
     if (epoch, ballot) == held:
         return
-    is_free = epoch > core.epoch or (has_begun and epoch == core.epoch and core.fenced)
+    is_open = has_begun or core.promised_epoch < epoch  # heard of by a term alone, it is promised to nobody yet
+    is_free = epoch > core.epoch or (epoch == core.epoch and core.fenced and is_open)
     if not is_free:
         raise InvalidRequest(
             "EPOCH_PROMISED",

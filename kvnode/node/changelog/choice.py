@@ -31,8 +31,9 @@ def sources(membership: Membership, node_id: int, region: str, leader_id: int) -
     return [*sorted(neighbours, key=lambda m: m.node_id), *followers, *leading]
 
 
-def all_others(membership: Membership, node_id: int) -> list[Member]:
-    """Whom a node asks that knows only that the epoch of its own membership has ended: other regions first."""
+def all_others(membership: Membership, node_id: int, first_id: int = 0) -> list[Member]:
+    """Whom a node asks that knows only that the epoch of its own membership has ended: who said so, then other
+    regions."""
     own = membership.get(node_id)
     others = [m for m in membership.members if m.node_id != node_id]
-    return sorted(others, key=lambda m: (own is not None and m.region == own.region, m.node_id))
+    return sorted(others, key=lambda m: (m.node_id != first_id, own is not None and m.region == own.region, m.node_id))

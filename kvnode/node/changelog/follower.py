@@ -44,6 +44,7 @@ class ChangelogFollower:
         is_active: whether it follows at all just now.
         learn: given the Hello of a source that refuses.
         forked: given the answer of a source whose history parts from this node's own.
+        heard_from: who told of the latest epoch; 0 = nobody.
         transport: opens streams.
         wake: tells the driver that the core has news.
     """
@@ -64,7 +65,9 @@ class ChangelogFollower:
         is_active: Callable[[], bool] = lambda: True,
         learn: Callable[[peer_pb2.Hello], object] = lambda _hello: None,
         forked: Callable[[Member, changelog_pb2.FollowResponse], Awaitable[None]] | None = None,
+        heard_from: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._heard_from = heard_from
         self._is_active = is_active
         self._learn = learn
         self._forked = forked
@@ -132,7 +135,7 @@ class ChangelogFollower:
         now = self._clock.monotonic_ms()
         membership = self._membership()
         if self._raft.fenced:
-            found = all_others(membership, self._node_id)
+            found = all_others(membership, self._node_id, self._heard_from())
         else:
             found = sources(membership, self._node_id, self._region, self._raft.leader_id)
         return sorted(found, key=lambda m: self._shunned.get(m.node_id, 0.0) > now)

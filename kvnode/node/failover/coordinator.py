@@ -19,7 +19,7 @@ from typing import Any
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import KvError, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.codec.membership import Member, Membership, decode_membership
 from kvnode.node.epochs import Epochs
 from kvnode.node.failover.participant import Participant, entry_to_wire, question
@@ -27,6 +27,8 @@ from kvnode.node.failover.plan import (
     Plan,
     Report,
     Wishes,
+    behind_count,
+    make_move,
     make_plan,
     most_advanced,
     new_ballot,
@@ -40,6 +42,7 @@ from kvnode.raft.raft import Raft
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.01
+_CATCH_UP_POLL_S = 0.2
 
 
 class Coordinator:
@@ -112,6 +115,53 @@ class Coordinator:
             return await self._carry_out(plan, wishes)
         finally:
             self._busy = False
+
+    async def prepare_move(self, region: str) -> Plan:
+        """What a planned move would do; nothing is changed. Raises KvError: why it may not be."""
+        return make_move(await self.survey(), region, new_ballot(self._random))
+
+    async def move(self, region: str) -> tuple[Plan, int]:
+        """Move the primary to `region` as planned; nothing is lost.
+
+        Returns:
+            The plan, and for how many milliseconds nobody took writes, as this node saw it.
+
+        Raises:
+            KvError: FAILOVER_LAG_TOO_LARGE, the region does not come near enough, and nothing was changed; others as
+                prepare_move; FAILOVER_INCOMPLETE, the epoch is, or may be, sealed, and nobody has taken over yet.
+        """
+        if self._busy:
+            raise Unavailable("this node coordinates a failover already", code="FAILOVER_IN_PROGRESS", phase="failover")
+        self._busy = True
+        try:
+            plan = await self._near_enough(region)
+            leader = plan.membership.get(plan.source.node_id)
+            assert leader is not None
+            began = self._clock.monotonic_ms()
+            seal = failover_pb2.FailoverSeal(voter_ids=[member.node_id for member in plan.voters])
+            await self._ask(plan, leader, seal=seal)
+            await self._taken_over(plan)
+            return plan, int(self._clock.monotonic_ms() - began)
+        finally:
+            self._busy = False
+
+    async def _near_enough(self, region: str) -> Plan:
+        """Before anything is sealed: the new voters answer, and hold nearly all."""
+        deadline = self._clock.monotonic_ms() + limits.MOVE_CATCH_UP_TIMEOUT_MS
+        while True:
+            reports = await self.survey()
+            plan = make_move(reports, region, new_ballot(self._random))
+            behind = behind_count(plan, reports)
+            if behind <= limits.MAX_MOVE_LAG_COUNT:
+                return plan
+            if self._clock.monotonic_ms() >= deadline:
+                raise InvalidRequest(
+                    "FAILOVER_LAG_TOO_LARGE",
+                    f"'{region}' is {behind} entries behind the leader and does not catch up: nothing was changed; try "
+                    "again when it has",
+                    phase="failover",
+                )
+            await asyncio.sleep(_CATCH_UP_POLL_S)
 
     async def _carry_out(self, plan: Plan, wishes: Wishes) -> Plan:
         plan = await self._fence(plan, wishes)

@@ -9,15 +9,17 @@ begun is finished by a repeat under a higher epoch (raft/epochs.py says why that
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.codec.entry import Entry
-from kvnode.codec.epoch import decode_epoch_start
+from kvnode.codec.epoch import EpochStart, decode_epoch_start, encode_epoch_start, epoch_entry
 from kvnode.codec.membership import encode_membership
 from kvnode.node.epochs import Epochs
+from kvnode.node.failover.start import epoch_start
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.guard import Guard
 from kvnode.node.ports import Transport
@@ -27,6 +29,7 @@ from kvnode.proto.kv.internal.v1 import failover_pb2, peer_pb2
 from kvnode.raft.raft import Raft
 from kvnode.storage.state_tables import StateMeta
 
+_log = logging.getLogger(__name__)
 _POLL_S = 0.002
 
 
@@ -37,6 +40,7 @@ class Participant:
         meta: of the applied state, as of now.
         wake: tells the driver that the core has news.
         guard: around every entry into the core.
+        on_seal: told when this node, leading, takes nothing in any more.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class Participant:
         clock: Clock,
         wake: Callable[[], None],
         guard: Guard,
+        on_seal: Callable[[], None],
     ) -> None:
+        self._on_seal = on_seal
         self._settings = settings
         self._raft = raft
         self._epochs = epochs
@@ -82,6 +88,8 @@ class Participant:
             await self._pull(request)
         elif ask == "begin":
             await self._begin(request)
+        elif ask == "seal":
+            await self._seal(request)
         elif ask != "inspect":
             raise InvalidRequest("PEER_TOO_NEW", "a failover asks what this version does not know", phase="failover")
         response.report.CopyFrom(self.report())
@@ -91,7 +99,7 @@ class Participant:
         """What this node knows of itself."""
         raft, meta, settings = self._raft, self._meta(), self._settings
         log = raft.log
-        sealed = self._sealed_epoch()
+        sealed = self._sealed()
         heard = self._freshness.latest
         ago_ms = -1 if self._promised_at_ms is None else int(self._clock.monotonic_ms() - self._promised_at_ms)
         return failover_pb2.FailoverReport(
@@ -101,11 +109,11 @@ class Participant:
             dc=settings.dc,
             state_epoch=meta.epoch,
             log_epoch=raft.history.epoch or meta.epoch,
-            promised_epoch=raft.promised_epoch,
+            promised_epoch=max(raft.epoch, sealed.epoch if sealed is not None else 0),
             promised_ballot=raft.promised_ballot,
             promised_region=self._promised_region,
             promised_ago_ms=ago_ms,
-            promised_voter_ids=self._promised_voters,
+            promised_voter_ids=self._promised_voters if sealed is None else _voter_ids(sealed),
             term=raft.term,
             last_index=log.last_index,
             last_term=log.last_term,
@@ -120,18 +128,72 @@ class Participant:
             heard_sent_at_ms=heard.sent_at_ms if heard is not None else 0,
             heard_commit_index=heard.commit_index if heard is not None else 0,
             reached_sent_at_ms=self._freshness.reached_sent_at_ms(),
-            sealed_epoch=sealed,
+            sealed_epoch=sealed.epoch if sealed is not None else 0,
             wanted_commit_dcs=self._epochs.wanted_commit_dcs,
         )
 
-    def _sealed_epoch(self) -> int:
+    def _sealed(self) -> EpochStart | None:
+        """What the seal at the log's end, committed or not, says will follow."""
         index = self._raft.history.sealed_at
         if not index:
-            return 0
+            return None
         entries = self._raft.log.entries(index, index + 1, 1)
         if entries:
-            return decode_epoch_start(entries[0].data).epoch
-        return self._epochs.seal[0].epoch if self._epochs.seal is not None else 0
+            return decode_epoch_start(entries[0].data)
+        return self._epochs.seal[0] if self._epochs.seal is not None else None
+
+    async def _seal(self, request: failover_pb2.FailoverRequest) -> None:
+        """End the epoch, as its leader; answers once the seal is committed."""
+        raft, latest = self._raft, self._epochs.latest
+        if request.epoch <= latest:
+            raise InvalidRequest("EPOCH_PROMISED", f"epoch {request.epoch} is not above {latest}", phase="failover")
+        membership = raft.membership
+        voters = [m for m in membership.members if m.node_id in request.seal.voter_ids and m.region == request.region]
+        if not voters:
+            raise InvalidRequest("REGION_TOO_SMALL", "none of the new voters is known here", phase="failover")
+        start = epoch_start(
+            membership,
+            voters,
+            request.region,
+            request.epoch,
+            request.ballot,
+            self._epochs.wanted_commit_dcs,
+            planned=True,
+        )
+        with self._guard:
+            index = raft.propose_seal(encode_epoch_start(start))
+        term = raft.term
+        self._on_seal()
+        self._wake()
+        await self._until(
+            lambda: self._meta().applied_index >= index or raft.term != term or not raft.is_leader,
+            limits.PEER_CALL_TIMEOUT_MS,
+        )
+        if raft.log.term(index) != term or self._meta().applied_index < index:
+            raise Unavailable(
+                "leadership was lost before the seal was committed; it may still be: look at `kvnode status`",
+                code="FAILOVER_INCOMPLETE",
+                phase="failover",
+            )
+
+    def take_up(self, start: EpochStart, index: int) -> None:
+        """A seal is applied here, and this node is to vote behind it: begin the epoch.
+
+        The seal is committed, so its word is the decision. Whoever has promised a later epoch since leaves it.
+        """
+        raft = self._raft
+        voter_ids = _voter_ids(start)
+        if self._settings.node_id not in voter_ids or raft.history.sealed_at != index:
+            return
+        try:
+            with self._guard:
+                raft.promise(start.epoch, start.ballot)
+                raft.begin_epoch(epoch_entry(start, index + 1))
+                if self._settings.node_id == max(voter_ids):  # fed last by its neighbours, who are ready to vote by now
+                    raft.campaign()
+        except KvError as error:
+            _log.warning("epoch %d is not begun behind the seal at %d: %s", start.epoch, index, error)
+        self._wake()
 
     async def _promise(self, request: failover_pb2.FailoverRequest) -> None:
         raft = self._raft
@@ -280,3 +342,7 @@ def question(
 def entry_to_wire(entry: Entry) -> peer_pb2.LogEntry:
     """One entry."""
     return peer_pb2.LogEntry(term=entry.term, index=entry.index, kind=entry.kind, data=entry.data)
+
+
+def _voter_ids(start: EpochStart) -> list[int]:
+    return [voter.node_id for voter in start.membership.voters]

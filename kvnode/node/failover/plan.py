@@ -20,9 +20,10 @@ from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec.entry import Entry
 from kvnode.codec.epoch import MAX_EPOCH, EpochStart, epoch_entry
-from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
+from kvnode.codec.membership import Member, Membership, decode_membership
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.node.failover.participant import failover_in_progress
+from kvnode.node.failover.start import epoch_start
 from kvnode.proto.kv.internal.v1 import failover_pb2
 
 Report = failover_pb2.FailoverReport
@@ -66,7 +67,8 @@ class Plan:
     @property
     def start(self) -> EpochStart:
         """What begins the epoch."""
-        return epoch_start(self.membership, self.voters, self.region, self.epoch, self.ballot, self.source)
+        wanted = self.source.wanted_commit_dcs
+        return epoch_start(self.membership, self.voters, self.region, self.epoch, self.ballot, wanted)
 
     @property
     def entry(self) -> Entry:
@@ -170,30 +172,48 @@ def require_fenced(plan: Plan, wishes: Wishes) -> None:
     )
 
 
-def epoch_start(
-    membership: Membership, voters: Sequence[Member], region: str, epoch: int, ballot: int, source: Report
-) -> EpochStart:
-    """These vote, in as many data centers a commit as they stand in; everybody else follows."""
-    ids = {member.node_id for member in voters}
-    members = tuple(
-        Member(
-            m.node_id,
-            m.name,
-            m.region,
-            m.dc,
-            m.address,
-            MemberRole.VOTER if m.node_id in ids else MemberRole.REPLICA,
+def make_move(reports: Sequence[Report], region: str, ballot: int) -> Plan:
+    """What a planned move would do: its source is the leader, who ends the epoch.
+
+    Raises:
+        InvalidRequest: REGION_UNKNOWN, REGION_IS_PRIMARY, FAILOVER_IN_PROGRESS, REGION_TOO_SMALL, or
+            FAILOVER_NO_PRIMARY, nobody leads who could hand over.
+    """
+    latest = max(report.state_epoch for report in reports)
+    leader = next((r for r in reports if r.leads and r.state_epoch == latest), None)
+    _check_region(decode_membership((leader or most_advanced(reports)).membership), region)
+    _check_alone(reports)
+    if leader is None:
+        raise InvalidRequest(
+            "FAILOVER_NO_PRIMARY",
+            "no leader answers that could hand over: without --plan the region takes over with what it has",
+            phase="failover",
         )
-        for m in membership.members
+    _check_primary(reports, decode_membership(leader.membership), Wishes(region, force=True))
+    membership = decode_membership(leader.membership)
+    voters = tuple(_candidates(reports, membership, leader, region))
+    _check_size(membership, voters, leader, Wishes(region))
+    epoch = 1 + max(max(r.state_epoch, r.log_epoch, r.promised_epoch, r.sealed_epoch) for r in reports)
+    answered = {report.node_id for report in reports}
+    return Plan(
+        region,
+        epoch,
+        ballot,
+        leader,
+        membership,
+        voters,
+        silent=tuple(m for m in membership.members if m.node_id not in answered),
+        lag_ms=0,
+        age_ms=0,
+        warnings=tuple(_warnings(membership, voters)),
     )
-    wanted = max(1, source.wanted_commit_dcs)
-    dcs_count = len({member.dc for member in voters})
-    return EpochStart(epoch, ballot, region, Membership(members, min(wanted, dcs_count)), wanted)
 
 
-def check_region_known(membership: Membership, region: str) -> None:
-    """Raise REGION_UNKNOWN unless a member stands there."""
-    _check_region(membership, region)
+def behind_count(plan: Plan, reports: Sequence[Report]) -> int:
+    """By how many entries the slowest of the new voters lags behind the leader."""
+    ids = {member.node_id for member in plan.voters}
+    commits = [report.commit_index for report in reports if report.node_id in ids]
+    return plan.source.commit_index - min(commits) if len(commits) == len(ids) else plan.source.commit_index
 
 
 def _check_region(membership: Membership, region: str) -> None:

@@ -68,6 +68,10 @@ class Nemesis:
         """The kinds of trouble that this seed has."""
         return list(self._kinds) if self._figure_8 is None else ["figure-8"]
 
+    def leave_out(self, kind: str) -> None:
+        """This kind of trouble does not go with what else the seed does."""
+        self._kinds.pop(kind, None)
+
     def play_figure_8(self, random_source: random.Random) -> None:
         """Instead of all else, let leaders fall before their first entry is everywhere."""
         self._figure_8 = random_source

@@ -18,11 +18,13 @@ from kvnode.proto.kv.internal.v1 import log_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.simulation import loop as simulated_loop
 from tests.simulation.cluster import Cluster
+from tests.simulation.failover import Failovers, bounds_in_force, draws_failovers
+from tests.simulation.failover_observer import EpochObserver
 from tests.simulation.loop import Hang, Livelock, SimulatedLoop
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
 from tests.simulation.observer import Observer, Violation
-from tests.simulation.queues import draw_queues
+from tests.simulation.queues import NoQueues, draw_queues
 from tests.simulation.tuning import draw_tuning
 from tests.simulation.workload import EVERYTHING, Client, Journal
 
@@ -73,7 +75,8 @@ def run_seed(seed: int, mutant: Callable[[], AbstractContextManager[object]] = n
         with tempfile.TemporaryDirectory(prefix="kvnode-simulation-", dir=base) as directory, mutant():
             scene = Scene(seed, Path(directory), result)
             try:
-                with scene.tuning.in_force(), scene.queues.in_force():
+                bounds = bounds_in_force(scene.fails_over)
+                with scene.tuning.in_force(), scene.queues.in_force(), bounds:
                     simulated_loop.run(scene.play)
             except Violation as violation:
                 result.checker, result.message = violation.checker, violation.message
@@ -97,7 +100,10 @@ class Scene:
         self.queues = draw_queues(seed)
         self.directory = directory
         self.result = result
-        self.observer = Observer()
+        # What queues must hold says nothing yet of messages that a failover has lost: no seed has both.
+        self.fails_over = isinstance(self.queues, NoQueues) and draws_failovers(seed, self._draw_replicas())
+        self.observer = EpochObserver() if self.fails_over else Observer()
+        self.failovers: Failovers | None = None
         self.journal = Journal()
         self.snapshots_count = 0
 
@@ -119,10 +125,13 @@ class Scene:
         )
         self.queues.build(loop, self.network, self.cluster, self.observer)
         self.nemesis = Nemesis(loop, self.cluster, random.Random(draw.getrandbits(64)))
-        self._draw_figure_8()
+        if isinstance(self.observer, EpochObserver):
+            self.failovers = Failovers(self.result.seed, loop, self.cluster, self.nemesis, self.observer)
+        else:
+            self._draw_figure_8()
         replicas = len(self.cluster.initial.replicas)
         name = layout + (f"+{replicas}" if replicas else "") + self.queues.label
-        self.result.kinds = [name, *self.nemesis.kinds]
+        self.result.kinds = [name, *self.nemesis.kinds, *(["failovers"] if self.fails_over else [])]
         self.clients = [
             Client(n, loop, self.network, self.cluster.hosts, self.journal, random.Random(draw.getrandbits(64)))
             for n in range(draw.choice((2, 3, 5)))
@@ -160,7 +169,10 @@ class Scene:
         width = draw.choice((1, 2, 4))
         working = [client.process.spawn(client.run(pause_ms, width)) for client in self.clients]
         working += self.queues.start(self.journal)
-        await self.nemesis.run(chaos_s)
+        if self.failovers is None:
+            await self.nemesis.run(chaos_s)
+        else:
+            await self._fail_over(self.failovers, chaos_s)
         await self._recover()
         for client in self.clients:
             client.stopped = True
@@ -171,6 +183,18 @@ class Scene:
         await self.queues.drain()
         await self._converge()
         await self._read_everything()
+
+    async def _fail_over(self, failovers: Failovers, chaos_s: float) -> None:
+        story = self.loop.create_task(failovers.run(chaos_s))
+        await self.nemesis.run(chaos_s)
+        await asyncio.wait((story,), timeout=CONVERGENCE_S)
+        if not story.done():
+            raise Violation("liveness", "a failover has not come to an end long after everything was healed")
+        story.result()
+        for server in self.cluster.servers.values():
+            if not server.running:
+                self.cluster.start(server)
+        failovers.begin_to_mend()
 
     async def _watch(self) -> None:
         """Look often whether a promise is broken already."""
@@ -241,7 +265,11 @@ class Scene:
         """What can only be said at the end."""
         self.observer.raise_violation()
         self.queues.judge()
-        operations = [self._settled(record) for record in self.journal.records]
+        records = self.journal.records
+        if self.failovers is not None:
+            self.failovers.close()
+            records = self.failovers.remaining(records)
+        operations = [self._settled(record) for record in records]
         report = check(operations, clock_slack_ms=CLOCK_SLACK_MS)
         if not report.ok:
             first = report.violations[0]

@@ -1,0 +1,191 @@
+"""Failovers in a simulated cluster: forced ones, with the old voters fenced or vouched for, and planned moves.
+
+They befall some of the seeds that have replicas. The coordinator may be killed at any moment of it; then, as an
+operator would, somebody repeats it. At the end whatever broke off is finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+from cluster.history import CheckFailed, Committed, Seen
+from kvnode.base import limits
+from kvnode.base.errors import KvError
+from kvnode.node.failover.plan import Wishes
+from kvnode.node.node import Node
+from tests.simulation.clock import EPOCH_MS
+from tests.simulation.cluster import Cluster, Server
+from tests.simulation.failover_observer import EpochObserver
+from tests.simulation.loop import SimulatedLoop
+from tests.simulation.nemesis import Nemesis
+
+SHARE = 0.5  # of the seeds with replicas
+EXCLUSIVE_MS = 1_500  # so that a repeat comes within the seed's few seconds
+ATTEMPT_S = 12.0
+MEND_S = 1.0
+
+
+def draws_failovers(seed: int, replicas_count: int) -> bool:
+    """Whether a seed has failovers; drawn apart, so that other seeds stay as they were."""
+    return replicas_count > 0 and random.Random(f"failover {seed}").random() < SHARE
+
+
+@contextmanager
+def bounds_in_force(fails_over: bool) -> Iterator[None]:
+    """The bounds of a seed with failovers."""
+    with patch.object(limits, "FAILOVER_EXCLUSIVE_MS", EXCLUSIVE_MS) if fails_over else nullcontext():
+        yield
+
+
+class Failovers:
+    """What befalls the primary region of one seed."""
+
+    def __init__(
+        self, seed: int, loop: SimulatedLoop, cluster: Cluster, nemesis: Nemesis, observer: EpochObserver
+    ) -> None:
+        self._loop = loop
+        self._cluster = cluster
+        self._observer = observer
+        observer.now_ms = lambda: EPOCH_MS + loop.time() * 1_000
+        self._done = nemesis.done
+        self._random = random.Random(f"failovers {seed}")
+        self._mending: asyncio.Task[None] | None = None
+        nemesis.leave_out("members")  # whom to promote is known: the replicas of the beginning
+
+    async def run(self, chaos_s: float) -> None:
+        """One to three of them, somewhere in the chaos."""
+        draw = self._random
+        kinds: list[Callable[[], Awaitable[None]]] = [self._move, self._fence, self._lose_region]
+        for _ in range(draw.choice((1, 1, 2, 3))):
+            await asyncio.sleep(draw.uniform(0.5, chaos_s / 2))
+            kind = draw.choice(kinds)
+            self._done.append(f"{self._loop.time():.2f} {kind.__name__}")
+            await kind()
+
+    def begin_to_mend(self) -> None:
+        """From the healing on: what broke off is repeated until somebody leads."""
+        self._mending = self._loop.create_task(self._mend())
+
+    async def _mend(self) -> None:
+        while True:
+            await asyncio.sleep(MEND_S)
+            if self._cluster.leader() is None or not self._serves(self._cluster.leader()):
+                await asyncio.sleep(4 * MEND_S)  # an election may be on
+                if not self._serves(self._cluster.leader()):
+                    await self._force(self._random.choice(self._regions()), Wishes)
+
+    def _serves(self, server: Server | None) -> bool:
+        node = None if server is None else server.node
+        latest = max((s.node.epochs.latest for s in self._cluster.serving if s.node is not None), default=0)
+        return node is not None and not node.raft.sealed and node.raft.own_term_committed and node.epoch == latest
+
+    def _regions(self) -> list[str]:
+        return sorted({server.member.region for server in self._cluster.servers.values()})
+
+    def _primary(self) -> str:
+        leader = self._cluster.leader()
+        return "r1" if leader is None or leader.node is None else leader.node.member.region
+
+    def _other(self) -> str:
+        primary = self._primary()
+        return next(region for region in self._regions() if region != primary)
+
+    async def _move(self) -> None:
+        region = self._other()
+        await self._coordinate(region, lambda node: node.coordinator.move(region))
+
+    async def _fence(self) -> None:
+        """The old primary may live; a majority of its voters is fenced, or nothing happens."""
+        await self._force(self._other(), Wishes)
+
+    async def _lose_region(self) -> None:
+        """Everybody in the primary region falls; an operator vouches for it; then they come back."""
+        region, lost = self._other(), self._primary()
+        fallen = [server for server in self._cluster.serving if server.member.region == lost]
+        hurt = self._random.choice((self._cluster.kill, self._cluster.crash))
+        for server in fallen:
+            hurt(server)
+        for _ in range(3):
+            if await self._force(region, lambda to, force: Wishes(to, force=force, primary_is_down=True)):
+                break
+            await asyncio.sleep(self._random.uniform(0.1, 2.0))
+        await asyncio.sleep(self._random.uniform(0.0, 4.0))
+        for server in fallen:
+            if not server.running:
+                self._cluster.start(server)
+
+    async def _force(self, region: str, wishes: Callable[..., Wishes]) -> bool:
+        wanted = wishes(region, force=True)
+
+        async def execute(node: Node) -> None:
+            coordinator = node.coordinator
+            plan = await coordinator.prepare(wanted)
+            if plan.unfenced and wanted.primary_is_down:
+                self._observer.vouched.add(plan.epoch)
+            await coordinator.execute(wanted)
+
+        return await self._coordinate(region, execute)
+
+    async def _coordinate(self, region: str, work: Callable[[Node], Awaitable[Any]]) -> bool:
+        """Let a node of the region coordinate; sometimes it does not live to see the end."""
+        candidates = [server for server in self._cluster.serving if server.member.region == region]
+        if not candidates:
+            return False
+        server = self._random.choice(candidates)
+        done: asyncio.Future[str] = self._loop.create_future()
+
+        async def run() -> None:
+            try:
+                assert server.node is not None
+                await work(server.node)
+            except KvError as error:
+                result = error.code
+            else:
+                result = "done"
+            if not done.done():
+                done.set_result(result)
+
+        server.process.spawn(run(), "failover")
+        if self._random.random() < 0.25:
+            await asyncio.sleep(self._random.choice((0.002, 0.02, 0.2)) * self._random.random())
+            if server.serving:
+                self._cluster.crash(server)
+                await asyncio.sleep(self._random.uniform(0.05, 1.0))
+                if not server.running:
+                    self._cluster.start(server)
+            return False
+        try:
+            result = await asyncio.wait_for(done, ATTEMPT_S)
+        except TimeoutError:
+            result = "no end"
+        self._observer.note(f"failover to {region}: {result};")
+        self._done.append(f"{self._loop.time():.2f} failover to {region}: {result}")
+        return result == "done"
+
+    # At the end.
+
+    def close(self) -> None:
+        """Nothing more is to be mended."""
+        if self._mending is not None:
+            self._mending.cancel()
+
+    def remaining(self, records: Iterable[Any]) -> list[Any]:
+        """What clients recorded of the history that goes on: what a failover has lost, and said so, is left out.
+
+        A refusal has no versionstamp. Those of the time around a loss may have been judged on what was lost.
+        """
+        return [record for record in records if not self._was_lost(record.operation)]
+
+    def _was_lost(self, operation: Any) -> bool:
+        outcome = operation.outcome
+        if isinstance(outcome, Committed | Seen):
+            return self._observer.is_lost(outcome.versionstamp)
+        if not isinstance(outcome, CheckFailed) or operation.completed_ms is None:
+            return False
+        lost = self._observer.lost_between_ms
+        return any(operation.completed_ms >= begin and operation.invoked_ms <= end for begin, end in lost)

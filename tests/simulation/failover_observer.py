@@ -1,0 +1,130 @@
+"""What must hold across epochs, beside what observer.py watches in one.
+
+The ledger is that of the history that goes on. When an EPOCH entry is first applied somewhere, what had been applied
+from its index on belongs to a history that has ended:
+
+- *failover-lost*: after a planned move, or a failover that fenced the old voters, there is nothing of that kind;
+- *two-epochs*: once the next epoch has begun, nothing more is committed in the one before, unless an operator had
+  vouched for voters that were not fenced;
+- the other rules (one entry at an index, one digest, durable before applied) hold in either history by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from kvnode.codec.entry import Entry, EntryKind
+from kvnode.codec.epoch import decode_epoch_start, epoch_of_term
+from kvnode.codec.versionstamp import split
+from tests.simulation.observer import DurableLog, Observer
+
+
+@dataclass
+class EpochObserver(Observer):
+    """An observer that knows of failovers.
+
+    Attributes:
+        vouched: epochs whose failover went on although old voters were not fenced.
+    """
+
+    vouched: set[int] = field(default_factory=set)
+    cuts: list[tuple[int, int]] = field(default_factory=list)  # (epoch, fork index), of the history that goes on
+    ended: dict[tuple[int, int], Entry] = field(default_factory=dict)  # (index, term): applied, and then cut off
+    digests_of: dict[tuple[int, int], int] = field(default_factory=dict)  # (index, term): of either history
+    applied_terms: dict[int, tuple[int, int]] = field(default_factory=dict)  # node: (index, term) of its last entry
+    lost_count: int = 0
+    now_ms: Callable[[], float] = lambda: 0.0  # true time
+    committed_at_ms: dict[int, float] = field(default_factory=dict)
+    lost_between_ms: list[tuple[float, float]] = field(default_factory=list)  # from the first lost commit to the cut
+
+    def proposed(self, entries: Sequence[Entry]) -> None:
+        """The membership of an epoch's first entry counts as one that was proposed."""
+        super().proposed(entries)
+        for entry in entries:
+            place = (entry.index, entry.term)
+            if entry.kind is EntryKind.EPOCH and place not in self._placed:
+                self._placed.add(place)
+                self.memberships.append(decode_epoch_start(entry.data).membership)
+
+    def is_lost(self, stamp: bytes) -> bool:
+        """Whether a versionstamp is of a history that has ended."""
+        epoch, index, _ = split(stamp)
+        return any(epoch < later and index > fork_index for later, fork_index in self.cuts)
+
+    def _of_the_past(self, entry: Entry) -> bool:
+        epoch = epoch_of_term(entry.term) or 1
+        return any(epoch < later and entry.index > fork_index for later, fork_index in self.cuts)
+
+    def _elected(self, term: int, node_id: int) -> None:
+        latest = self.cuts[-1][0] if self.cuts else 0
+        epoch = epoch_of_term(term) or 1
+        committed = self.committed
+        if epoch < latest:
+            self.committed = {}  # it leads a history that has ended
+        elif epoch > latest and epoch in self.vouched:
+            # The first leader after a loss: its log says where it begins, and up to there it must hold everything.
+            held = self.durable.get(node_id, DurableLog()).terms
+            first = min((index for index, of in held.items() if epoch_of_term(of) == epoch), default=0)
+            self.committed = {index: entry for index, entry in committed.items() if index < first}
+        super()._elected(term, node_id)
+        self.committed = committed
+
+    def applied(self, node_id: int, entries: Sequence[Entry], digest: int) -> None:
+        """A run may lead from one epoch into the next."""
+        past = [entry for entry in entries if self._of_the_past(entry)]
+        if past:
+            self._applied_in_the_past(node_id, past)
+        durable = self.durable.setdefault(node_id, DurableLog())
+        for entry in entries:
+            if entry in past:
+                continue
+            if entry.kind is EntryKind.EPOCH and self.committed.get(entry.index) != entry:
+                self._cut(node_id, entry)
+            if not durable.holds(entry.index, entry.term):
+                self.fail("apply-order", f"node {node_id} applied entry {entry.index} before its log held it durably")
+            known = self.committed.get(entry.index)
+            if known is None:
+                self._commit(node_id, entry)
+            elif known != entry:
+                self.fail("state-machine", f"node {node_id} applied another entry {entry.index} (term {entry.term})")
+        self.applied_terms[node_id] = (entries[-1].index, entries[-1].term)
+        self._reached_at(node_id, (entries[-1].index, entries[-1].term), digest)
+
+    def reached(self, node_id: int, index: int, digest: int) -> None:
+        """After a restart or an install: the term is whatever the log or the snapshot says, and compared later."""
+
+    def _reached_at(self, node_id: int, place: tuple[int, int], digest: int) -> None:
+        if self.digests_of.setdefault(place, digest) != digest:
+            self.fail("digest", f"node {node_id} has another digest than the others at {place}")
+
+    def _cut(self, node_id: int, entry: Entry) -> None:
+        start = decode_epoch_start(entry.data)
+        lost = {index: held for index, held in self.committed.items() if index >= entry.index}
+        self.note(f"epoch {start.epoch} at {entry.index}, {len(lost)} lost;")
+        self.lost_count += len(lost)
+        if lost:
+            self.lost_between_ms.append((min(self.committed_at_ms[index] for index in lost), self.now_ms()))
+        if lost and (start.planned or start.epoch not in self.vouched):
+            how = "a planned move" if start.planned else "a fenced failover"
+            self.fail("failover-lost", f"{how} to epoch {start.epoch} cut off {min(lost)} to {max(lost)}, committed")
+        for index, held in lost.items():
+            self.ended[index, held.term] = held
+            del self.committed[index]
+        self.cuts = [cut for cut in self.cuts if cut[1] < entry.index - 1]
+        self.cuts.append((start.epoch, entry.index - 1))
+        self.outcomes = {key: found for key, found in self.outcomes.items() if not self.is_lost(found.versionstamp)}
+
+    def _applied_in_the_past(self, node_id: int, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            known = self.ended.setdefault((entry.index, entry.term), entry)
+            if known != entry:
+                self.fail("state-machine", f"node {node_id} applied another entry {entry.index} of an ended epoch")
+            epoch = epoch_of_term(entry.term) or 1
+            after = next(later for later, fork_index in self.cuts if epoch < later and entry.index > fork_index)
+            if known is entry and after not in self.vouched:
+                self.fail("two-epochs", f"node {node_id} commits {entry.index}/{entry.term} after epoch {after} began")
+
+    def _commit(self, node_id: int, entry: Entry) -> None:
+        super()._commit(node_id, entry)
+        self.committed_at_ms[entry.index] = self.now_ms()

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace as with_fields
 
+from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.base.topology import Problem, topology_problems
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
@@ -21,7 +22,7 @@ from kvnode.node.guard import Guard
 from kvnode.node.member_wire import member_from_wire, member_to_wire
 from kvnode.node.ports import Transport
 from kvnode.node.settings import NodeSettings
-from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.internal.v1 import failover_pb2, peer_pb2
 from kvnode.raft.raft import Raft
 
 POLL_MS = 50
@@ -75,12 +76,32 @@ class Members:
             )
 
     async def promote(self, node_id: int) -> Membership:
-        """Let a caught-up learner vote."""
+        """Let a caught-up learner vote; or a replica that stands in what a failover has made the primary region."""
         self.require_leader()
         member = self._known(node_id)
         if member.role is MemberRole.VOTER:
             return self._raft.membership
+        if member.role is MemberRole.REPLICA and member.region in {m.region for m in self._raft.membership.voters}:
+            await self._let_learn(member)
+            deadline_ms = self._now_ms() + CHANGE_TIMEOUT_MS
+            return await self._in_turn(lambda: self.promote(node_id), deadline_ms)
         return await self._propose(self._with(with_fields(member, role=MemberRole.VOTER)))
+
+    async def _let_learn(self, member: Member) -> None:
+        """Make a learner of a replica. The leader's appends take no notice of forks: it must be in this epoch."""
+        request = failover_pb2.FailoverRequest(
+            cluster_id=self._settings.cluster_id, to_node_id=member.node_id, inspect=True
+        )
+        report = (
+            await self._transport.ask_failover(member.address, request, limits.FAILOVER_INSPECT_TIMEOUT_MS)
+        ).report
+        if report.state_epoch != self._epoch():
+            raise InvalidRequest(
+                "LEARNER_NOT_CAUGHT_UP",
+                f"node '{member.name}' is in epoch {report.state_epoch}, and {self._epoch()} has begun: wait until it "
+                "has caught up",
+            )
+        await self._propose(self._with(with_fields(member, role=MemberRole.LEARNER)))
 
     async def remove(self, node_id: int, *, force: bool) -> Membership:
         """Remove a member; without `force` only if what remains survives the loss of a data center."""

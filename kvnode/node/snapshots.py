@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakSet
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
@@ -113,6 +114,7 @@ class Snapshots:
         self._accepted: dict[int, _Accepted] = {}  # by index; the driver will ask for it when it comes to it
         self._verifying = 0
         self._sinks: dict[str, SnapshotReceiver] = {}
+        self._spent: WeakSet[SnapshotReceiver] = WeakSet()  # brought to their end; two senders may share one
         self._headers: dict[str, peer_pb2.SnapshotHeader] = {}  # of the sinks
         self._sources: dict[int, FileSource] = {}  # to whom
 
@@ -220,6 +222,8 @@ class Snapshots:
                 up otherwise. Whoever sent it is told at once, so that it may send a newer one. Or the install takes
                 longer than MAX_SNAPSHOT_INSTALL_MS (SNAPSHOT_UNDER_WAY): it goes on.
         """
+        self.check_open(receiver)
+        self._spent.add(receiver)
         self._verifying += 1
         try:
             await receiver.finish()
@@ -233,6 +237,11 @@ class Snapshots:
             await asyncio.wait_for(asyncio.shield(installed), timeout=limits.MAX_SNAPSHOT_INSTALL_MS / 1_000)
         except TimeoutError:
             raise Unavailable("the snapshot is still being installed", code="SNAPSHOT_UNDER_WAY") from None
+
+    def check_open(self, receiver: SnapshotReceiver) -> None:
+        """Raise Unavailable (SNAPSHOT_STALE) when another sender has brought the same snapshot to its end."""
+        if receiver in self._spent:
+            raise Unavailable("another sender has brought this snapshot", code="SNAPSHOT_STALE")
 
     def _hand_over(self, header: peer_pb2.SnapshotHeader, receiver: SnapshotReceiver) -> asyncio.Future[None]:
         message = decode_message(peer_pb2.RaftMessage.FromString(header.raft_message))
@@ -290,6 +299,7 @@ class Sink:
     async def write(self, offset: int, data: bytes) -> int:
         """See ports.SnapshotSink."""
         assert self._receiver is not None
+        self._snapshots.check_open(self._receiver)
         await self._receiver.write(offset, data)
         return self._receiver.held_bytes
 

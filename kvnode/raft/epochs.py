@@ -75,6 +75,8 @@ def take_tail(core: Core, previous_index: int, previous_term: int, entries: Sequ
     if first_new is None:
         return True
     _check_uncommitted(core, first_new)
+    if entries[-1].term > core.term:  # no log holds an entry of a term that its hard state has not reached
+        core.become_follower(entries[-1].term, 0, "the most advanced node was in a later term")
     log.try_append(previous_index, previous_term, entries)
     core.unmark(first_new)
     for entry in entries:

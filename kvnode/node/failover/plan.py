@@ -120,10 +120,14 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
             "node that has more, or say --force",
             phase="failover",
         )
-    epoch = 1 + max(max(r.state_epoch, r.log_epoch, r.promised_epoch, r.sealed_epoch) for r in reports)
+    answered = {report.node_id for report in reports}
+    not_fenced = unfenced(membership, reports, answered)
+    epoch = _next_epoch(reports)
+    if not_fenced:
+        # Those who do not answer may begin an epoch too, elsewhere: no two regions take one number.
+        epoch += sorted({member.region for member in membership.members}).index(wishes.region)
     if epoch > MAX_EPOCH:
         raise InvalidRequest("EPOCHS_EXHAUSTED", f"epoch {epoch} has no place in a versionstamp", phase="failover")
-    answered = {report.node_id for report in reports}
     return Plan(
         wishes.region,
         epoch,
@@ -132,11 +136,16 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
         membership,
         voters,
         silent=tuple(m for m in membership.members if m.node_id not in answered),
-        unfenced=unfenced(membership, reports, answered),
+        unfenced=not_fenced,
         lag_ms=lag_ms,
         age_ms=age_ms,
         warnings=tuple(_warnings(membership, voters)),
     )
+
+
+def _next_epoch(reports: Sequence[Report]) -> int:
+    """Above all that anybody who answers is in, has promised, or knows to be sealed."""
+    return 1 + max(max(r.state_epoch, r.log_epoch, r.promised_epoch, r.sealed_epoch) for r in reports)
 
 
 def most_advanced(reports: Iterable[Report]) -> Report:
@@ -193,7 +202,7 @@ def make_move(reports: Sequence[Report], region: str, ballot: int) -> Plan:
     membership = decode_membership(leader.membership)
     voters = tuple(_candidates(reports, membership, leader, region))
     _check_size(membership, voters, leader, Wishes(region))
-    epoch = 1 + max(max(r.state_epoch, r.log_epoch, r.promised_epoch, r.sealed_epoch) for r in reports)
+    epoch = _next_epoch(reports)
     answered = {report.node_id for report in reports}
     return Plan(
         region,

@@ -21,6 +21,7 @@ from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.simulation import loop as simulated_loop
 from tests.simulation.cluster import Cluster, Server
+from tests.simulation.failover_observer import EpochObserver
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.network import Host, Network
 from tests.simulation.observer import Observer
@@ -199,10 +200,23 @@ def on_trio(story: Story) -> Callable[[Path], None]:
     return test
 
 
-async def _play(loop: SimulatedLoop, directory: Path, story: Story) -> None:
+def on_regions(story: Story) -> Callable[[Path], None]:
+    """As on_trio, with two replicas of another region beside the three; failovers may befall them."""
+
+    def test(tmp_path: Path) -> None:
+        simulated_loop.run(lambda loop: _play(loop, tmp_path, story, EpochObserver(), 2))
+
+    test.__name__, test.__qualname__ = story.__name__, story.__qualname__
+    test.__module__, test.__doc__ = story.__module__, story.__doc__
+    return test
+
+
+async def _play(
+    loop: SimulatedLoop, directory: Path, story: Story, observer: Observer | None = None, replicas_count: int = 0
+) -> None:
     wire = Wire(loop, random.Random(1))
-    observer = Observer()
-    trio = Trio(loop, wire, observer, random.Random(2), "abc", directory)
+    observer = observer or Observer()
+    trio = Trio(loop, wire, observer, random.Random(2), "abc", directory, replicas_count=replicas_count)
     trio.wire, trio.may_stop = wire, set()
     for server in trio.servers.values():
         trio.start(server)

@@ -206,6 +206,17 @@ async def test_a_second_transfer_does_not_take_the_place_of_the_one_to_be_instal
         await ground.install(10)
 
 
+async def test_two_senders_of_one_snapshot_end_it_once() -> None:
+    ground = Receiving()
+    receiver: Any = FakeReceiver("shared")
+    first = asyncio.ensure_future(ground.snapshots.receive_finish(header(10), receiver))
+    await asyncio.sleep(0.01)
+    with pytest.raises(KvError, match="another sender"):
+        await ground.snapshots.receive_finish(header(10), receiver)
+    await ground.install(10)
+    await asyncio.wait_for(first, 1)
+
+
 async def test_an_install_that_outlasts_the_senders_patience_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_SNAPSHOT_INSTALL_MS", 10)
     ground = Receiving()

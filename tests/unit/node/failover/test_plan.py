@@ -67,14 +67,14 @@ REPLICAS = [report(node_id) for node_id in (*EU, *ASIA)]
 def test_the_most_advanced_node_wins_wherever_it_stands() -> None:
     made = plan([report(4), report(5), report(6, 950), report(3, 940, 4, commit_index=900)])
     assert made.source.node_id == 3, "a later term, though a shorter log: it may have acknowledged that"
-    assert (made.epoch, split(made.last_versionstamp)[:2]) == (2, (1, 940))
+    assert (made.epoch, split(made.last_versionstamp)[:2]) == (3, (1, 940))
     assert [m.node_id for m in made.silent] == [1, 2, 7]
 
 
 def test_what_begins_has_the_region_as_voters_and_all_others_as_replicas() -> None:
     entry = plan(REPLICAS).entry
     start = decode_epoch_start(entry.data)
-    assert (entry.kind, entry.index, entry.term) == (EntryKind.EPOCH, 901, first_term(2))
+    assert (entry.kind, entry.index, entry.term) == (EntryKind.EPOCH, 901, first_term(3))
     assert [m.node_id for m in start.membership.voters] == [4, 5] and start.membership.min_commit_dcs == 2
     assert {m.role for m in start.membership.members if m.node_id not in EU} == {MemberRole.REPLICA}
     assert (start.ballot, start.region, start.planned) == (7, "eu", False)
@@ -88,8 +88,16 @@ def test_commits_ask_for_as_many_data_centers_as_there_are_and_for_more_again_la
 
 
 def test_an_epoch_is_above_all_that_anybody_knows() -> None:
-    assert plan([*REPLICAS[1:], report(4, promised_epoch=6)]).epoch == 7
-    assert plan([*REPLICAS[1:], report(4, sealed_epoch=9)]).epoch == 10
+    fence = [report(1), report(2)]
+    assert plan([*REPLICAS[1:], *fence, report(4, promised_epoch=6)]).epoch == 7
+    assert plan([*REPLICAS[1:], *fence, report(4, sealed_epoch=9)]).epoch == 10
+
+
+def test_two_regions_that_cannot_fence_take_different_numbers() -> None:
+    numbers = [plan(REPLICAS, region).epoch for region in ("asia", "eu")]
+    numbers.append(plan([report(1)], "us", force=True).epoch)
+    assert numbers == [2, 3, 4], "asia, eu, us"
+    assert plan([*REPLICAS, report(1), report(2)], "eu").epoch == 2, "fenced: nobody else can"
 
 
 def test_an_unknown_region_changes_nothing() -> None:
@@ -99,9 +107,10 @@ def test_an_unknown_region_changes_nothing() -> None:
 def test_a_primary_that_lives_is_not_cut_off_unawares() -> None:
     living = [*REPLICAS, report(1, leads=True)]
     assert code(living) == "FAILOVER_PRIMARY_ALIVE" and code(living, "us") == "REGION_IS_PRIMARY"
-    assert plan(living, force=True).epoch == 2
+    assert plan([*living, report(2)], force=True).epoch == 2
     stale = report(1, leads=True)  # of epoch 1, while somebody is in epoch 2 already
-    assert plan([*REPLICAS, stale, report(5, 990, first_term(2) + 1, state_epoch=2, log_epoch=2)]).epoch == 3
+    newer = report(5, 990, first_term(2) + 1, state_epoch=2, log_epoch=2)
+    assert plan([*REPLICAS, stale, report(2), newer]).epoch == 3
 
 
 def test_a_region_with_too_few_nodes() -> None:
@@ -121,7 +130,7 @@ def test_two_at_once() -> None:
     begun = [report(4, promised_epoch=2, promised_ago_ms=500, promised_region="asia"), *REPLICAS[1:]]
     assert code(begun, force=True) == "FAILOVER_IN_PROGRESS"
     old = [report(4, promised_epoch=2, promised_ago_ms=60_000), *REPLICAS[1:]]
-    assert plan(old).epoch == 3, "it broke off long ago"
+    assert plan([*old, report(1), report(2)]).epoch == 3, "it broke off long ago"
 
 
 def test_fenced_is_a_majority_of_the_old_voters() -> None:

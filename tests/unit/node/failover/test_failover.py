@@ -1,0 +1,287 @@
+"""Failovers on production nodes in virtual time: what breaks off, who comes back, what is asked in between."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kvnode.codec.epoch import epoch_entry
+from kvnode.codec.membership import MemberRole
+from kvnode.codec.versionstamp import split
+from kvnode.node.failover.participant import entry_to_wire, question
+from kvnode.node.failover.plan import Plan, Wishes
+from kvnode.node.node import Node
+from kvnode.proto.kv.internal.v1 import failover_pb2
+from kvnode.storage.fork_file import read_fork
+from tests.simulation.cluster import Server
+from tests.simulation.failover_observer import EpochObserver
+from tests.unit.node.cluster import Trio, on_regions, put, read, until, write
+
+DOWN = Wishes("r2", primary_is_down=True)
+UNFENCED = 3  # the first epoch of a failover to r2 without a fence: 2 is left to r1
+
+
+def regions(trio: Trio) -> tuple[list[Server], list[Server]]:
+    servers = list(trio.servers.values())
+    return servers[:3], servers[3:]
+
+
+async def ready(trio: Trio) -> tuple[list[Server], list[Server]]:
+    """Both regions, with a key that everybody has."""
+    await trio.put(await trio.leading(), b"kept")
+    await trio.everywhere()
+    return regions(trio)
+
+
+def vouch(trio: Trio, epoch: int = UNFENCED) -> None:
+    assert isinstance(trio.observer, EpochObserver)
+    trio.observer.vouched.add(epoch)
+
+
+async def lose_the_primary(trio: Trio, primary: list[Server]) -> None:
+    vouch(trio)
+    for server in primary:
+        trio.crash(server)
+
+
+async def in_epoch(trio: Trio, servers: list[Server], epoch: int = UNFENCED) -> None:
+    def there() -> bool:
+        nodes = [server.node for server in servers]
+        return all(node is not None and node.epoch == epoch and node.leader_id for node in nodes)
+
+    await until(there, 30, f"not all are in epoch {epoch}")
+
+
+async def tell(trio: Trio, server: Server, plan: Plan, **ask: object) -> failover_pb2.FailoverResponse:
+    """One question of a coordinator."""
+    node = trio.node(server)
+    request = question(node.settings, node.node_id, plan.epoch, plan.ballot, plan.region)
+    for name, value in ask.items():
+        getattr(request, name).CopyFrom(value)
+    return await trio.within(server, node.failover.answer(request))
+
+
+@on_regions
+async def test_the_other_region_takes_over_and_the_old_one_follows(trio: Trio) -> None:
+    primary, (one, other) = await ready(trio)
+    await lose_the_primary(trio, primary)
+    held = trio.ask(other, write(put(b"held"), timeout_ms=60_000))
+    plan = await trio.within(one, trio.node(one).coordinator.execute(DOWN))
+    await in_epoch(trio, [one, other])
+    assert split((await held.write()).versionstamp)[:1] == (3,) and plan.epoch == 3
+    assert await trio.get(other, b"kept") == b"v"
+    for server in primary:
+        trio.start(server)
+    await in_epoch(trio, primary)
+    assert await trio.get(primary[0], b"held") == b"v"
+    assert {m.role for m in trio.node(one).membership.members if m.region == "r1"} == {MemberRole.REPLICA}
+
+
+@on_regions
+async def test_what_only_the_old_primary_had_is_saved_and_it_begins_anew(trio: Trio) -> None:
+    primary, replicas = await ready(trio)
+    for server in replicas:
+        trio.cut(server)
+    for number in range(5):
+        await trio.put(primary[0], b"lost %d" % number)
+    await lose_the_primary(trio, primary)
+    trio.heal()
+    await trio.within(replicas[0], trio.node(replicas[0]).coordinator.execute(DOWN))
+    await trio.put(replicas[0], b"new")
+    for server in primary:
+        trio.start(server)
+    await in_epoch(trio, primary)
+    await trio.everywhere()
+    assert await trio.get(primary[1], b"lost 0") is None and await trio.get(primary[1], b"new") == b"v"
+    saved = 0
+    for server in primary:
+        if server.disk.exists("data/forks"):
+            for name in server.disk.list_directory("data/forks"):
+                file = server.disk.open(f"data/forks/{name}")
+                header, entries = read_fork(file.read(0, file.size()), name)
+                saved += sum(b"lost" in entry.data for entry in entries)
+                assert header.epoch == 1 and header.first_index > header.fork_index
+    assert saved >= 5
+    digests = {trio.node(server).state.meta.digest for server in trio.servers.values()}
+    await until(lambda: len({trio.node(s).state.meta.digest for s in trio.servers.values()}) == 1, 30, str(digests))
+
+
+@on_regions
+async def test_a_fenced_failover_loses_nothing_and_two_sides_never_acknowledge(trio: Trio) -> None:
+    primary, (one, _) = await ready(trio)
+    leader = await trio.leading()
+    trio.cut(leader)
+    late = trio.ask(leader, write(put(b"late"), timeout_ms=5_000))
+    await trio.within(one, trio.node(one).coordinator.execute(Wishes("r2", force=True)))
+    await trio.put(one, b"new")
+    error = await late.error()
+    assert not error.not_applied, "its outcome is unknown, and it was not acknowledged"
+    assert leader in primary
+    trio.heal()
+    await in_epoch(trio, primary, 2)
+    assert await trio.get(leader, b"late") is None
+
+
+@on_regions
+async def test_too_few_old_voters_are_no_fence(trio: Trio) -> None:
+    primary, (one, _) = await ready(trio)
+    for server in primary[:2]:
+        trio.crash(server)
+    await asyncio.sleep(3)  # until the third knows that it is alone
+    refused = await trio.refused(one, trio.node(one).coordinator.execute(Wishes("r2")))
+    assert refused.code == "FAILOVER_NOT_FENCED" and "'node1', 'node2'" in refused.message
+    assert trio.node(one).raft.promised_epoch == 0, "nothing was changed"
+
+
+@on_regions
+async def test_one_that_promised_takes_part_in_nothing_until_it_is_repeated(trio: Trio) -> None:
+    """The coordinator dies after the promises; a node restarts; a repeat takes the next epoch."""
+    primary, (one, other) = await ready(trio)
+    await lose_the_primary(trio, primary)
+    plan = await trio.within(one, trio.node(one).coordinator.prepare(DOWN))
+    ask = failover_pb2.FailoverPromise(voter_ids=[4, 5])
+    for server in (one, other):
+        await tell(trio, server, plan, promise=ask)
+    trio.crash(one)
+    trio.start(one)
+    await until(lambda: one.node is not None)
+    assert (trio.node(one).raft.promised_epoch, trio.node(one).raft.promised_ballot) == (3, plan.ballot)
+    assert (await trio.ask(one, read(b"kept", eventual=True)).read()).ranges[0].entries
+    strong = trio.ask(other, read(b"kept", timeout_ms=60_000))
+    refused = await trio.refused(one, trio.node(one).coordinator.execute(DOWN))
+    assert refused.code == "FAILOVER_IN_PROGRESS", "the other one remembers that it promised a moment ago"
+    await asyncio.sleep(11)
+    assert not strong.done
+    vouch(trio, 5)
+    await trio.within(one, trio.node(one).coordinator.execute(DOWN))
+    await in_epoch(trio, [one, other], 5)
+    assert (await strong.read()).ranges[0].entries
+
+
+@on_regions
+async def test_an_epoch_that_was_begun_on_one_node_comes_about_where_the_others_have_promised(trio: Trio) -> None:
+    primary, (one, other) = await ready(trio)
+    await lose_the_primary(trio, primary)
+    plan = await trio.within(one, trio.node(one).coordinator.prepare(DOWN))
+    for server in (one, other):
+        await tell(trio, server, plan, promise=failover_pb2.FailoverPromise(voter_ids=[4, 5]))
+    entry = epoch_entry(plan.start, trio.node(one).raft.last_index + 1)
+    await tell(trio, one, plan, begin=failover_pb2.FailoverBegin(entry=entry_to_wire(entry)))
+    await in_epoch(trio, [one, other])
+    assert trio.node(other).raft.log.term(entry.index) == entry.term
+
+
+@on_regions
+async def test_an_epoch_that_was_begun_on_one_node_is_found_by_the_repeat(trio: Trio) -> None:
+    primary, (one, other) = await ready(trio)
+    await lose_the_primary(trio, primary)
+    plan = await trio.within(one, trio.node(one).coordinator.prepare(DOWN))
+    await tell(trio, one, plan, promise=failover_pb2.FailoverPromise(voter_ids=[4, 5]))
+    entry = epoch_entry(plan.start, trio.node(one).raft.last_index + 1)
+    await tell(trio, one, plan, begin=failover_pb2.FailoverBegin(entry=entry_to_wire(entry)))
+    again = await trio.within(other, trio.node(other).coordinator.execute(DOWN))
+    assert (again.epoch, again.source.last_index) == (4, entry.index), "what was begun is the most advanced log"
+    await in_epoch(trio, [one, other], 4)
+
+
+@on_regions
+async def test_another_coordinator_gets_no_promise_for_the_same_epoch(trio: Trio) -> None:
+    _, (one, other) = await ready(trio)
+    coordinator = trio.node(one).coordinator
+    plan = await trio.within(one, coordinator.prepare(Wishes("r2", force=True)))
+    ask = failover_pb2.FailoverPromise(voter_ids=[4, 5])
+    await tell(trio, other, plan, promise=ask)
+    node = trio.node(other)
+    request = question(node.settings, node.node_id, plan.epoch, plan.ballot + 2, plan.region)
+    request.promise.CopyFrom(ask)
+    refused = await trio.refused(other, node.failover.answer(request))
+    assert refused.code == "FAILOVER_IN_PROGRESS"
+    await asyncio.sleep(11)
+    refused = await trio.refused(other, node.failover.answer(request))
+    assert refused.code == "EPOCH_PROMISED"
+
+
+@on_regions
+async def test_a_planned_move_loses_nothing_and_is_quick(trio: Trio) -> None:
+    primary, (one, other) = await ready(trio)
+    leader = await trio.leading()
+    asked = [trio.ask(leader, write(put(b"w%d" % number), timeout_ms=30_000)) for number in range(20)]
+    plan, pause_ms = await trio.within(one, trio.node(one).coordinator.move("r2"))
+    assert pause_ms < 2_000 and plan.epoch == 2
+    asked += [trio.ask(leader, write(put(b"x%d" % number), timeout_ms=30_000)) for number in range(20)]
+    for each in asked:
+        await each.write()
+    await in_epoch(trio, [*primary, one, other], 2)
+    assert await trio.get(primary[2], b"w19") == b"v"
+    assert not any(server.disk.exists("data/forks") for server in primary)
+    await trio.within(leader, trio.node(leader).coordinator.move("r1"))
+    await in_epoch(trio, [*primary, one, other], 3)
+    assert len(trio.node(leader).membership.voters) == 3 and trio.node(leader).membership.min_commit_dcs == 2
+
+
+async def sealed(trio: Trio) -> tuple[Server, Node]:
+    """The leader, after its seal is committed and while nobody of the other region hears of it."""
+    _, replicas = regions(trio)
+    leader = await trio.leading()
+    node = trio.node(leader)
+    coordinator = trio.node(replicas[0]).coordinator
+    plan = await trio.within(replicas[0], coordinator.prepare_move("r2"))
+    for server in replicas:
+        trio.cut(server)
+    request = question(node.settings, node.node_id, plan.epoch, plan.ballot, "r2")
+    request.seal.voter_ids.extend([4, 5])
+    await trio.within(leader, node.failover.answer(request))
+    return leader, node
+
+
+@on_regions
+async def test_behind_the_seal_the_old_group_serves_nothing_strong(trio: Trio) -> None:
+    primary, replicas = await ready(trio)
+    leader, node = await sealed(trio)
+    assert node.raft.sealed and node.is_leader
+    strong = [trio.ask(server, read(b"kept", timeout_ms=60_000)) for server in primary]
+    late = trio.ask(leader, write(put(b"late"), timeout_ms=60_000))
+    trio.crash(leader)  # a successor is not served by either
+    await asyncio.sleep(5)
+    assert not any(asked.done for asked in strong[1:]) and not late.done
+    trio.heal()
+    await in_epoch(trio, replicas, 2)
+    trio.start(leader)
+    for asked, server in zip(strong, primary, strict=True):
+        if server is not leader:
+            assert (await asked.read()).ranges[0].entries
+
+
+@on_regions
+async def test_a_move_that_is_stuck_behind_its_seal_is_taken_back_by_force(trio: Trio) -> None:
+    primary, replicas = await ready(trio)
+    await sealed(trio)
+    for server in replicas:
+        trio.crash(server)
+    trio.heal()
+    one = primary[0]
+    refused = await trio.refused(one, trio.node(one).coordinator.execute(Wishes("r1")))
+    assert refused.code == "FAILOVER_NOT_FENCED", "the new voters may have begun the next epoch already"
+    vouch(trio, 3)
+    await trio.within(one, trio.node(one).coordinator.execute(Wishes("r1", primary_is_down=True)))
+    await in_epoch(trio, primary, 3)
+    await trio.put(one, b"again")
+    for server in replicas:
+        trio.start(server)
+    await in_epoch(trio, replicas, 3)
+
+
+@on_regions
+async def test_a_replica_of_the_new_primary_region_can_be_promoted(trio: Trio) -> None:
+    primary, (one, other) = await ready(trio)
+    await lose_the_primary(trio, primary)
+    trio.crash(other)
+    wishes = Wishes("r2", force=True, primary_is_down=True)
+    await trio.within(one, trio.node(one).coordinator.execute(wishes))
+    await trio.put(one, b"alone")
+    trio.start(other)
+    await in_epoch(trio, [other])
+    assert trio.node(other).is_replica
+    await trio.within(one, trio.node(one).members.promote(5))
+    await until(lambda: trio.node(other).member.role is MemberRole.VOTER)
+    await trio.put(other, b"together")
+    await until(lambda: trio.node(other).raft.commit == trio.node(one).raft.commit)

@@ -24,6 +24,7 @@ from kvnode.raft import configuration, election, leader
 from kvnode.raft.configuration import MembershipHistory
 from kvnode.raft.core import Core
 from kvnode.storage.log import Log
+from tests.simulation.failover_mutants import FAILOVER_NAMED
 from tests.simulation.mutants_more import (
     believe_the_frozen,
     change_before_an_own_commit,
@@ -163,6 +164,7 @@ def vote_from_an_old_pre_vote() -> Patch:
 PAPER = "tests/raft/test_paper.py"
 RESOLVE = "tests/unit/machine/test_resolve.py"
 NAMED: dict[Callable[[], Patch], str] = {
+    **FAILOVER_NAMED,
     take_a_fork: "tests/unit/raft/test_changelog.py::test_a_fork_is_refused",
     campaign_without_pre_vote: f"{PAPER}::test_t96_pre_vote_keeps_the_term_of_who_is_cut_off",
     leave_a_living_leader: f"{PAPER}::test_t423_votes_are_sticky",

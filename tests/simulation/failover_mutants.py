@@ -1,0 +1,61 @@
+"""Planted bugs of failovers, each for the test that describes its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kvnode.node.failover import plan
+from kvnode.raft import epochs
+from kvnode.raft.configuration import MembershipHistory
+from kvnode.raft.core import Core
+from kvnode.raft.raft import Raft
+from tests.simulation.planting import Patch, replaced
+
+_FAILOVER = "tests/unit/node/failover/test_failover.py"
+_EPOCHS = "tests/unit/raft/test_epochs.py"
+
+
+def forget_the_promise() -> Patch:
+    """A restarted node does not know what it has promised."""
+    original = Raft.__init__
+
+    def init(self: Raft, config: Any, log: Any, hard_state: Any, *rest: Any, **named: Any) -> None:
+        original(self, config, log, hard_state._replace(epoch=0, ballot=0), *rest, **named)
+
+    return replaced(Raft, "__init__", init)
+
+
+def acknowledge_in_an_ended_epoch() -> Patch:
+    """Who has promised still takes part in what came before."""
+    return replaced(epochs, "admits", lambda core, message: True)
+
+
+def serve_behind_the_seal() -> Patch:
+    """The old leader serves strong reads after its epoch is sealed."""
+    return replaced(Raft, "sealed", property(lambda self: False))
+
+
+def commit_behind_the_seal() -> Patch:
+    """A successor's no-op behind the seal is committed like any entry."""
+    return replaced(MembershipHistory, "sealed_at", property(lambda self: 0))
+
+
+def campaign_in_an_ended_epoch() -> Patch:
+    """A voter of the epoch before stands for election after it has promised the next."""
+    return replaced(Core, "fenced", property(lambda self: False))
+
+
+def any_fence_will_do() -> Patch:
+    """Nobody asks whether enough of the old voters have promised."""
+    return replaced(plan, "unfenced", lambda membership, reports, promised: ())
+
+
+FAILOVER_NAMED: dict[Callable[[], Patch], str] = {
+    forget_the_promise: f"{_EPOCHS}::test_a_promise_is_durable_and_survives_a_restart",
+    acknowledge_in_an_ended_epoch: f"{_EPOCHS}::test_who_has_promised_takes_no_part_in_what_came_before",
+    serve_behind_the_seal: f"{_FAILOVER}::test_behind_the_seal_the_old_group_serves_nothing_strong",
+    commit_behind_the_seal: f"{_EPOCHS}::test_a_successor_commits_the_seal_and_nothing_more",
+    campaign_in_an_ended_epoch: f"{_EPOCHS}::test_a_promise_is_durable_and_survives_a_restart",
+    any_fence_will_do: f"{_FAILOVER}::test_too_few_old_voters_are_no_fence",
+}

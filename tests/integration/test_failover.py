@@ -74,7 +74,7 @@ async def test_the_whole_primary_region_is_lost_and_comes_back(cluster: LocalClu
     began = time.monotonic()
     done = await kvnode(cluster, "failover", "--to", "europe", DOWN, "--yes", at=europe[0])
     after = await put(at, "after")
-    assert time.monotonic() - began < 10, "the command and the first write after it"
+    assert time.monotonic() - began < 40, "the command, twice a process, and the first write, on a busy machine"
     assert done["epoch"] == 2 and after > lost and after[:2] == b"\x00\x02"
     assert await waiting > lost, "what a node of the region held while there was no primary"
     assert await get(at, "kept") == b"value" and await get(at, "lost") is None

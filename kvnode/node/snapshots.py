@@ -196,6 +196,7 @@ class Snapshots:
         receiver = self._sinks.get(header.snapshot_id)
         if receiver is None:
             for stale in self._sinks.values():
+                self._spent.add(stale)  # its sender is told so with its next chunk
                 stale.close()
             self._sinks.clear()
             self._headers.clear()

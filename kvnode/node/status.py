@@ -146,6 +146,13 @@ def _problems(node: Node, voters: list[int]) -> list[str]:
     is_ready, why = node.ready
     if not is_ready:
         problems.append(why)
+    if node.epochs.split:
+        problems.append(node.epochs.split)
+    if node.raft.fenced and not node.raft.leader_id and node.raft.promised_epoch:
+        problems.append(
+            f"this node has promised epoch {node.raft.promised_epoch} and found nobody in it yet: if no failover is "
+            "under way, repeat `kvnode failover`"
+        )
     offset_ms = node.clock_guard.offset_ms(voters)
     if abs(offset_ms) > node.settings.max_clock_offset_ms:
         problems.append(

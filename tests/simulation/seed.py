@@ -24,7 +24,7 @@ from tests.simulation.loop import Hang, Livelock, SimulatedLoop
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
 from tests.simulation.observer import Observer, Violation
-from tests.simulation.queues import NoQueues, draw_queues
+from tests.simulation.queues import draw_queues
 from tests.simulation.tuning import draw_tuning
 from tests.simulation.workload import EVERYTHING, Client, Journal
 
@@ -101,7 +101,7 @@ class Scene:
         self.directory = directory
         self.result = result
         # What queues must hold says nothing yet of messages that a failover has lost: no seed has both.
-        self.fails_over = isinstance(self.queues, NoQueues) and draws_failovers(seed, self._draw_replicas())
+        self.fails_over = not self.queues.label and draws_failovers(seed, self._draw_replicas())
         self.observer = EpochObserver() if self.fails_over else Observer()
         self.failovers: Failovers | None = None
         self.journal = Journal()

@@ -217,6 +217,16 @@ async def test_two_senders_of_one_snapshot_end_it_once() -> None:
     await asyncio.wait_for(first, 1)
 
 
+async def test_a_transfer_that_another_one_has_displaced_is_told_so(tmp_path: Path) -> None:
+    ground = Receiving()
+    ground.incoming_directory = tmp_path
+    displaced = await ground.snapshots.receive_open(header(10))
+    await ground.snapshots.receive_open(header(20))
+    with pytest.raises(KvError, match="another sender"):
+        await ground.snapshots.receive_finish(header(10), displaced)
+    await ground.snapshots.close()
+
+
 async def test_an_install_that_outlasts_the_senders_patience_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_SNAPSHOT_INSTALL_MS", 10)
     ground = Receiving()

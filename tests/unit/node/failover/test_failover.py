@@ -146,6 +146,7 @@ async def test_one_that_promised_takes_part_in_nothing_until_it_is_repeated(trio
     await until(lambda: one.node is not None)
     assert (trio.node(one).raft.promised_epoch, trio.node(one).raft.promised_ballot) == (3, plan.ballot)
     assert (await trio.ask(one, read(b"kept", eventual=True)).read()).ranges[0].entries
+    assert any("has promised epoch 3" in problem for problem in trio.node(one).status().problems)
     strong = trio.ask(other, read(b"kept", timeout_ms=60_000))
     refused = await trio.refused(one, trio.node(one).coordinator.execute(DOWN))
     assert refused.code == "FAILOVER_IN_PROGRESS", "the other one remembers that it promised a moment ago"

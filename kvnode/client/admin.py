@@ -244,6 +244,7 @@ class Admin:
                 is_over = self._clock.monotonic_ms() + pause_ms >= deadline_ms
                 if is_over or not (isinstance(error, NotLeader) or error.code == "NOT_LEADER"):
                     raise
+                self._caller.turn()  # it may be cut off from a leader that others know
                 await asyncio.sleep(pause_ms / 1000)
             finally:
                 await caller.close()

@@ -44,6 +44,10 @@ class Endpoints:
         self._failures_count = 0
         self._last_errors.clear()
 
+    def turn(self) -> None:
+        """Ask the next one from now on: this one answers, but another may know more."""
+        self._position = (self._position + 1) % len(self._addresses)
+
     def failed(self, error: KvError) -> float:
         """The current address failed: move on. Returns the pause in milliseconds before the next attempt."""
         self._last_errors[self.current] = error

@@ -57,6 +57,10 @@ class UnaryCaller:
         """The address in use, or the one that is tried next."""
         return self._endpoints.current
 
+    def turn(self) -> None:
+        """Ask the next endpoint from now on: the one in use answers, but another may know more."""
+        self._endpoints.turn()
+
     async def call(
         self, method: Method[Request, Response], request: Request, timeout_ms: int, *, repeatable: bool = True
     ) -> Response:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from random import Random
 
 import pytest
@@ -67,6 +68,27 @@ async def test_a_change_waits_while_leadership_moves() -> None:
         await admin.promote(1)
         kinds = [type(request).__name__ for request in server.admin_requests]
     assert kinds == ["StatusRequest", "NoneType", "StatusRequest", "MemberPromoteRequest"]
+
+
+async def test_a_change_finds_the_leader_that_the_first_node_does_not_know() -> None:
+    """A node with a damaged log, or cut off, answers and knows of no leader: all the time of the call went to it."""
+    async with FakeServer(name="a") as lonely, FakeServer(name="b") as leader:
+        for server in (lonely, leader):
+            server.status.members.extend(members(lonely, leader))
+        leader.status.leader_id = 2
+        original = lonely._misbehave
+        calls = itertools.count()
+
+        async def misbehave(context: object) -> None:
+            if next(calls) % 2:  # a change, after a look at its status
+                error = kv_pb2.Error(code="NOT_LEADER", message="no leader is known", phase="leader", not_applied=True)
+                lonely.faults.errors = [error]
+            await original(context)
+
+        lonely._misbehave = misbehave  # type: ignore[method-assign]
+        async with Admin([lonely.address, leader.address], timeout_ms=2_000) as admin:
+            await admin.promote(1)
+        assert isinstance(leader.admin_requests[-1], admin_pb2.MemberPromoteRequest)
 
 
 async def test_a_refused_change_is_not_repeated() -> None:

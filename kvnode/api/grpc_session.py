@@ -75,7 +75,7 @@ class Session:
         await self._read_while_opening(first, opening)
         self._client_id = opening.result()
         opened = kv_pb2.SessionOpened(client_id=self._client_id, node=self._node.name)
-        self._outbox.announce(kv_pb2.SessionResponse(opened=opened).SerializeToString())
+        await self._outbox.announce(kv_pb2.SessionResponse(opened=opened).SerializeToString())
         for request in self._waiting:
             self._take(request)
         self._waiting.clear()

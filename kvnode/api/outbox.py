@@ -34,7 +34,7 @@ class Outbox:
     def __init__(self, write: Callable[[bytes], Awaitable[None]], field_number: int) -> None:
         self._write = write
         self._field_number = field_number
-        self._announcements: list[bytes] = []
+        self._announcements: list[tuple[bytes, asyncio.Future[None]]] = []
         self._results: list[bytes] = []
         self._bytes = 0
         self._owed = 0
@@ -56,10 +56,15 @@ class Outbox:
         self._bytes += len(result)
         self._wake()
 
-    def announce(self, message: bytes) -> None:
-        """A message of its own, to be sent before the results that are put from now on."""
-        self._announcements.append(message)
+    async def announce(self, message: bytes) -> None:
+        """Send a message of its own, before the results that are put from now on; returns when it is written.
+
+        Whoever waits for that cannot end the stream meanwhile: gRPC never ends a call whose write was cancelled.
+        """
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._announcements.append((message, written))
         self._wake()
+        await written
 
     def fits(self, size_bytes: int) -> bool:
         """Whether a result of that size may still be put; the only one there is always may."""
@@ -85,8 +90,10 @@ class Outbox:
         loop = asyncio.get_running_loop()
         while True:
             announcements, self._announcements = self._announcements, []
-            for message in announcements:
+            for message, written in announcements:
                 await self._write(message)
+                if not written.done():
+                    written.set_result(None)
             results, self._results = self._results, []
             if not results and self._announcements:
                 continue

@@ -36,6 +36,8 @@ async def test_the_default_topology_as_processes(make_cluster: MakeCluster) -> N
     await eventually(
         lambda: len(live_series(cluster, "kvnode_queue_waiting_count")) == 7, "the message is not everywhere"
     )
+    # What a node says of others comes with their next words.
+    await eventually(lambda: not unanswered(live_series(cluster)), "a query of the dashboard finds nothing")
     every_query_finds_its_series(live_series(cluster))
     await asyncio.to_thread(cluster.stop)
     for node in cluster.nodes.values():
@@ -58,6 +60,12 @@ def live_series(cluster: LocalCluster, name: str = "") -> list[Series]:
         target = {"node": node.name, "region": node.spec.region, "dc": node.spec.dc, "instance": node.ops_address}
         found += scraped(node.http("/metrics")[1], target)
     return [series for series in found if name in ("", series.name)]
+
+
+def unanswered(series: list[Series]) -> list[str]:
+    """The queries of the dashboard that find nothing, or not what they show."""
+    queries = [query for panel in PANELS for query in panel.queries]
+    return [query.expression for query in queries if problems(query.expression, series, query.legend)]
 
 
 def every_query_finds_its_series(series: list[Series]) -> None:

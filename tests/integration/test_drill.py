@@ -9,6 +9,8 @@ import sys
 
 from cluster.launcher import ROOT
 
+ASIA_ONE_WAY_MS = 94  # of the default topology
+MAX_ANSWER_MS = 30  # from a commit to its client's answer
 MAX_PAUSE_MS = 15_000  # on a busy machine, where the drill's own 5 s may be broken and are then reported as such
 REGIONS = {"us-east", "europe", "asia"}
 
@@ -35,7 +37,8 @@ def test_the_drill_in_short_form() -> None:
     assert region["runs"][0]["figures"]["reads europe"] > 40, "clients of a dead region read where?"
     spreads = {(each["what"], each["region"]): each for each in found["spreads"]}
     assert {region for what, region in spreads if what == "eventual"} == REGIONS
-    assert spreads["strong", "asia"]["median_ms"] >= 2 * 94
-    assert spreads["eventual", "asia"]["median_ms"] < 94, "an eventual read went round the world"
+    assert spreads["strong", "asia"]["median_ms"] >= 2 * ASIA_ONE_WAY_MS
+    assert spreads["eventual", "asia"]["median_ms"] < ASIA_ONE_WAY_MS, "an eventual read went round the world"
     lag = spreads["lag at 1,000 writes/s", "asia"]
-    assert lag["count"] > 100 and lag["median_ms"] >= 90
+    # Counted from the client's answer, which comes later than the entry leaves for the other side of the world.
+    assert lag["count"] > 100 and lag["median_ms"] >= ASIA_ONE_WAY_MS - MAX_ANSWER_MS

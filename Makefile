@@ -45,7 +45,7 @@ demo: $(PROTO_STAMP)  ## Seven data centers on this machine, a killed leader, ev
 queue-drill: $(PROTO_STAMP)  ## 100,000 messages, consumers in Python, Deno and Node, leaders and consumers killed, none lost
 	@deno=$$($(BIN)/python -m tests.compat.clients); $(BIN)/python -m cluster.queue_drill --deno "$$deno" $(ARGS)
 
-test: $(PROTO_STAMP)  ## Lint, then every test (under 20 minutes on 2 cores)
+test: $(PROTO_STAMP)  ## Lint, then every test
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest $(ARGS)
 

@@ -6,6 +6,7 @@ import io
 import time
 from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
 from cluster.ack_timeline import AckTimeline
@@ -59,7 +60,7 @@ async def test_a_look_tells_role_lag_and_rates() -> None:
     second = {sight.name: sight for sight in await watcher.look()}
     assert second["near"].role == "down"
     assert second["far"].lag_ms == 0
-    assert second["far"].reads_per_second / second["far"].writes_per_second == 1_000 / 2
+    assert second["far"].reads_per_second / second["far"].writes_per_second == pytest.approx(1_000 / 2)
 
 
 async def test_what_is_no_page_of_metrics_counts_as_down() -> None:

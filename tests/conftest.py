@@ -11,6 +11,7 @@ TESTS = Path(__file__).parent
 REAL_PROCESSES = (TESTS / "integration", TESTS / "compat")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist with --dist loadgroup, all tests of real processes go to one worker, one after the other;
     the simulation and the unit tests share the rest."""

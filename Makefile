@@ -47,7 +47,7 @@ queue-drill: $(PROTO_STAMP)  ## 100,000 messages, consumers in Python, Deno and 
 
 test: $(PROTO_STAMP)  ## Lint, then every test
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(PROTO_STAMP)  ## Types, style and import direction
 	@$(BIN)/ruff check .

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import random
-import signal
 import sys
 from collections.abc import Awaitable
 from functools import partial
@@ -33,6 +32,7 @@ from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.queue_metrics import QueueStats
 from kvnode.api.self_join import SelfJoin
 from kvnode.api.serve_gateway import serve_gateway
+from kvnode.api.stop_signals import stop_signals
 from kvnode.api.tls import GrpcTls, grpc_tls
 from kvnode.base import egress, limits
 from kvnode.base.clock import Clock, SystemClock
@@ -90,10 +90,7 @@ def run(config: NodeConfig) -> int:
 
 
 async def _serve(config: NodeConfig) -> int:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = stop_signals()
     tls = grpc_tls(config)
     stats = Stats()
     disk = SystemDisk(observe_sync=lambda seconds: stats.fsync_ms.observe(seconds * 1_000))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.remote_backend import RemoteBackend
 from kvnode.api.remote_directory import RemoteDirectory
 from kvnode.api.remote_queues import RemoteQueues
+from kvnode.api.stop_signals import stop_signals
 from kvnode.api.tls import grpc_tls
 from kvnode.base import limits
 from kvnode.base.clock import SystemClock
@@ -41,10 +41,7 @@ DRAIN_S = 1.0  # for what is owed when the gateway stops
 
 async def serve_gateway(config: NodeConfig) -> int:
     """Serve until SIGTERM or SIGINT; returns the process's exit status. Raises ConfigError."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    stopping = stop_signals()
     credentials = grpc_tls(config)
     nodes = credentials.peers
     directory = RemoteDirectory(config.peers, token=config.access_token, credentials=nodes)

@@ -137,6 +137,14 @@ async def test_listen_over_grpc(nodes: LocalCluster) -> None:
                 assert (await stream.end()).code == code, (at, name)
 
 
+async def test_rules_broken_before_the_first_answer_is_out(nodes: LocalCluster) -> None:
+    for _ in range(50):
+        async with Stream(nodes.addresses[0]) as stream:
+            await stream.say(opening())
+            await stream.say(opening())
+            assert (await stream.end()).code == "LISTEN_OPENED_TWICE"
+
+
 async def test_leases_that_are_not_current_over_grpc(nodes: LocalCluster) -> None:
     async with open_kv(nodes.addresses, token=TOKEN) as kv, Stream(nodes.addresses[1]) as stream:
         await kv.enqueue("slow", queue="other")

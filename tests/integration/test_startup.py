@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grpc
@@ -48,6 +50,14 @@ async def test_a_single_node_is_an_ordinary_cluster(single: LocalCluster) -> Non
     single.kill("a")
     single.restart("a")
     await put(single.addresses[0], "two")
+
+
+def test_asking_again_to_stop_changes_nothing(single: LocalCluster) -> None:
+    child = single.nodes["a"].child
+    while child.running:
+        child.signal(signal.SIGTERM)
+        time.sleep(0.000_2)
+    assert child.exit_status == 0
 
 
 def test_second_process_on_one_data_directory(single: LocalCluster) -> None:

@@ -74,8 +74,14 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "Lag by region",
         "ms",
+        (Query("max by (region) (kvnode_replication_lag_ms)", "{{region}}"),),
+        description="Age of the applied state by the clocks, at the region's worst node; -1 is not known.",
+    ),
+    Panel(
+        "Age of eventual reads by region, bound",
+        "ms",
         (Query("max by (region) (kvnode_age_ms)", "{{region}}"),),
-        description="Upper bound on the age of an eventual read, at the region's worst node; -1 is not known.",
+        description="What the region's worst node promises: lag and the allowed offset of clocks; -1 is not known.",
     ),
     Panel(
         "Lag by region, entries",

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from cluster.ack_timeline import AckTimeline
 from cluster.launcher import LocalNode
-from cluster.topology import VOTER
 from kvnode.codec.versionstamp import versionstamp
 
 _LAST_ORDER = 0xFFFF  # of the transactions of one entry
@@ -81,7 +80,7 @@ class NodeWatcher:
         return NodeSight(
             node.name,
             node.spec.region,
-            look.role if node.spec.role == VOTER else node.spec.role,
+            look.role,
             stamp[:8].hex(),
             self._timeline.behind_ms(stamp, look.at_ms),
             max(0, committed - index),

@@ -62,8 +62,8 @@ async def _run(options: argparse.Namespace, rows: list[Row], console: Console) -
     findings = Findings()
     console.print(f"{len(topology.nodes)} nodes in {len(regions)} regions, {len(gateways)} gateways")
 
-    def make_stage() -> Stage:
-        return Stage(topology, None, gateways)
+    def make_stage(name: str) -> Stage:
+        return Stage(topology, options.data_dir / name if options.data_dir else None, gateways)
 
     def say(text: str) -> None:
         console.print(f"  {text}")
@@ -125,7 +125,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", default="", metavar="A,B", help="only these rows")
     parser.add_argument("--repetitions", type=int, default=0, metavar="N", help="of each row (3; 1 with --short)")
     parser.add_argument("--no-tables", dest="tables", action="store_false", help="leave latency and lag out")
-    parser.add_argument("--data-dir", type=Path, default=None, help="data and logs; a temporary folder by default")
+    parser.add_argument("--data-dir", type=Path, default=None, help="data and logs, kept; temporary by default")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
     parser.add_argument("--write", action="store_true", help="write docs/reference/failure-table.md and bench/results")
     options = parser.parse_args()

@@ -35,13 +35,20 @@ class CommandFailed(Exception):
 
 
 async def run_failovers(
-    row: Row, repetitions_count: int, make_stage: Callable[[], Stage], say: Callable[[str], None]
+    row: Row, repetitions_count: int, make_stage: Callable[[str], Stage], say: Callable[[str], None]
 ) -> Verdict:
-    """Play a row of this kind, each time on a stage of its own: afterwards the primary region is another one."""
+    """Play a row of this kind, each time on a stage of its own: afterwards the primary region is another one.
+
+    Args:
+        row: with the flags of the command.
+        repetitions_count: how often.
+        make_stage: from the name of a folder for data and logs, which no other repetition has.
+        say: told what is going on.
+    """
     runs = []
     for number in range(repetitions_count):
         say(f"{row.what} ({number + 1} of {repetitions_count})")
-        stage = make_stage()
+        stage = make_stage(f"{row.name}-{number + 1}")
         try:
             async with stage:
                 runs.append(await _once(stage, row))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cluster.drill.clients import Client, GrpcClient
-from cluster.drill.measures import lags_ms, percentile
+from cluster.drill.measures import lags_ms, percentile, sights_ms
 from cluster.drill.record import Kind, Record
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Pace, Traffic
@@ -30,6 +30,7 @@ class Spread:
 
     what: str
     region: str
+    least_ms: float
     median_ms: float
     p99_ms: float
     most_ms: float
@@ -69,7 +70,10 @@ async def latencies(stage: Stage, seconds: float) -> list[Spread]:
 
 
 async def lags(stage: Stage, seconds: float, writes_per_second: int = LAG_WRITES_PER_SECOND) -> list[Spread]:
-    """How far each replica region is behind while the primary one writes at a steady rate."""
+    """How far each replica region is behind while the primary one writes at a steady rate, and when it shows a write.
+
+    The lag counts from a write's answer, the sight from its start.
+    """
     clients: list[tuple[Client, Pace]] = [(_beside(stage, stage.home), Pace(writes_per_second))]
     clients += [(_beside(stage, region), Pace(0, LAG_READS_PER_SECOND)) for region in stage.away]
     record = await _run(stage, clients, seconds, f"lag {writes_per_second}")
@@ -77,8 +81,9 @@ async def lags(stage: Stage, seconds: float, writes_per_second: int = LAG_WRITES
     for region in stage.away:
         aim = stage.topology.delays[stage.home, region] + LAG_EXTRA_MS
         values = lags_ms(record, region)
-        what = f"lag at {writes_per_second:,} writes/s"
-        found.append(_spread(what, region, values, aim_ms=aim, aims_at="p99", promise_ms=LAG_MOST_MS))
+        rate = f"{writes_per_second:,} writes/s"
+        found.append(_spread(f"lag at {rate}", region, values, aim_ms=aim, aims_at="p99", promise_ms=LAG_MOST_MS))
+        found.append(_spread(f"write seen at {rate}", region, sights_ms(record, region)))
     return found
 
 
@@ -121,6 +126,7 @@ def _spread(
     return Spread(
         what,
         region,
+        min(values, default=0.0),
         percentile(values, 0.5),
         percentile(values, 0.99),
         max(values, default=0.0),

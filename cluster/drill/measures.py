@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 from cluster.ack_timeline import AckTimeline
@@ -43,7 +44,8 @@ def timeline_of(record: Record) -> AckTimeline:
 def lags_ms(record: Record, region: str) -> list[float]:
     """Of each eventual read in a region: for how long the oldest write that it did not show had been acknowledged.
 
-    The state is taken to be that of the middle of the call.
+    It counts from when a client had its answer, which may be later than when the write set out for the region: it may
+    be below the way there (sights_ms is not). The state is taken to be that of the middle of the call.
     """
     timeline = timeline_of(record)
     return [
@@ -51,3 +53,22 @@ def lags_ms(record: Record, region: str) -> list[float]:
         for call in record.of("eventual", region, "grpc")
         if call.ok
     ]
+
+
+def sights_ms(record: Record, region: str) -> list[float]:
+    """Of each acknowledged write: how long after its start the first eventual read in a region that shows it had ended.
+
+    Nobody can know a write before it began, so none of these is below the one-way delay from the writers to the region.
+    Left out are writes that the first of the reads shows, and those that none does.
+    """
+    reads = sorted(
+        (call for call in record.of("eventual", region, "grpc") if call.ok), key=lambda call: call.completed_ms
+    )
+    writes = sorted((call for call in record.of("write") if call.ok), key=lambda call: call.versionstamp)
+    shown = reads[0].versionstamp if reads else b""
+    waiting = deque(call for call in writes if call.versionstamp > shown)
+    found = []
+    for read in reads:
+        while waiting and waiting[0].versionstamp <= read.versionstamp:
+            found.append(read.completed_ms - waiting.popleft().invoked_ms)
+    return found

@@ -38,9 +38,11 @@ def page(findings: Findings) -> str:
         "## Latency and lag",
         "",
         "Latency is that of a client beside the node. Lag is how long the oldest acknowledged write that an eventual",
-        "read did not show had been acknowledged.",
+        "read did not show had been acknowledged, counted from its client's answer, so it may be below the way there.",
+        "A write is seen so long after its start as the first eventual read in the region that shows it takes to end:",
+        "never less than the one-way delay.",
         "",
-        *_table(("what", "region", "aim", "p50", "p99", "max", "calls"), spread_rows(findings.spreads)),
+        *_table(("what", "region", "aim", "min", "p50", "p99", "max", "calls"), spread_rows(findings.spreads)),
         "",
     ]
     for title, texts in (("Promises broken", findings.broken), ("Aims missed", findings.missed)):

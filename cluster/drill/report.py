@@ -120,7 +120,7 @@ def _lost(verdict: Verdict) -> str:
 def spread_table(spreads: Sequence[Spread]) -> Table:
     """Latency and lag."""
     table = Table(title="Latency and lag, ms", box=None, padding=(0, 2), title_justify="left", header_style="bold")
-    for name in ("what", "region", "aim", "p50", "p99", "max", "calls"):
+    for name in ("what", "region", "aim", "min", "p50", "p99", "max", "calls"):
         table.add_column(name, justify="left" if name in ("what", "region", "aim") else "right")
     for row in spread_rows(spreads):
         table.add_row(*row)
@@ -134,6 +134,7 @@ def spread_rows(spreads: Sequence[Spread]) -> list[list[str]]:
             each.what,
             each.region,
             f"{each.aims_at} {each.aim_ms:,.0f}" if each.aim_ms else "",
+            f"{each.least_ms:,.1f}",
             f"{each.median_ms:,.1f}",
             f"{each.p99_ms:,.1f}",
             f"{each.most_ms:,.1f}",

@@ -84,7 +84,12 @@ READ: tuple[Metric, ...] = (
     Metric("kvnode_info", _G, "Always 1; names the node in its labels."),
     Metric("kvnode_ready", _G, "1 when the node serves, as /readyz says."),
     Metric("kvnode_problems_count", _G, "Problems that the node sees; `kvnode status` names them."),
-    Metric("kvnode_role", _G, "1 for the role that the node has.", labels=("role",)),
+    Metric(
+        "kvnode_role",
+        _G,
+        "1 for the node's role: `leader`, `follower` or `candidate` for a voter, else `learner` or `replica`.",
+        labels=("role",),
+    ),
     Metric("kvnode_term", _G, "Raft term."),
     Metric("kvnode_epoch", _G, "Epoch."),
     Metric("kvnode_leader_known", _G, "1 when a leader is known."),

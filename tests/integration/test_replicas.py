@@ -52,6 +52,10 @@ async def test_replicas_follow_serve_and_forward(cluster: LocalCluster) -> None:
     await assert_equal_digests(cluster)
     said = await refused(cluster, "member", "promote", names[0])
     assert "add the node as a learner" in said
+    for name in names:
+        told = cluster.nodes[name].status()
+        assert told is not None and told.role == "replica"
+        assert 'kvnode_role{role="replica"} 1.0' in cluster.nodes[name].http("/metrics")[1]
     listed = roles(await kvnode(cluster, "member", "list"))
     assert listed == {"a": "voter", "b": "voter", "c": "voter", "e1": "replica", "e2": "replica"}
 

@@ -18,7 +18,8 @@ from kvnode.codec.versionstamp import versionstamp
 
 PAGE = """# HELP kvnode_role ...
 kvnode_role{{role="leader"}} 0.0
-kvnode_role{{role="follower"}} 1.0
+kvnode_role{{role="follower"}} 0.0
+kvnode_role{{role="replica"}} 1.0
 kvnode_epoch 2.0
 kvnode_commit_index {committed}
 kvnode_applied_index {applied}
@@ -32,7 +33,7 @@ class Node:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.spec = SimpleNamespace(region="asia", role="replica")
+        self.spec = SimpleNamespace(region="asia", role="voter")  # of the topology, before a failover
         self.child = SimpleNamespace(running=True)
         self.page = (200, PAGE.format(committed=9.0, applied=7.0, reads=1.0))
 

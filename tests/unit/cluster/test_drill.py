@@ -7,7 +7,7 @@ import pytest
 from cluster.drill.__main__ import main
 from cluster.drill.judge import Measured, gaps, judge
 from cluster.drill.latency import Spread
-from cluster.drill.measures import lags_ms, longest_gap_ms, percentile, worst_gap_ms
+from cluster.drill.measures import lags_ms, longest_gap_ms, percentile, sights_ms, worst_gap_ms
 from cluster.drill.page import page
 from cluster.drill.record import Call, Kind, Record
 from cluster.drill.report import Findings
@@ -55,6 +55,16 @@ def test_lag_is_how_long_a_read_had_lacked_an_acknowledged_write() -> None:
     assert lags_ms(record, "away") == [30, 0]
 
 
+def test_a_write_is_seen_by_the_first_read_that_shows_it_and_counts_from_its_start() -> None:
+    record = Record()
+    record.calls = [call(at, index=index) for at, index in ((10, 1), (20, 2), (30, 3), (40, 4))]
+    for at, index in ((15, 1), (55, 3), (50, 2), (60, 3)):
+        record.calls.append(call(at, region="away", kind="eventual", index=index))
+    record.calls.append(call(52, region="away", kind="eventual", index=9, error="UNAVAILABLE"))
+    assert sights_ms(record, "away") == [50 - 18, 55 - 28], "the first was there before, the last never came"
+    assert sights_ms(record, "elsewhere") == []
+
+
 def test_gaps_by_region() -> None:
     record = Record()
     record.calls = [call(at) for at in (0, 40, 100)] + [call(50, region="away", kind="eventual")]
@@ -88,7 +98,7 @@ def test_an_aim_is_missed_by_the_median_alone() -> None:
 def test_the_page_has_every_row_and_says_what_was_missed() -> None:
     findings = Findings(
         [judge(ROW, [Measured({"writes": 1_700.0}, acknowledged_count=9)])],
-        [Spread("lag", "asia", 100, 400, 500, 9, 344, "p99", 10_000), Spread("write", "home", 1, 2, 3, 9)],
+        [Spread("lag", "asia", 90, 100, 400, 500, 9, 344, "p99", 10_000), Spread("write", "home", 1, 1, 2, 3, 9)],
         {"cores": 2, "processor": "test", "load": 1.0, "repetitions": 1},
     )
     text = page(findings)

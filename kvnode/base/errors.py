@@ -94,7 +94,7 @@ class NotFound(KvError):
 
 
 class TooStale(KvError):
-    """No node whose state is as new as the read demands could be reached."""
+    """No node whose state is as new as the read or watch demands could be reached."""
 
     def __init__(self, message: str) -> None:
         super().__init__("TOO_STALE", message, phase="read")

@@ -83,6 +83,8 @@ MAX_HELD_REQUEST_BYTES = 128 * 1_048_576
 MAX_WATCHES_COUNT = 10_000
 MAX_PREFIX_WATCH_PENDING_KEYS_COUNT = 10_000
 WATCH_PING_INTERVAL_MS = 5_000
+MIN_WATCH_PING_INTERVAL_MS = 1_000  # however small the staleness is that a watch allows
+MIN_WATCH_AGE_CHECK_MS = 10  # between two looks at whether the state is still new enough for a watch
 SHUTDOWN_TIMEOUT_MS = 10_000
 
 # Client.

@@ -76,6 +76,12 @@ COUNTED: tuple[Metric, ...] = (
     Metric("kvnode_watches_count", _G, "Watches open at present.", "watches"),
     Metric("kvnode_watch_frames", _C, "Frames handed to watchers.", "watch_frames"),
     Metric("kvnode_watch_resyncs", _C, "Frames that told a watcher to read its range anew.", "watch_resyncs"),
+    Metric(
+        "kvnode_watches_too_stale",
+        _C,
+        "Watches ended because the state was older than they allow.",
+        "watches_too_stale",
+    ),
     Metric("kvnode_loop_lag_ms", _H, "How late the event loop was for a tick.", "loop_lag_ms"),
 )
 

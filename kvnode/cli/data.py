@@ -22,6 +22,7 @@ from kvnode.cli.options import (
     OutputOption,
     Reading,
     TimeoutOption,
+    WatchStalenessOption,
     parse_duration,
 )
 from kvnode.cli.progress import progress_bar
@@ -393,6 +394,7 @@ def watch(
     ],
     prefix: Annotated[bool, typer.Option("--prefix", help="Print the changes of every key below KEY.")] = False,
     consistency: ConsistencyOption = Reading.STRONG,
+    max_staleness: WatchStalenessOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     output: OutputOption = None,
 ) -> None:
@@ -406,6 +408,8 @@ def watch(
       kvnode watch '["jobs", 7]'
 
       kvnode watch --prefix '["jobs"]' -o json
+
+      kvnode watch '["price", 7]' --consistency eventual --max-staleness 5s
     """
     if prefix and len(keys) != 1:
         fail(InvalidRequest("BAD_FLAGS", "--prefix takes one KEY"), output)
@@ -413,15 +417,18 @@ def watch(
     async def work() -> None:
         async with connect(endpoints, 1) as kv:
             if prefix:
-                await _watch_prefix(kv, parse_key(keys[0]), consistency, output)
-            async for entries in kv.watch([parse_key(key) for key in keys], consistency=consistency.value):
+                await _watch_prefix(kv, parse_key(keys[0]), consistency, max_staleness, output)
+            parsed = [parse_key(key) for key in keys]
+            async for entries in kv.watch(parsed, consistency=consistency.value, max_staleness_ms=max_staleness):
                 _print_state(entries, output)
 
     run(work(), output)
 
 
-async def _watch_prefix(kv: Kv, prefix: Key, consistency: Reading, output: Output | None) -> None:
-    async for changes in kv.watch_prefix(prefix, consistency=consistency.value):
+async def _watch_prefix(
+    kv: Kv, prefix: Key, consistency: Reading, max_staleness_ms: int | None, output: Output | None
+) -> None:
+    async for changes in kv.watch_prefix(prefix, consistency=consistency.value, max_staleness_ms=max_staleness_ms):
         if output is Output.JSON:
             shown = [entry_json(entry) for entry in changes.entries]
             print_json({"versionstamp": changes.versionstamp, "resync": changes.resync, "entries": shown})

@@ -54,6 +54,15 @@ MaxStalenessOption = Annotated[
         help="Of an eventual read: how old its state may be. A fresher node answers where the asked one is too old.",
     ),
 ]
+WatchStalenessOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-staleness",
+        metavar="DURATION",
+        parser=parse_timeout,
+        help="How old the state printed last may grow. The watch goes on at a fresher node, or ends with an error.",
+    ),
+]
 MinVersionstampOption = Annotated[
     str | None,
     typer.Option(

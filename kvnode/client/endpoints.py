@@ -59,6 +59,11 @@ class Endpoints:
         bound = min(limits.MAX_CLIENT_BACKOFF_MS, limits.CLIENT_BACKOFF_MS * 2 ** min(rounds - 1, 10))
         return self._random.uniform(0, bound)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether every address has failed since one last succeeded."""
+        return len(self._last_errors) == len(set(self._addresses))
+
     def hopeless(self) -> KvError | None:
         """The last error, if no address can be expected to answer; else None.
 
@@ -67,7 +72,7 @@ class Endpoints:
         refusal = next((error for error in self._last_errors.values() if is_refusal(error)), None)
         if refusal is not None:
             return refusal
-        if len(self._last_errors) < len(set(self._addresses)):
+        if not self.exhausted:
             return None
         errors = list(self._last_errors.values())
         if all(is_final(error) or (self._fail_fast and error.phase in {"dial", "tls", "auth"}) for error in errors):

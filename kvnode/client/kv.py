@@ -439,7 +439,9 @@ class Kv:
 
     # ---- watches -----------------------------------------------------------------------------------------------
 
-    def watch(self, keys: Sequence[AnyKey], *, consistency: Consistency = "strong") -> KeysWatch:
+    def watch(
+        self, keys: Sequence[AnyKey], *, consistency: Consistency = "strong", max_staleness_ms: int | None = None
+    ) -> KeysWatch:
         """The states of up to 10 keys, for ever: `async for entries in kv.watch([("a",), ("b",)])`.
 
         Each item holds all the keys' entries, of one state. The first comes at once, the next when a key has changed;
@@ -448,22 +450,31 @@ class Kv:
         Args:
             keys: what to watch.
             consistency: "strong": the first state is as new as a strong read.
+            max_staleness_ms: how old the state that was shown last may grow, changes or not; None = as old as it gets.
+                The watch goes on at another of the client's endpoints when its node falls behind, and raises TooStale
+                when there is none that is fresh enough: begin anew, or allow more.
         """
         if not 1 <= len(keys) <= limits.MAX_WATCHED_KEYS_COUNT:
             raise InvalidRequest(
                 "TOO_MANY_WATCHED_KEYS", f"A watch has 1 to {limits.MAX_WATCHED_KEYS_COUNT} keys, not {len(keys)}."
             )
         encoded = [encode_key(key) for key in keys]
-        stream = self._watch(kv_pb2.WatchRequest(keys=encoded, strong=consistency == "strong"))
+        stream = self._watch(kv_pb2.WatchRequest(keys=encoded), consistency, max_staleness_ms)
         return KeysWatch(stream, [tuple(key) for key in keys], encoded)
 
-    def watch_prefix(self, prefix: AnyKey, *, consistency: Consistency = "strong") -> PrefixWatch:
-        """The changes below a prefix, for ever. See PrefixChanges for what to do about `resync`."""
+    def watch_prefix(
+        self, prefix: AnyKey, *, consistency: Consistency = "strong", max_staleness_ms: int | None = None
+    ) -> PrefixWatch:
+        """The changes below a prefix, for ever. See PrefixChanges about `resync`; arguments as for watch."""
         start, end = prefix_range(prefix)
-        request = kv_pb2.WatchRequest(prefix_start=start, prefix_end=end, strong=consistency == "strong")
-        return PrefixWatch(self._watch(request))
+        request = kv_pb2.WatchRequest(prefix_start=start, prefix_end=end)
+        return PrefixWatch(self._watch(request, consistency, max_staleness_ms))
 
-    def _watch(self, request: kv_pb2.WatchRequest) -> WatchStream:
+    def _watch(
+        self, request: kv_pb2.WatchRequest, consistency: Consistency, max_staleness_ms: int | None
+    ) -> WatchStream:
+        request.strong = consistency_of(consistency) == kv_pb2.CONSISTENCY_STRONG
+        request.max_staleness_ms = parse_max_staleness(max_staleness_ms)
         return WatchStream(
             self._addresses,
             request,

@@ -9,8 +9,8 @@ from random import Random
 import grpc
 import grpc.aio
 
-from kvnode.base import limits
-from kvnode.base.errors import KvError, Unavailable
+from kvnode.base.errors import KvError, TooStale, Unavailable
+from kvnode.base.watch_pace import silence_ms
 from kvnode.client import rpc
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
@@ -24,9 +24,13 @@ from kvnode.proto.kv.v1 import kv_pb2
 class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
     """The frames of one watch, from whichever endpoint serves it: (frame, whether it is the first of a stream).
 
-    When a stream breaks, or not even a ping arrives for CLIENT_WATCH_SILENCE_MS, the next endpoint is asked; its
-    first frame is a full state again, so that nothing but intermediate states is missed. Pings are left out, unless
-    they are asked for.
+    When a stream breaks, or not even a ping arrives for a while (silence_ms), the next endpoint is asked; its first
+    frame is a full state again, so that nothing but intermediate states is missed. Pings are left out, unless they are
+    asked for.
+
+    Where the request bounds the staleness, a node whose state grows too old refuses, and the next one is asked. When
+    each has failed in turn, and the state that was shown last may be older than the bound by now, the iteration raises
+    TooStale.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
         self._credentials = credentials
         self._metadata = metadata
         self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
+        self._fresh_until_s = 0.0  # of the loop's time: then what was shown last may be older than the bound
         self._frames = self._generate()
 
     async def __anext__(self) -> tuple[kv_pb2.WatchResponse, bool]:
@@ -69,7 +74,26 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
                 pause_ms = self._endpoints.failed(error)
                 if not (is_retryable(error) or error.phase == "read") or self._endpoints.hopeless() is not None:
                     raise
+                if self._is_too_stale():
+                    raise self._too_stale(error) from error
                 await asyncio.sleep(pause_ms / 1000)
+
+    def _is_too_stale(self) -> bool:
+        is_over = asyncio.get_running_loop().time() >= self._fresh_until_s
+        return bool(self._request.max_staleness_ms) and self._endpoints.exhausted and is_over
+
+    def _too_stale(self, error: KvError) -> TooStale:
+        if isinstance(error, TooStale):
+            return error
+        bound_ms = self._request.max_staleness_ms
+        found = TooStale(f"no node shows a state at most {bound_ms} ms old, as the watch demands; the last: {error}")
+        found.endpoint = error.endpoint
+        return found
+
+    def _heard(self, frame: kv_pb2.WatchResponse) -> None:
+        self._endpoints.succeeded()
+        left_ms = self._request.max_staleness_ms - frame.age_ms
+        self._fresh_until_s = asyncio.get_running_loop().time() + left_ms / 1_000
 
     async def _stream(self, address: str) -> AsyncGenerator[tuple[kv_pb2.WatchResponse, bool], None]:
         """The frames of one connection. Always ends with a KvError."""
@@ -80,22 +104,21 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
             response_deserializer=kv_pb2.WatchResponse.FromString,
         )(self._request, metadata=self._metadata)
         is_first = True
+        patience_ms = silence_ms(self._request.max_staleness_ms)
         try:
             while True:
-                async with asyncio.timeout(limits.CLIENT_WATCH_SILENCE_MS / 1000):
+                async with asyncio.timeout(patience_ms / 1000):
                     frame = await call.read()
                 if frame is grpc.aio.EOF:
                     raise Unavailable("the node ended the watch", phase="dial")
-                self._endpoints.succeeded()
+                self._heard(frame)
                 if not frame.ping:
                     yield frame, is_first
                     is_first = False
                 elif self._with_pings:
                     yield frame, False
         except TimeoutError:
-            raise Unavailable(
-                f"nothing, not even a ping, arrived for {limits.CLIENT_WATCH_SILENCE_MS} ms", phase="leader"
-            ) from None
+            raise Unavailable(f"nothing, not even a ping, arrived for {patience_ms} ms", phase="leader") from None
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error, address) from None
         finally:

@@ -26,6 +26,16 @@ class Confirmed(NamedTuple):
     bound_ms: float  # as it was counted
 
 
+def is_within(age_ms: int, max_staleness_ms: int) -> bool:
+    """Whether a state of that age, -1 = not known, may be shown; a bound of 0 allows any."""
+    return not max_staleness_ms or 0 <= age_ms <= max_staleness_ms
+
+
+def in_words(age_ms: int) -> str:
+    """What this node's state is, for an error: "may be 7 ms old"."""
+    return f"may be {age_ms} ms old" if age_ms >= 0 else "is of unknown age, no leader having been heard of yet"
+
+
 class FreshnessTracker:
     """Both sides: the leader's rounds, and what a node has been told and has applied.
 

@@ -17,7 +17,7 @@ from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.read import read_ranges
 from kvnode.node.barriers import Item
 from kvnode.node.calls import Call
-from kvnode.node.freshness import Confirmed, FreshnessTracker
+from kvnode.node.freshness import Confirmed, FreshnessTracker, in_words, is_within
 from kvnode.node.onward import Onward
 from kvnode.node.proposals import deadline_error
 from kvnode.node.stamps import EpochRows, is_reached, refusal
@@ -84,7 +84,7 @@ class Reads:
 
     def _answer_eventual(self, call: Call) -> None:
         assert call.operation is not None
-        if not _allows(call.operation.read, self._freshness.age_ms()):
+        if not is_within(self._freshness.age_ms(), call.operation.read.max_staleness_ms):
             self._onward.go(call, self._nobody_fresher)
             return
         self._stats.reads_eventual += 1
@@ -96,18 +96,18 @@ class Reads:
         if call.done:
             return
         bound_ms, age_ms = call.operation.read.max_staleness_ms, self._freshness.age_ms()
-        if _allows(call.operation.read, age_ms):
+        if is_within(age_ms, bound_ms):
             self._stats.reads_eventual += 1
             self._serve(call, strong=False)
             return
         self._stats.reads_too_stale += 1
-        own = f"may be {age_ms} ms old" if age_ms >= 0 else "is of unknown age, no leader having been heard of yet"
         others = (
             "" if call.forwarded else f", and no other node answered with a fresher one ({reasons or 'there is none'})"
         )
         call.fail(
             TooStale(
-                f"this node's state {own}, the read allows {bound_ms} ms{others}; allow more, or see `kvnode status`"
+                f"this node's state {in_words(age_ms)}, the read allows {bound_ms} ms{others}; allow more, or see "
+                "`kvnode status`"
             )
         )
 
@@ -270,7 +270,7 @@ class Reads:
             response.strongly_consistent = True
         else:
             response.age_ms = -1 if reached is None else self._freshness.age_ms(reached)
-            if not _allows(call.operation.read, response.age_ms):  # it took too long
+            if not is_within(response.age_ms, call.operation.read.max_staleness_ms):  # it took too long
                 self._onward.go(call, self._nobody_fresher)
                 return
             self._stats.read_age_ms.observe(response.age_ms)
@@ -280,11 +280,6 @@ class Reads:
         call.fail(error)
         if error.phase == "storage":
             self._fail(error)
-
-
-def _allows(request: kv_pb2.ReadRequest, age_ms: int) -> bool:
-    """Whether a state of that age, -1 = not known, may answer."""
-    return not request.max_staleness_ms or 0 <= age_ms <= request.max_staleness_ms
 
 
 def _wait_on(call: Call, reasons: str) -> None:

@@ -101,6 +101,7 @@ class Stats:
         "watch_frames",
         "watch_resyncs",
         "watches",
+        "watches_too_stale",
     )
 
     def __init__(self) -> None:
@@ -148,5 +149,6 @@ class Stats:
         self.watches = 0  # gauge
         self.watch_frames = 0
         self.watch_resyncs = 0
+        self.watches_too_stale = 0  # ended: the state was older than they allow
         # The loop itself.
         self.loop_lag_ms = Histogram()

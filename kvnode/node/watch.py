@@ -7,6 +7,10 @@ state that the database really had, however slow the reader: it skips states, ne
 with the last one. After a snapshot install nothing is known of what changed, so watches of keys read theirs
 anew and watches of a range are told to.
 
+A watch may bound how old its states may be, the one that its reader holds included. So the age is looked at before each
+frame, and while nothing changes whenever it may have grown past the bound; then the watch ends with TooStale, and its
+reader goes on at another node.
+
 A row whose time has come by the log time of the state counts as absent, also before the entry that deletes it.
 
 Memory: a key watch has at most MAX_WATCHED_KEYS_COUNT slots. A range watch that falls more than
@@ -25,9 +29,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.base.errors import InvalidRequest, TooStale, Unavailable
+from kvnode.base.watch_pace import ping_interval_ms
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
+from kvnode.node.freshness import in_words, is_within
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -107,9 +113,10 @@ class WatchHub:
                 phase="read",
             )
         prefix = database.to_bytes(DATABASE_PREFIX_BYTES, "big")
+        bound_ms = request.max_staleness_ms
         if request.keys:
-            return self._watch_keys([prefix + key for key in request.keys])
-        return self._watch_range(prefix + request.prefix_start, prefix + request.prefix_end)
+            return self._watch_keys([prefix + key for key in request.keys], bound_ms)
+        return self._watch_range(prefix + request.prefix_start, prefix + request.prefix_end, bound_ms)
 
     def publish(self, changed: Mapping[bytes, Row | None], versionstamp: bytes, log_time_ms: int) -> None:
         """A run was applied.
@@ -151,21 +158,21 @@ class WatchHub:
             for watch in watches:
                 watch.changed_rows(rows, stamp)
 
-    def _watch_keys(self, keys: list[bytes]) -> KeyWatch:
-        watch = KeyWatch(self, keys)
+    def _watch_keys(self, keys: list[bytes], bound_ms: int) -> KeyWatch:
+        watch = KeyWatch(self, keys, bound_ms)
         for key in keys:
             self._by_key.setdefault(key, {})[watch] = None
         self._register(watch)
         return watch
 
-    def _watch_range(self, start: bytes, end: bytes) -> RangeWatch:
+    def _watch_range(self, start: bytes, end: bytes, bound_ms: int) -> RangeWatch:
         if self._range_count >= limits.MAX_PREFIX_WATCHES_COUNT:
             raise Unavailable(
                 f"this node serves {limits.MAX_PREFIX_WATCHES_COUNT} watches of ranges already; watch at another one",
                 code="TOO_MANY_WATCHES",
                 phase="read",
             )
-        watch = RangeWatch(self, start, end)
+        watch = RangeWatch(self, start, end, bound_ms)
         self._ranges.setdefault((start, end), {})[watch] = None
         self._range_count += 1
         self._register(watch)
@@ -204,23 +211,44 @@ class WatchHub:
         meta = self._state.meta
         return versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER)
 
-    def sent(self, frame: kv_pb2.WatchResponse) -> kv_pb2.WatchResponse:
+    def age_within(self, bound_ms: int) -> int:
+        """How old the state may be now; -1 = not known.
+
+        Raises:
+            TooStale: it may be older than the bound; 0 = there is none.
+        """
+        age_ms = self._age_ms()
+        if not is_within(age_ms, bound_ms):
+            self._stats.watches_too_stale += 1
+            raise TooStale(
+                f"this node's state {in_words(age_ms)}, the watch allows {bound_ms} ms; watch at a fresher node, allow "
+                "more, or see `kvnode status`"
+            )
+        return age_ms
+
+    def sent(self, frame: kv_pb2.WatchResponse, age_ms: int) -> kv_pb2.WatchResponse:
         """A frame is about to be sent: count it, and say how old it may be."""
         if not frame.ping:
             self._stats.watch_frames += 1
             self._stats.watch_resyncs += frame.resync
-        frame.age_ms = self._age_ms()
+        frame.age_ms = age_ms
         return frame
 
 
 class Watch:
     """One watch in progress: an asynchronous iterator of frames that ends when it is closed.
 
-    After WATCH_PING_INTERVAL_MS without a change the frame is a ping.
+    After some seconds without a change (ping_interval_ms) the frame is a ping.
+
+    Args:
+        hub: whose watch it is.
+        bound_ms: how old the state may be; 0 = there is no bound. When it may be older, the iteration raises TooStale
+            and the watch is closed.
     """
 
-    def __init__(self, hub: WatchHub) -> None:
+    def __init__(self, hub: WatchHub, bound_ms: int = 0) -> None:
         self._hub = hub
+        self._bound_ms = bound_ms
         self._stale = True  # the next frame is built from the state, not from the slots
         self._waiter: asyncio.Future[None] | None = None
         self._open = True
@@ -229,13 +257,32 @@ class Watch:
         return self
 
     async def __anext__(self) -> kv_pb2.WatchResponse:
+        silent_ms = 0  # since the last change, as far as was waited here
         while self._open:
+            age_ms = self._age_ms()
             frame = self._frame()
+            ping_in_ms = ping_interval_ms(self._bound_ms) - silent_ms
+            if frame is None and ping_in_ms <= 0:
+                frame = kv_pb2.WatchResponse(ping=True)
             if frame is not None:
-                return self._hub.sent(frame)
-            if not await self._changes_within(limits.WATCH_PING_INTERVAL_MS):
-                return self._hub.sent(kv_pb2.WatchResponse(ping=True))
+                return self._hub.sent(frame, age_ms)
+            wait_ms = self._wait_ms(ping_in_ms, age_ms)
+            silent_ms = 0 if await self._changes_within(wait_ms) else silent_ms + wait_ms
         raise StopAsyncIteration
+
+    def _age_ms(self) -> int:
+        try:
+            return self._hub.age_within(self._bound_ms)
+        except TooStale:
+            self.close()
+            raise
+
+    def _wait_ms(self, ping_in_ms: int, age_ms: int) -> int:
+        """For how long nothing needs to be done unless something changes."""
+        if not self._bound_ms:
+            return ping_in_ms
+        # Without news the age grows with time, so that it is above the bound a moment later than this.
+        return min(ping_in_ms, max(self._bound_ms - age_ms + 1, limits.MIN_WATCH_AGE_CHECK_MS))
 
     @property
     def open(self) -> bool:
@@ -289,8 +336,8 @@ class _Seen(NamedTuple):
 class KeyWatch(Watch):
     """A watch of up to MAX_WATCHED_KEYS_COUNT keys; each frame names all of them, in order."""
 
-    def __init__(self, hub: WatchHub, keys: list[bytes]) -> None:
-        super().__init__(hub)
+    def __init__(self, hub: WatchHub, keys: list[bytes], bound_ms: int) -> None:
+        super().__init__(hub, bound_ms)
         self.keys = keys
         self._slots: dict[bytes, Row | None] = {}
         self._seen: dict[bytes, _Seen] = {}
@@ -325,8 +372,8 @@ class KeyWatch(Watch):
 class RangeWatch(Watch):
     """A watch of start <= key < end; a frame names the keys that changed."""
 
-    def __init__(self, hub: WatchHub, start: bytes, end: bytes) -> None:
-        super().__init__(hub)
+    def __init__(self, hub: WatchHub, start: bytes, end: bytes, bound_ms: int) -> None:
+        super().__init__(hub, bound_ms)
         self.start = start
         self.end = end
         self._slots: dict[bytes, Row | None] = {}

@@ -13,10 +13,12 @@ import pytest
 from cluster.topology import load_topology
 from cluster.wan.cluster import WanCluster
 from cluster.wan.wan import both_ways
+from kvnode.base.errors import TooStale
 from kvnode.client import open_kv
 from tests.integration.helpers import assert_equal_digests, get, put
 
 MIB = 1_048_576
+MAX_STALENESS_MS = 3_000
 
 
 @pytest.fixture
@@ -73,6 +75,18 @@ async def test_distances_are_felt_and_so_is_a_cut(cluster: WanCluster) -> None:
         assert MIB < carried[f"to {region}"] < 1.3 * MIB, "more than one stream a region"
     assert MIB < carried["to a follower"] < 1.3 * MIB
 
+    patient, moving, alone = open_kv([europe]), open_kv([europe, home]), open_kv([europe])
+    unbounded = patient.watch([("while Europe is cut off",)], consistency="eventual")
+    bounded = [
+        client.watch([("while Europe is cut off",)], consistency="eventual", max_staleness_ms=MAX_STALENESS_MS)
+        for client in (moving, alone)
+    ]
+    for watch in (unbounded, *bounded):
+        assert not (await anext(watch))[0].exists
+    behind = [asyncio.ensure_future(anext(watch)) for watch in (unbounded, *bounded)]
+    await asyncio.sleep(2 * MAX_STALENESS_MS / 1_000)
+    assert not any(task.done() for task in behind), "a replica that follows is fresh enough"
+
     pairs = cluster.wan.isolate(*names["europe"])
     began = time.monotonic()
     await put(home, "while Europe is cut off")
@@ -81,6 +95,14 @@ async def test_distances_are_felt_and_so_is_a_cut(cluster: WanCluster) -> None:
     async with open_kv([europe]) as kv:
         assert (await kv.get(("while Europe is cut off",), consistency="eventual")).versionstamp is None
         assert (await kv.get(("news",), consistency="eventual")).versionstamp is not None, "it reads on"
+    (entry,) = await asyncio.wait_for(behind[1], 15)
+    assert entry.exists and 0 <= entry.age_ms <= MAX_STALENESS_MS, "it went on at a fresher node"
+    with pytest.raises(TooStale):
+        await asyncio.wait_for(behind[2], 15)
+    assert not behind[0].done(), "without a bound it waits for its node"
     cluster.wan.heal(pairs)
+    assert (await asyncio.wait_for(behind[0], 15))[0].exists
+    for client in (patient, moving, alone):
+        await client.close()
     await arrival_ms(europe, "while Europe is cut off", time.monotonic())
     await assert_equal_digests(cluster)

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from kvnode.api.grpc_server import GrpcServer
 from kvnode.base import limits
-from kvnode.base.errors import ConfigError, KvError, OutcomeUnknown, Unavailable
+from kvnode.base.errors import ConfigError, KvError, OutcomeUnknown, TooStale, Unavailable
 from kvnode.client.status import error_from_rpc, is_retryable
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.api.fake_node import FakeNode
@@ -353,6 +353,18 @@ async def test_watch_of_keys_over_the_wire() -> None:
             (b"b", True, b"2"),
         ]
         watch.cancel()
+        await until(lambda: len(s.node.watches) == 0)
+
+
+async def test_a_watch_that_allows_no_such_age_is_told_so_and_may_go_elsewhere() -> None:
+    async with served() as s:  # whose node knows no age
+        request = kv_pb2.WatchRequest(keys=[b"a"], max_staleness_ms=5_000)
+        watch = s.channel.unary_stream(WATCH)(request.SerializeToString())
+        with pytest.raises(aio.AioRpcError) as caught:
+            await watch.read()
+        error = error_from_rpc(caught.value, "here")
+        assert isinstance(error, TooStale) and error.not_applied and "5000 ms" in error.message
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         await until(lambda: len(s.node.watches) == 0)
 
 

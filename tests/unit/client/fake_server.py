@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -115,6 +116,7 @@ class Faults:
     withhold_ids: bool = False  # there is no leader to give a client id
     hold_writes: bool = False  # reads are answered, writes are not: there is no leader
     answer_twice: bool = False
+    age_ms: int = 0  # of the state that watches show
     errors: list[kv_pb2.Error] = field(default_factory=list)  # the next operations are answered with these
     refuse_open: kv_pb2.Error | None = None
 
@@ -230,7 +232,10 @@ class FakeServer:
             keys = list(request.keys) or sorted(
                 key for key in set(stamps) | set(seen or {}) if request.prefix_start <= key < request.prefix_end
             )
-            response = kv_pb2.WatchResponse(versionstamp=versionstamp(0, self.store.index, 0))
+            await self._refuse_if_stale(request, context)
+            response = kv_pb2.WatchResponse(
+                versionstamp=versionstamp(0, self.store.index, 0), age_ms=self.faults.age_ms
+            )
             for key in keys:
                 is_changed = (not request.prefix_end) if seen is None else stamps.get(key) != seen.get(key)
                 if request.keys or is_changed:
@@ -240,7 +245,15 @@ class FakeServer:
             if seen is None or any(key.changed for key in response.keys):
                 yield response
             seen = stamps
-            await changed.wait()
+            while not changed.is_set():
+                await self._refuse_if_stale(request, context)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), 0.02)
+
+    async def _refuse_if_stale(self, request: kv_pb2.WatchRequest, context: Any) -> None:
+        if 0 < request.max_staleness_ms < self.faults.age_ms:
+            message = f"this node's state may be {self.faults.age_ms} ms old"
+            await abort(context, kv_pb2.Error(code="TOO_STALE", message=message, phase="read", not_applied=True))
 
     # ---- kv.v1.Admin ----
 

@@ -44,6 +44,16 @@ def test_hopeless_is_when_every_address_says_so() -> None:
     assert endpoints.hopeless() is refused
 
 
+def test_exhausted_is_when_each_has_failed_since_one_last_succeeded() -> None:
+    endpoints = Endpoints(["a", "b"], Random(1))
+    endpoints.failed(Unavailable("down"))
+    assert not endpoints.exhausted
+    endpoints.failed(Unavailable("down"))
+    assert endpoints.exhausted
+    endpoints.succeeded()
+    assert not endpoints.exhausted
+
+
 def test_a_node_that_refuses_speaks_for_its_cluster() -> None:
     refused = Unauthenticated("revoked")
     endpoints = Endpoints(["a", "b"], Random(1))

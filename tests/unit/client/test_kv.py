@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from random import Random
 
 import pytest
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.base.errors import InvalidRequest, TooStale, Unavailable
 from kvnode.client import BigInt, Entry, Kv, KvU64, open_kv
 from kvnode.codec.keys import encode_key
 from kvnode.proto.kv.v1 import kv_pb2
@@ -263,6 +264,65 @@ async def test_a_silent_watch_is_moved(monkeypatch: pytest.MonkeyPatch) -> None:
             watch = kv.watch([("a",)])
             assert not (await anext(watch))[0].exists
             await watch.aclose()
+
+
+async def test_a_watch_with_a_bound_goes_on_at_a_fresher_node_although_nothing_changes() -> None:
+    store = Store()
+    async with (
+        FakeServer(store) as one,
+        FakeServer(store) as two,
+        open_kv([one.address, two.address], random=Random(1)) as kv,
+    ):
+        watch = kv.watch([("a",)], consistency="eventual", max_staleness_ms=1_000)
+        changes = kv.watch_prefix(("p",), consistency="eventual", max_staleness_ms=1_000)
+        assert not (await anext(watch))[0].exists and (await anext(changes)).resync
+        one.faults.age_ms = 1_001
+        waiting = asyncio.ensure_future(anext(watch))
+        assert (await anext(changes)).resync, "a range is to be read anew where the watch goes on"
+        await one.stop()  # nobody watches there any more
+        await kv.set(("a",), 1)
+        assert (await waiting)[0].value == 1
+        await watch.aclose()
+        await changes.aclose()
+
+
+async def test_a_watch_with_a_bound_ends_when_no_node_is_fresh_enough() -> None:
+    store = Store()
+    async with (
+        FakeServer(store) as one,
+        FakeServer(store) as two,
+        open_kv([one.address, two.address], random=Random(1)) as kv,
+    ):
+        one.faults.age_ms = two.faults.age_ms = 300
+        with pytest.raises(TooStale, match="may be 300 ms old") as caught:
+            await anext(kv.watch([("a",)], max_staleness_ms=200))
+        assert caught.value.endpoint == two.address, "both were asked"
+        one.faults.age_ms = two.faults.age_ms = 0
+        watch = kv.watch([("a",)], max_staleness_ms=200)
+        await anext(watch)
+        one.faults.age_ms = two.faults.age_ms = 201
+        began = time.monotonic()
+        with pytest.raises(TooStale):
+            await anext(watch)
+        assert 0.15 < time.monotonic() - began < 3, "what was shown is still new enough for a while"
+        await watch.aclose()
+
+
+async def test_a_watch_with_a_bound_ends_when_its_only_node_is_gone() -> None:
+    async with FakeServer() as only, open_kv(only.address, random=Random(1)) as kv:
+        watch = kv.watch([("a",)], consistency="eventual", max_staleness_ms=300)
+        await anext(watch)
+        await only.stop()
+        with pytest.raises(TooStale, match=r"at most 300 ms old.*the last:"):
+            await asyncio.wait_for(anext(watch), 10)
+
+
+@pytest.mark.parametrize("bound_ms", [0, -5])
+async def test_a_bound_that_is_none_is_refused(kv: Kv, bound_ms: int) -> None:
+    with pytest.raises(InvalidRequest, match="is no bound"):
+        kv.watch([("a",)], max_staleness_ms=bound_ms)
+    with pytest.raises(InvalidRequest, match="is no bound"):
+        kv.watch_prefix(("a",), max_staleness_ms=bound_ms)
 
 
 async def test_a_watch_of_nobody_fails_fast() -> None:

@@ -8,7 +8,8 @@ import random
 import pytest
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.base.errors import InvalidRequest, TooStale, Unavailable
+from kvnode.base.watch_pace import ping_interval_ms, silence_ms
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.node.stats import Stats
@@ -23,7 +24,14 @@ class World:
     def __init__(self) -> None:
         self.state = FakeState()
         self.stats = Stats()
-        self.hub = WatchHub(self.state, self.stats)
+        self.confirmed_at_ms: float | None = None  # of the loop's clock; None = the age is not known
+        self.hub = WatchHub(self.state, self.stats, self.age_ms)
+
+    def age_ms(self) -> int:
+        return -1 if self.confirmed_at_ms is None else int(self.now_ms() - self.confirmed_at_ms)
+
+    def now_ms(self) -> float:
+        return asyncio.get_running_loop().time() * 1_000
 
     def run(self, writes: dict[bytes, bytes | None], *, expire_at_ms: int = 0, database: int = 1) -> bytes:
         index = self.state.meta.applied_index + 1
@@ -42,8 +50,8 @@ class World:
         self.hub.publish(changed, stamp, self.state.meta.log_time_ms)
         return stamp
 
-    def keys(self, *keys: bytes) -> Watch:
-        return self.hub.watch(kv_pb2.WatchRequest(keys=keys))
+    def keys(self, *keys: bytes, max_staleness_ms: int = 0) -> Watch:
+        return self.hub.watch(kv_pb2.WatchRequest(keys=keys, max_staleness_ms=max_staleness_ms))
 
     def range(self, start: bytes, end: bytes) -> Watch:
         return self.hub.watch(kv_pb2.WatchRequest(prefix_start=start, prefix_end=end))
@@ -188,6 +196,70 @@ async def test_silence_is_broken_by_pings(monkeypatch: pytest.MonkeyPatch) -> No
         assert frame.ping and not frame.keys
     world.run({b"a": b"1"})
     assert shown(await take(watch)) == [(b"a", b"1")]
+
+
+async def test_a_state_of_unknown_age_is_not_shown_where_there_is_a_bound() -> None:
+    world = World()
+    watch = world.keys(b"a", max_staleness_ms=10_000)
+    with pytest.raises(TooStale, match=r"unknown age.*10000 ms"):
+        await take(watch)
+    assert not watch.open and world.stats.watches == 0
+    assert world.stats.watches_too_stale == 1
+    assert shown(await take(world.keys(b"a"))) == [(b"a", None)], "without a bound any state will do"
+
+
+async def test_a_watch_ends_when_its_state_grows_too_old_although_nothing_changes() -> None:
+    world = World()
+    world.confirmed_at_ms = world.now_ms()
+    watch, patient = world.keys(b"a", max_staleness_ms=200), world.keys(b"a")
+    assert (await take(watch)).age_ms <= 200
+    await take(patient)
+    with pytest.raises(TooStale, match="the watch allows 200 ms"):
+        await take(watch)
+    assert 200 <= world.age_ms() < 400
+    assert await nothing_comes(patient)
+
+
+async def test_a_watch_goes_on_while_its_state_is_kept_fresh_and_shows_nothing_older() -> None:
+    world = World()
+    world.confirmed_at_ms = world.now_ms()
+    watch = world.keys(b"a", max_staleness_ms=200)
+    await take(watch)
+    for number in range(6):
+        waiting = asyncio.ensure_future(take(watch))
+        await asyncio.sleep(0.1)
+        world.confirmed_at_ms = world.now_ms()
+        world.run({b"a": b"%d" % number})
+        assert shown(await waiting) == [(b"a", b"%d" % number)]
+    world.confirmed_at_ms -= 1_000
+    world.run({b"a": b"too late"})
+    with pytest.raises(TooStale):
+        await take(watch)
+
+
+async def test_a_watch_with_a_bound_is_pinged_as_often_as_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MIN_WATCH_PING_INTERVAL_MS", 30)
+    world = World()
+    world.confirmed_at_ms = world.now_ms()
+    watch = world.keys(b"a", max_staleness_ms=60)
+    await take(watch)
+
+    async def keep_fresh() -> None:
+        while True:
+            world.confirmed_at_ms = world.now_ms()
+            await asyncio.sleep(0.01)
+
+    keeping = asyncio.ensure_future(keep_fresh())
+    began = world.now_ms()
+    frames = [await take(watch) for _ in range(3)]
+    keeping.cancel()
+    assert all(frame.ping and 0 <= frame.age_ms <= 60 for frame in frames)
+    assert 170 <= world.now_ms() - began < 900
+
+
+def test_pings_come_within_limits_and_silence_is_three_of_them() -> None:
+    assert [ping_interval_ms(bound_ms) for bound_ms in (0, 1, 2_000, 60_000)] == [5_000, 1_000, 2_000, 5_000]
+    assert [silence_ms(bound_ms) for bound_ms in (0, 1, 2_000, 60_000)] == [15_000, 3_000, 6_000, 15_000]
 
 
 async def test_closing_ends_the_iteration_and_forgets_the_watch() -> None:

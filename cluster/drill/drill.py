@@ -43,6 +43,7 @@ class Drill:
                 runs.append(await self._once(row))
             except (KvError, ClusterFailed) as error:
                 runs.append(Measured(violations=[f"it could not be played to its end: {error}"]))
+            self._say(f"  {runs[-1].line}")
         return judge(row, runs)
 
     async def _once(self, row: Row) -> Measured:

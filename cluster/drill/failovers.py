@@ -56,6 +56,7 @@ async def run_failovers(
             runs.append(Measured(violations=[f"it could not be played to its end: {error}"]))
         finally:
             stage.close()
+        say(f"  {runs[-1].line}")
     return judge(row, runs)
 
 

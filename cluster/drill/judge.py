@@ -36,6 +36,15 @@ class Measured:
         """Nothing lost, nothing out of order, the same everywhere."""
         return not (self.lost or self.violations or self.differing)
 
+    @property
+    def line(self) -> str:
+        """What is said when the repetition is over."""
+        figures = ", ".join(f"{name} {value:,.0f}" for name, value in self.figures.items())
+        text = f"{self.lost} of {self.acknowledged_count:,} lost, {self.errors_count} errors; {figures}"
+        if self.sound:
+            return text
+        return f"NOT SOUND: {'; '.join([*self.violations, *(f'{name} differs' for name in self.differing)])}; {text}"
+
 
 @dataclass(slots=True)
 class Verdict:

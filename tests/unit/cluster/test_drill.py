@@ -87,6 +87,12 @@ def test_a_promise_is_broken_by_a_loss_a_violation_a_difference_or_a_worst_case(
         assert len(verdict.broken) == 1 and words in verdict.broken[0]
 
 
+def test_a_repetition_says_at_its_end_what_it_found() -> None:
+    assert Measured({"writes": 1_900.0}, acknowledged_count=9).line == "0 of 9 lost, 0 errors; writes 1,900"
+    bad = Measured({"writes": 1.0}, acknowledged_count=9, lost=2, violations=["real-time: x"], differing=["asia-a"])
+    assert bad.line == "NOT SOUND: real-time: x; asia-a differs; 2 of 9 lost, 0 errors; writes 1"
+
+
 def test_an_aim_is_missed_by_the_median_alone() -> None:
     runs = [Measured({"writes": value}) for value in (900.0, 4_000.0, 1_700.0)]
     verdict = judge(ROW, runs)

@@ -20,8 +20,7 @@ def leader(stage: Stage) -> list[str]:
 
 def follower(stage: Stage) -> list[str]:
     """A data center of the primary region that does not lead."""
-    leading = stage.cluster.wait_leader()
-    return [next(name for name in stage.nodes_in(stage.home) if name != leading)]
+    return [_beside(stage, stage.cluster.wait_leader())]
 
 
 def node(region: int, number: int) -> Choose:
@@ -46,7 +45,12 @@ def primary(stage: Stage) -> list[str]:
 
 def majority(stage: Stage) -> list[str]:
     """Two data centers of the primary region, the leader's among them."""
-    return [*leader(stage), *follower(stage)]
+    leading = stage.cluster.wait_leader()  # one look: after two the same node might be named twice
+    return [leading, _beside(stage, leading)]
+
+
+def _beside(stage: Stage, leading: str) -> str:
+    return next(name for name in stage.nodes_in(stage.home) if name != leading)
 
 
 @asynccontextmanager

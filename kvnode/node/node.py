@@ -39,6 +39,7 @@ from kvnode.node.failover.participant import Participant
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.gateway import Gateway
 from kvnode.node.guard import Guard
+from kvnode.node.leadership_log import LeadershipLog
 from kvnode.node.members import Members
 from kvnode.node.message_stream import hello_to
 from kvnode.node.onward import Onward
@@ -120,6 +121,7 @@ class Node:
         self._guard = Guard(self._fail)
         self._stopping = False
         self._resolving_term = 0
+        self._leadership_log = LeadershipLog(self.raft)
         self._join_parts()
 
     def _join_parts(self) -> None:
@@ -498,6 +500,7 @@ class Node:
     def _leadership_changed(self) -> None:
         raft = self.raft
         self.stats.leader_changes += 1
+        self._leadership_log.changed()
         if raft.is_leader and self._resolving_term != raft.term:
             self._resolving_term = raft.term
             self._judge_clock()  # it may have stepped since the last tick

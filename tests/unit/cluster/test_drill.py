@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from cluster.drill import faults
 from cluster.drill.__main__ import main
 from cluster.drill.judge import Measured, gaps, judge
 from cluster.drill.latency import Spread
@@ -112,6 +115,13 @@ def test_the_page_has_every_row_and_says_what_was_missed() -> None:
     assert "- lag in asia: p99 400.0 ms, 344 at most" in text
     assert "## Promises broken\n\nNone." in text
     assert findings.as_json()["ok"] is True
+
+
+def test_two_data_centers_are_lost_also_when_the_leader_changes_meanwhile() -> None:
+    leaders = iter(["us-east-a", "us-east-b"])
+    cluster = SimpleNamespace(wait_leader=lambda: next(leaders))
+    stage = SimpleNamespace(cluster=cluster, home="us-east", nodes_in=lambda _: ["us-east-a", "us-east-b", "us-east-c"])
+    assert len(set(faults.majority(stage))) == 2  # type: ignore[arg-type]
 
 
 def test_rows_have_names_of_their_own_and_the_short_form_takes_from_them() -> None:

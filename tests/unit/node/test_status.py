@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 import kvnode
+from kvnode.codec.membership import MemberRole
 from kvnode.node import status
 from kvnode.node.status import resident_bytes
-from tests.unit.node.cluster import Trio, on_trio, until
+from tests.unit.node.cluster import Trio, on_regions, on_trio, until
 from tests.unit.node.test_members import newcomer
 
 
@@ -88,6 +89,16 @@ async def test_a_learner_calls_itself_one(trio: Trio) -> None:
     await until(lambda: trio.node(server).membership.get(4) is not None, 10)
     assert trio.node(server).status().role == "learner"
     assert trio.node(server).status().self.role == "learner"
+
+
+@on_regions
+async def test_a_replica_calls_itself_one(trio: Trio) -> None:
+    await trio.leading()
+    replicas = [server for server in trio.servers.values() if server.member.role is MemberRole.REPLICA]
+    assert len(replicas) == 2
+    for server in replicas:
+        await until(lambda server=server: trio.node(server).leader_id != 0, 20)  # type: ignore[misc]
+        assert trio.node(server).status().role == trio.node(server).status().self.role == "replica"
 
 
 def test_resident_memory_is_that_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

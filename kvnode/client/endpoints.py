@@ -11,7 +11,8 @@ from kvnode.client.status import is_final, is_refusal
 
 
 class Endpoints:
-    """The addresses of a cluster in the caller's order of preference; stays with one that answers.
+    """The addresses of a cluster in the caller's order of preference; stays with one that answers, until it is told of
+    a better one (go_back).
 
     After a failure the next one is tried at once; only when all have failed in a row does a pause set in,
     doubled with every further round and drawn at random below its bound, so that the clients of a
@@ -47,6 +48,15 @@ class Endpoints:
     def turn(self) -> None:
         """Ask the next one from now on: this one answers, but another may know more."""
         self._position = (self._position + 1) % len(self._addresses)
+
+    @property
+    def preferred(self) -> list[str]:
+        """The addresses that stand before the current one in the caller's order."""
+        return self._addresses[: self._position]
+
+    def go_back(self, address: str) -> None:
+        """Ask this one, of those that are preferred, from now on."""
+        self._position = self._addresses.index(address)
 
     def failed(self, error: KvError) -> float:
         """The current address failed: move on. Returns the pause in milliseconds before the next attempt."""

@@ -24,7 +24,9 @@ that is cut off from its leader still answers them.
 One task owns the connection. It dials an endpoint, opens or resumes the client id in the first message,
 queues every pending operation, and lets a writer and a reader run until one ends. Then it goes on to the
 next endpoint (endpoints.py says which and when). An endpoint that holds operations and gives no useful
-answer for the hang timeout is left the same way: a frozen process or a cut network looks like that.
+answer for the hang timeout is left the same way: a frozen process or a cut network looks like that. From an
+endpoint that is not the first of the caller's order the session returns when a better one serves again
+(homing.py).
 
 When the cluster does not know the client id (it expired, or the history was cut in a failover), nothing
 more is sent; once every operation on the stream has its refusal or the stream is gone, a fresh client id is
@@ -50,6 +52,7 @@ from kvnode.client import outcome, rpc
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.gathering import Gathering
+from kvnode.client.homing import until_one_serves
 from kvnode.client.pending import Deliver, PendingOperation, PendingTable
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import SESSION_REFUSED_CODES, error_from_proto, error_from_rpc, is_retryable
@@ -476,15 +479,16 @@ class Session:
         abandoned = self._abandoned = loop.create_future()
         reader = loop.create_task(self._read(call))
         writer = loop.create_task(self._write(call))
+        homing = loop.create_task(self._return_home())
         try:
             await asyncio.wait([reader, writer, abandoned], return_when=asyncio.FIRST_COMPLETED)
             if writer.done() and writer.exception() is None:
                 await asyncio.wait([reader, abandoned], return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._abandoned = None
-            reader.cancel()
-            writer.cancel()
-            endings = await asyncio.gather(reader, writer, return_exceptions=True)
+            for task in (reader, writer, homing):
+                task.cancel()
+            endings = await asyncio.gather(reader, writer, homing, return_exceptions=True)
         if abandoned.done():
             if (reason := abandoned.result()) is not None:
                 raise reason
@@ -492,6 +496,14 @@ class Session:
         for ending in endings:
             if isinstance(ending, Exception):
                 raise ending
+
+    async def _return_home(self) -> None:
+        """Leave the stream when an address that is preferred to its own serves again."""
+        preferred = self._endpoints.preferred
+        if preferred:
+            address = await until_one_serves(preferred, self._credentials, self._metadata, self._random)
+            self._endpoints.go_back(address)
+            self._leave(None)
 
     @property
     def _may_send(self) -> bool:

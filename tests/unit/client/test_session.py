@@ -393,3 +393,49 @@ async def test_a_callback_that_raises_does_not_stop_the_others() -> None:
         session.submit(put(b"k"), lambda result: 1 / 0)
         await session.write(put(b"k"))
         assert isinstance(seen[0], ZeroDivisionError)
+
+
+async def test_a_session_returns_to_the_address_that_it_prefers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLIENT_RETURN_INTERVAL_MS", 100)
+    store = Store()
+    async with (
+        FakeServer(store, "a") as near,
+        FakeServer(store, "b") as far,
+        Session([near.address, far.address], random=Random(1)) as session,
+    ):
+        await session.write(add(b"n"))
+        await near.stop()
+        await session.write(add(b"n"))
+        assert session.node == "b"
+        await near.start(near.address)
+        count = 2
+        async with asyncio.timeout(10):
+            while session.node != "a":
+                await asyncio.gather(*(session.write(add(b"n")) for _ in range(3)))
+                count += 3
+        assert session.endpoint == near.address
+        await session.write(add(b"n"))
+        assert counter(store, b"n") == count + 1, "on the way back nothing is lost or applied twice"
+        sessions = near.sessions_count
+        await asyncio.sleep(0.3)
+        assert near.sessions_count == sessions, "there it stays"
+
+
+async def test_a_session_does_not_return_to_a_node_without_a_leader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLIENT_RETURN_INTERVAL_MS", 50)
+    monkeypatch.setattr(limits, "CLIENT_RETURN_TIMEOUT_MS", 50)
+    store = Store()
+    async with (
+        FakeServer(store, "a") as near,
+        FakeServer(store, "b") as far,
+        Session([near.address, far.address], random=Random(1)) as session,
+    ):
+        near.faults.hang = True  # it takes connections, and answers no strong read
+        monkeypatch.setattr(limits, "CLIENT_PROBE_AFTER_MS", 50)
+        await session.write(put(b"k"), 20_000)
+        assert session.node == "b"
+        sessions, began = near.sessions_count, time.monotonic()
+        while time.monotonic() - began < 1:
+            await session.write(put(b"k"))
+            await asyncio.sleep(0.02)
+        assert (session.node, near.sessions_count) == ("b", sessions)

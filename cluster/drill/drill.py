@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from cluster.drill.bulk import bulk_write
-from cluster.drill.judge import Measured, Verdict, gaps, judge
+from cluster.drill.judge import Measured, Verdict, judge, waits
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Traffic
@@ -65,7 +65,7 @@ class Drill:
         finally:
             await traffic.stop()
         # What the fault did shows while it lasts; what its end did counts as well.
-        measured = Measured(gaps(traffic.record, self._stage.home, self._stage.away, began, until))
+        measured = Measured(waits(traffic.record, self._stage.home, self._stage.away, began, until))
         measured.figures["lasted"] = ended - began
         measured.figures["caught up"] = caught_up
         await verify(self._stage, traffic, measured)

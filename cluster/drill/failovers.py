@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from cluster.drill.judge import Measured, Verdict, gaps, judge
+from cluster.drill.judge import Measured, Verdict, judge, waits
 from cluster.drill.record import Record
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
@@ -92,7 +92,7 @@ async def _once(stage: Stage, row: Row) -> Measured:
     finally:
         await traffic.stop()
     # The time counts from the command on: when an operator gives it is not the database's affair.
-    measured.figures.update(gaps(traffic.record, stage.home, stage.away, commanded, until))
+    measured.figures.update(waits(traffic.record, stage.home, stage.away, commanded, until))
     await verify(stage, traffic, measured, fork)
     return measured
 

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cluster.drill.measures import longest_gap_ms, worst_gap_ms
+from cluster.drill.measures import longest_wait_ms, worst_wait_ms
 from cluster.drill.record import Record
 from cluster.drill.rows import Bound, Row
 
@@ -16,8 +16,8 @@ class Measured:
     """One repetition.
 
     Args:
-        figures: by name: "writes" and "reads ...", the longest time without an answer of the client for which it was
-            longest, "all writes", the same over all clients together; "caught up", until all nodes had applied the
+        figures: by name: "writes" and "reads ...", the longest time that the client waited which waited longest, "all
+            writes", the same over all clients together; "caught up", until all nodes had applied the
             same. Milliseconds.
         lost: acknowledged writes that the nodes do not show.
         violations: what the checker found, in sentences.
@@ -65,16 +65,16 @@ class Verdict:
         return max((run.figures.get(name, 0.0) for run in self.runs), default=0.0)
 
 
-def gaps(record: Record, home: str, away: Sequence[str], since_ms: float, until_ms: float) -> dict[str, float]:
-    """The longest times without an answer between two moments, for Measured.figures."""
+def waits(record: Record, home: str, away: Sequence[str], since_ms: float, until_ms: float) -> dict[str, float]:
+    """The longest times that clients waited between two moments, for Measured.figures."""
     writes = record.of("write", home)
     figures = {
-        "writes": worst_gap_ms(writes, since_ms, until_ms),
-        "all writes": longest_gap_ms(writes, since_ms, until_ms),
-        "reads home": worst_gap_ms(record.of("eventual", home), since_ms, until_ms),
+        "writes": worst_wait_ms(writes, since_ms, until_ms),
+        "all writes": longest_wait_ms(writes, since_ms, until_ms),
+        "reads home": worst_wait_ms(record.of("eventual", home), since_ms, until_ms),
     }
     for region in away:
-        figures[f"reads {region}"] = worst_gap_ms(record.of("eventual", region), since_ms, until_ms)
+        figures[f"reads {region}"] = worst_wait_ms(record.of("eventual", region), since_ms, until_ms)
     figures["reads away"] = max(figures[f"reads {region}"] for region in away)
     return figures
 

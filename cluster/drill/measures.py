@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -18,18 +19,31 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
 
 
-def longest_gap_ms(calls: Iterable[Call], since_ms: float, until_ms: float) -> float:
-    """The longest time between two moments without a good answer to any of the calls."""
-    answered = sorted(call.completed_ms for call in calls if call.ok and since_ms <= call.completed_ms <= until_ms)
-    return max(later - earlier for earlier, later in itertools.pairwise([since_ms, *answered, until_ms]))
+def longest_wait_ms(calls: Iterable[Call], since_ms: float, until_ms: float) -> float:
+    """The longest time between two moments during which somebody waited and nobody had a good answer.
+
+    It counts from the good answer before, or, if nothing was asked then, from the first call after it: that a client
+    asks for something only now and then is no wait. After an error it goes on until another call is answered well.
+    """
+    by_end = sorted(calls, key=lambda call: call.completed_ms)
+    ends = [call.completed_ms for call in by_end]
+    # When the earliest of the calls began that end at or behind a place in that order.
+    begun = [*itertools.accumulate((call.invoked_ms for call in reversed(by_end)), min)][::-1]
+    answered = [call.completed_ms for call in by_end if call.ok and since_ms <= call.completed_ms <= until_ms]
+    longest = 0.0
+    for earlier, later in itertools.pairwise([since_ms, *answered, until_ms]):
+        place = bisect_right(ends, earlier)
+        if place < len(begun):
+            longest = max(longest, later - max(earlier, begun[place]))
+    return longest
 
 
-def worst_gap_ms(calls: Iterable[Call], since_ms: float, until_ms: float) -> float:
-    """longest_gap_ms of the client for which it is longest; 0 without calls."""
+def worst_wait_ms(calls: Iterable[Call], since_ms: float, until_ms: float) -> float:
+    """longest_wait_ms of the client for which it is longest; 0 without calls."""
     by_client: dict[str, list[Call]] = {}
     for call in calls:
         by_client.setdefault(call.client, []).append(call)
-    return max((longest_gap_ms(each, since_ms, until_ms) for each in by_client.values()), default=0.0)
+    return max((longest_wait_ms(each, since_ms, until_ms) for each in by_client.values()), default=0.0)
 
 
 def timeline_of(record: Record) -> AckTimeline:

@@ -74,7 +74,7 @@ def show(console: Console, findings: Findings) -> None:
 
 
 def failure_table(verdicts: Sequence[Verdict]) -> Table:
-    """Promise beside measure. Gaps are of the client for which they were longest, in milliseconds."""
+    """Promise beside measure. Waits are of the client that waited longest, in milliseconds."""
     table = Table(title="The failure table", box=None, padding=(0, 2), title_justify="left", header_style="bold")
     for name in (
         "what",

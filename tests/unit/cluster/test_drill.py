@@ -8,9 +8,9 @@ import pytest
 
 from cluster.drill import faults
 from cluster.drill.__main__ import main
-from cluster.drill.judge import Measured, gaps, judge
+from cluster.drill.judge import Measured, judge, waits
 from cluster.drill.latency import Spread
-from cluster.drill.measures import lags_ms, longest_gap_ms, percentile, sights_ms, worst_gap_ms
+from cluster.drill.measures import lags_ms, longest_wait_ms, percentile, sights_ms, worst_wait_ms
 from cluster.drill.page import page
 from cluster.drill.record import Call, Kind, Record
 from cluster.drill.report import Findings
@@ -22,10 +22,17 @@ ROW = next(row for row in ROWS if row.name == "leader-killed")
 
 
 def call(
-    at_ms: float, *, client: str = "a", region: str = "home", kind: Kind = "write", index: int = 0, error: str = ""
+    at_ms: float,
+    *,
+    client: str = "a",
+    region: str = "home",
+    kind: Kind = "write",
+    index: int = 0,
+    error: str = "",
+    since: float | None = None,
 ) -> Call:
-    stamp = versionstamp(1, index, 0)
-    return Call(client, region, "grpc", kind, at_ms - 2, at_ms, stamp, error, f"{kind} {at_ms}".encode())
+    stamp, began_ms = versionstamp(1, index, 0), at_ms - 2 if since is None else since
+    return Call(client, region, "grpc", kind, began_ms, at_ms, stamp, error, f"{kind} {at_ms}".encode())
 
 
 def test_percentiles() -> None:
@@ -34,17 +41,28 @@ def test_percentiles() -> None:
     assert percentile(list(range(100)), 0.99) == 99
 
 
-def test_a_gap_is_between_good_answers_and_the_ends_of_the_time_looked_at() -> None:
-    calls = [call(at) for at in (5, 15, 40, 90)] + [call(60, error="UNAVAILABLE")]
-    assert longest_gap_ms(calls, 10, 95) == 50
-    assert longest_gap_ms(calls, 10, 200) == 110
-    assert longest_gap_ms([], 10, 200) == 190
+def test_a_wait_is_between_good_answers_and_the_ends_of_the_time_looked_at() -> None:
+    calls = [call(at, since=0) for at in (5, 15, 40, 90)] + [call(60, error="UNAVAILABLE"), call(500, since=80)]
+    assert longest_wait_ms(calls, 10, 95) == 50
+    assert longest_wait_ms(calls, 10, 200) == 110
+    assert longest_wait_ms([call(500, since=0)], 10, 200) == 190
+    assert longest_wait_ms([], 10, 200) == 0
 
 
-def test_the_worst_gap_is_that_of_one_client() -> None:
-    calls = [*(call(at, client="a") for at in range(0, 100, 10)), call(30, client="b"), call(90, client="b")]
-    assert worst_gap_ms(calls, 0, 100) == 60
-    assert longest_gap_ms(calls, 0, 100) == 10
+def test_who_asks_now_and_then_waits_from_the_question_on() -> None:
+    calls = [call(at, since=at - 20) for at in (220, 420, 620)]
+    assert longest_wait_ms(calls, 0, 630) == 20
+    calls.append(call(900, since=800, error="UNAVAILABLE"))
+    calls.append(call(1_700, since=1_000))
+    assert longest_wait_ms(calls, 0, 2_000) == 900, "an error is no answer"
+    assert longest_wait_ms(calls, 0, 1_500) == 700, "it still waits then"
+    assert longest_wait_ms(calls, 850, 2_000) == 850, "it had been waiting before"
+
+
+def test_the_worst_wait_is_that_of_one_client() -> None:
+    calls = [*(call(at, client="a") for at in range(0, 100, 10)), call(30, client="b"), call(90, client="b", since=30)]
+    assert worst_wait_ms(calls, 0, 100) == 60
+    assert longest_wait_ms(calls, 0, 100) <= 10
 
 
 def test_lag_is_how_long_a_read_had_lacked_an_acknowledged_write() -> None:
@@ -68,12 +86,12 @@ def test_a_write_is_seen_by_the_first_read_that_shows_it_and_counts_from_its_sta
     assert sights_ms(record, "elsewhere") == []
 
 
-def test_gaps_by_region() -> None:
+def test_waits_by_region() -> None:
     record = Record()
-    record.calls = [call(at) for at in (0, 40, 100)] + [call(50, region="away", kind="eventual")]
-    figures = gaps(record, "home", ["away"], 0, 100)
+    record.calls = [call(at, since=0) for at in (0, 40, 100)] + [call(50, region="away", kind="eventual", since=10)]
+    figures = waits(record, "home", ["away"], 0, 100)
     assert figures["writes"] == 60
-    assert figures["reads away"] == 50
+    assert figures["reads away"] == 40
     assert figures["reads home"] == 0, "nobody reads there"
 
 

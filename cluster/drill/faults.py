@@ -129,23 +129,29 @@ def flapping(one: int, other: int, period_s: float = 0.5) -> Fault:
     """The way between two regions is cut and healed in turn."""
     cut = cut_between(one, other)
 
-    async def flap(stage: Stage) -> None:
-        while True:
+    async def flap(stage: Stage, over: asyncio.Event) -> None:
+        while not over.is_set():
             async with cut(stage):
-                await asyncio.sleep(period_s)
-            await asyncio.sleep(period_s)
+                await _within(over, period_s)
+            await _within(over, period_s)
 
     @asynccontextmanager
     async def fault(stage: Stage) -> AsyncIterator[None]:
-        task = asyncio.ensure_future(flap(stage))
+        over = asyncio.Event()
+        task = asyncio.ensure_future(flap(stage, over))
         try:
             yield
         finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            over.set()  # not cancelled: a cut that is being made in its thread would never be healed
+            await task
 
     return fault
+
+
+async def _within(event: asyncio.Event, seconds: float) -> None:
+    """Wait for so long, or until the event."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
 
 
 def _sites(stage: Stage, number: int) -> list[str]:

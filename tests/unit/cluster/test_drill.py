@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -140,6 +142,31 @@ def test_two_data_centers_are_lost_also_when_the_leader_changes_meanwhile() -> N
     cluster = SimpleNamespace(wait_leader=lambda: next(leaders))
     stage = SimpleNamespace(cluster=cluster, home="us-east", nodes_in=lambda _: ["us-east-a", "us-east-b", "us-east-c"])
     assert len(set(faults.majority(stage))) == 2  # type: ignore[arg-type]
+
+
+async def test_a_flapping_link_is_whole_afterwards_whenever_it_ends() -> None:
+    class Wan:
+        def __init__(self) -> None:
+            self.is_cut = False
+            self.cuts_count = 0
+
+        def cut_between(self, some: list[str], others: list[str]) -> list[str]:
+            time.sleep(0.02)  # in a thread, which nobody can cancel
+            self.is_cut, self.cuts_count = True, self.cuts_count + 1
+            return [*some, *others]
+
+        def heal(self, pairs: list[str]) -> None:
+            del pairs
+            self.is_cut = False
+
+    cluster = SimpleNamespace(wan=Wan(), clients_site=lambda region: f"clients of {region}")
+    stage = SimpleNamespace(cluster=cluster, home="us-east", away=["europe", "asia"], nodes_in=lambda region: [region])
+    for lasts_s in (0.0, 0.01, 0.03, 0.06, 0.3):
+        async with faults.flapping(0, 2, 0.05)(stage):  # type: ignore[arg-type]
+            await asyncio.sleep(lasts_s)
+        await asyncio.sleep(0.05)
+        assert not cluster.wan.is_cut, f"ended after {lasts_s} s"
+    assert cluster.wan.cuts_count > 4
 
 
 def test_rows_have_names_of_their_own_and_the_short_form_takes_from_them() -> None:

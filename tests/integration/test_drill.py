@@ -10,7 +10,6 @@ import sys
 from cluster.launcher import ROOT
 
 ASIA_ONE_WAY_MS = 94  # of the default topology
-MAX_ANSWER_MS = 30  # from a commit to its client's answer
 TIMER_MS = 1  # clocks and timers round
 MAX_PAUSE_MS = 15_000  # on a busy machine, where the drill's own 5 s may be broken and are then reported as such
 REGIONS = {"us-east", "europe", "asia"}
@@ -40,8 +39,8 @@ def test_the_drill_in_short_form() -> None:
     assert {region for what, region in spreads if what == "eventual"} == REGIONS
     assert spreads["strong", "asia"]["median_ms"] >= 2 * ASIA_ONE_WAY_MS
     assert spreads["eventual", "asia"]["median_ms"] < ASIA_ONE_WAY_MS, "an eventual read went round the world"
-    lag = spreads["lag at 1,000 writes/s", "asia"]
-    # Counted from the client's answer, which comes later than the entry leaves for the other side of the world.
-    assert lag["count"] > 100 and lag["median_ms"] >= ASIA_ONE_WAY_MS - MAX_ANSWER_MS
+    # The lag counts from the client's answer, which a busy machine may give after the write is there: it has no least
+    # value. What counts from the write's start has.
+    assert spreads["lag at 1,000 writes/s", "asia"]["count"] > 100
     seen = spreads["write seen at 1,000 writes/s", "asia"]
     assert seen["count"] > 100 and seen["least_ms"] >= ASIA_ONE_WAY_MS - TIMER_MS, "known before it could be there"

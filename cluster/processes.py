@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -100,6 +101,22 @@ class Child:
     def log_text(self) -> str:
         """All that it has written."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+async def run_command(
+    command: Sequence[str], environment: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end beside the loop; its output is text.
+
+    Not by the loop: uvloop forks for it, gRPC starts its threads anew in the child, and one child of ten dies of
+    SIGSEGV there before it has become the command. `subprocess` takes vfork, which runs nothing of gRPC's.
+
+    Raises:
+        subprocess.TimeoutExpired: it has not ended after `timeout_s`, and was killed.
+    """
+    return await asyncio.to_thread(
+        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
 
 
 def resident_bytes(pid: int) -> tuple[int, int]:

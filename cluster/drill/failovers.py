@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from cluster.drill.stage import Stage
 from cluster.drill.traffic import Traffic
 from cluster.drill.verify import is_cut, verify
 from cluster.launcher import ClusterFailed, own_environment
+from cluster.processes import run_command
 from cluster.workload import now_ms
 from kvnode.base.errors import KvError
 
@@ -99,22 +101,28 @@ async def _once(stage: Stage, row: Row) -> Measured:
 
 async def _command(stage: Stage, region: str, *flags: str) -> dict[str, Any]:
     endpoints = ",".join(stage.cluster.nodes[name].address for name in stage.nodes_in(region))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "kvnode", "failover", "--to", region, *flags, "-o", "json", "--endpoints", endpoints),
-        env={**own_environment(), "KVNODE_TOKEN": os.environ.get("KVNODE_TOKEN", "")},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    command = [
+        sys.executable,
+        "-m",
+        "kvnode",
+        "failover",
+        "--to",
+        region,
+        *flags,
+        "-o",
+        "json",
+        "--endpoints",
+        endpoints,
+    ]
+    environment = {**own_environment(), "KVNODE_TOKEN": os.environ.get("KVNODE_TOKEN", "")}
     try:
-        out, error = await asyncio.wait_for(process.communicate(), COMMAND_TIMEOUT_S)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        done = await run_command(command, environment, COMMAND_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
         raise CommandFailed(f"failover to {region}: no end after {COMMAND_TIMEOUT_S:g} s") from None
-    if process.returncode:
-        said = (error + out).decode(errors="replace").strip()
-        raise CommandFailed(f"failover to {region}: exit status {process.returncode}: {said}")
-    answer: dict[str, Any] = json.loads(out.decode().splitlines()[-1])
+    if done.returncode:
+        said = (done.stderr + done.stdout).strip()
+        raise CommandFailed(f"failover to {region}: exit status {done.returncode}: {said}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import uvloop
+
 from cluster.ports import free_ports
-from cluster.processes import Child, cpu_seconds, resident_bytes
+from cluster.processes import Child, cpu_seconds, resident_bytes, run_command
+from kvnode.client.session import Session
+from kvnode.proto.kv.v1 import kv_pb2
+from tests.unit.client.fake_server import FakeServer
 
 
 def test_ports_are_free_and_outside_the_range_of_outgoing_connections() -> None:
@@ -35,6 +44,34 @@ def test_life_of_a_child(tmp_path: Path) -> None:
     sleeper.start()
     sleeper.kill()
     assert sleeper.exit_status == -signal.SIGKILL
+
+
+def test_a_command_survives_its_start_beside_live_calls() -> None:
+    async def story() -> list[int]:
+        async with FakeServer() as server:
+            sessions = [Session([server.address]) for _ in range(6)]
+            calls = [asyncio.ensure_future(_call_on(session)) for session in sessions]
+            ended = [(await run_command(["true"], dict(os.environ), 10)).returncode for _ in range(100)]
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            for session in sessions:
+                await session.close()
+            return ended
+
+    assert uvloop.run(story()) == [0] * 100
+
+
+async def _call_on(session: Session) -> None:
+    while True:
+        await session.read(kv_pb2.ReadRequest(ranges=[kv_pb2.ReadRange(start=b"a", end=b"b", limit=1)]))
+
+
+async def test_a_command_tells_what_it_said_and_ends_in_time() -> None:
+    told = await run_command([sys.executable, "-c", "import sys; print('out'); sys.exit('error')"], {}, 10)
+    assert (told.returncode, told.stdout, told.stderr) == (1, "out\n", "error\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        await run_command([sys.executable, "-c", "import time; time.sleep(60)"], {}, 0.2)
 
 
 def test_output_goes_to_the_log(tmp_path: Path) -> None:

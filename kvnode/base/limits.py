@@ -237,7 +237,6 @@ MAX_QUEUE_LOSSES_COUNT = 10  # leases of a message that may end without a word b
 QUEUE_SCAN_MARGIN_COUNT = 64  # read beyond what is wanted: what entries in flight have taken is passed over
 MAX_LEASES_EXTENDED_PER_ENTRY_COUNT = 5_000  # by a new leader
 MAX_QUEUE_PULLS_COUNT = 16_384  # that wait at a leader
-MAX_QUEUE_CLAIMS_COUNT = 2  # under way for one queue; what falls due meanwhile gathers for the next
 QUEUE_PULL_WAIT_MS = 20_000
 QUEUE_PULL_GRACE_MS = 15_000  # beyond that, for a leader to be found and the answer to come back
 QUEUE_EMPTY_CLAIM_PAUSE_MS = 5  # after a claim that found nothing, others having been quicker

@@ -70,6 +70,11 @@ class Overlay:
             return point[1]
         return None if self._ranges and self._covered(row.key) else row
 
+    def in_flight(self, key: bytes) -> Row | None:
+        """The row that entries in flight give `key`; None if they delete it or leave it as it is."""
+        point = self._points.get(key)
+        return None if point is None else point[1]
+
     def put(self, key: bytes, row: Row | None) -> None:
         """`key` becomes `row`, or is deleted when it is None."""
         points = self._points

@@ -24,6 +24,7 @@ from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine import sessions, sums
 from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix, session_key
 from kvnode.machine.overlay import Overlay
+from kvnode.machine.queue.arrivals import Arrivals, QueueId
 from kvnode.machine.queue.grace import LeaseGrace
 from kvnode.machine.queue.keys import database_of_key, is_event_key
 from kvnode.machine.queue.transaction import QueueTransaction
@@ -66,6 +67,7 @@ class Resolver:
         "_log_time_ms",
         "_newest",
         "applied_index",
+        "arrivals",
         "census",
         "overlay",
         "state",
@@ -75,6 +77,7 @@ class Resolver:
     def __init__(self, state: StateReader, epoch: int, last_log_time_ms: int | None = None) -> None:
         self.state = state
         self.overlay = Overlay(state)
+        self.arrivals = Arrivals()
         self.windows: dict[bytes, SessionWindow] = {}
         self.applied_index = 0
         self._epoch = epoch
@@ -120,6 +123,7 @@ class Resolver:
         """The state now shows `index`: free the overlay up to it."""
         self.applied_index = index
         self.overlay.free(index)
+        self.arrivals.free(index)
 
     def window(self, client_id: bytes) -> SessionWindow | None:
         """The session's window, loaded at first sight. None when there is no such session."""
@@ -142,6 +146,7 @@ class Batch:
         transactions_count: how many are in it.
         size_bytes: of the payload, never underestimated.
         crons_late_ms: of each tick of a cron that it fires, how late that is.
+        arrived: queues to which it brings messages that are due.
     """
 
     __slots__ = (
@@ -154,6 +159,7 @@ class Batch:
         "_resolver",
         "_stamp",
         "_transactions",
+        "arrived",
         "crons_late_ms",
         "index",
         "log_time_ms",
@@ -172,6 +178,7 @@ class Batch:
         self._refreshed_sessions: list[tuple[SessionWindow, int]] = []
         self._grace: tuple[LeaseGrace, bytes] | None = None
         self.crons_late_ms: list[int] = []
+        self.arrived: dict[QueueId, None] = {}
         self.index = index
         self.log_time_ms = log_time_ms
         self.size_bytes = 32
@@ -229,6 +236,25 @@ class Batch:
             self.size_bytes += _POSITION_BYTES * len(lost)
             self._remember(transaction, request, window, Settled(_COMMITTED, stamp, (), None, lost))
         return Accepted(stamp, order, results)
+
+    def claim(self, action: kv_pb2.QueueAction, database: int) -> Accepted | None:
+        """Add a transaction that puts messages of a queue under lease; None, and nothing is added, when none is due.
+
+        Args:
+            action: a claim.
+            database: of the queue.
+        """
+        order = self.transactions_count
+        stamp = self._stamp + order.to_bytes(2, "big")
+        transaction = self._transactions.add()
+        queues = QueueTransaction(_Rows(self, transaction), database, stamp)
+        result = queues.act(action)
+        if not result.messages:
+            del self._transactions[-1]
+            return None
+        queues.finish()
+        self._count_transaction()
+        return Accepted(stamp, order, (result,))
 
     def open_session(self) -> bytes:
         """Add a transaction that opens a session; the answer is its client id, valid once the entry commits.
@@ -522,6 +548,7 @@ class _Rows:
     def __init__(self, batch: Batch, transaction: log_pb2.Transaction) -> None:
         self._batch = batch
         self._transaction = transaction
+        self._overlay = batch._overlay
         self.log_time_ms = batch.log_time_ms
         self.live = batch._live
         self.newest = batch._overlay.newest
@@ -532,6 +559,16 @@ class _Rows:
 
     def remove(self, key: bytes) -> None:
         self._batch._delete(self._transaction, key)
+
+    def arrive(self, queue_id: QueueId, key: bytes) -> None:
+        batch = self._batch
+        batch.arrived[queue_id] = None
+        batch._resolver.arrivals.note(queue_id, key, batch.index)
+
+    def arrived(self, queue_id: QueueId) -> list[Row]:
+        in_flight = self._overlay.in_flight
+        found = [in_flight(key) for key in self._batch._resolver.arrivals.of(queue_id)]
+        return [row for row in found if row is not None]
 
 
 def _resolved_too_large() -> InvalidRequest:

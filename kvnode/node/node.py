@@ -144,6 +144,16 @@ class Node:
             self.wake,
         )
         self.barriers = Barriers(self.raft, self.stats, self.reads.strong, self._barriers_lost)
+        self.queues = Queues(
+            self.node_id,
+            self.state,
+            self.wake,
+            self._submit_one,
+            self.write,
+            self._take_back,
+            self._next_log_time,
+            self.clock.monotonic_ms,
+        )
         self.proposals = Proposals(
             self.raft,
             self.state,
@@ -153,17 +163,8 @@ class Node:
             self._next_log_time,
             self._take_back,
             self.wake,
+            self.queues.dispatcher,
             self.directory.takes_write,
-        )
-        self.queues = Queues(
-            self.node_id,
-            self.state,
-            self.proposals.add,
-            self._submit_one,
-            self.write,
-            self._take_back,
-            self._next_log_time,
-            self.clock.monotonic_ms,
         )
         self.replication = Replication(
             self.raft,

@@ -1,6 +1,6 @@
 """From waiting writes to log entries, and from applied entries to answers.
 
-    add() ─► queue ─► flush(): resolve all that wait into ONE entry, propose it ─► pending[index]
+    add() ─► queue ─► flush(): resolve all that wait, then claims for consumers, into ONE entry ─► pending[index]
                                         │ a negative verdict: to the ReadIndex barrier with the prefix it was judged on
     applied(entry): pending[index].term == entry.term ? answer : not applied, send it again
 
@@ -14,7 +14,7 @@ index, only the request id can tell, so the operation is sent again as a resend.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from kvnode.base import limits
@@ -22,6 +22,7 @@ from kvnode.base.errors import KvError, NotFound, OutcomeUnknown, Unavailable
 from kvnode.base.invariant import invariant
 from kvnode.codec.entry import Entry
 from kvnode.machine.keyspace import DEFAULT_DATABASE
+from kvnode.machine.queue.arrivals import QueueId
 from kvnode.machine.resolve import Batch, RequestId, Resolver
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
 from kvnode.node.barriers import Barriers
@@ -57,6 +58,23 @@ class DueSource(Protocol):
         """The earliest expire_at_ms of all rows."""
 
 
+class Claims(Protocol):
+    """Whoever wants messages of queues under lease (queue/dispatcher.py)."""
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether there may be a claim to make."""
+
+    def arrived(self, queue_ids: Iterable[QueueId]) -> None:
+        """The entry that is being made brings messages to these queues."""
+
+    def next_claim(self) -> Call | None:
+        """The next claim to be resolved, if there is one."""
+
+    def took(self, claim: Call, count: int) -> None:
+        """It is in the entry and brings that many messages; with none it is not, and will not be answered."""
+
+
 class Proposals:
     """The writes of one node.
 
@@ -65,6 +83,7 @@ class Proposals:
         log_time: log time for the next entry.
         reroute: takes back calls that this node can no longer settle; `unknown` = they may have been applied.
         wake: tells the driver that there is something to flush.
+        claims: of queues; made last in each entry, so that they see what it brings.
         takes_write: whether a database that is not the default one still takes this write.
     """
 
@@ -78,6 +97,7 @@ class Proposals:
         log_time: Callable[[], int],
         reroute: Callable[[list[Call], bool], None],
         wake: Callable[[], None],
+        claims: Claims,
         takes_write: Callable[[int, kv_pb2.AtomicWriteRequest], bool] = lambda _database, _write: True,
     ) -> None:
         self._takes_write = takes_write
@@ -89,6 +109,8 @@ class Proposals:
         self._log_time = log_time
         self._reroute = reroute
         self._wake = wake
+        self._claims = claims
+        self._claims_waited = False  # the entry before had no room for them
         self._resolver: Resolver | None = None
         self._resolver_term = 0
         self._queue: deque[Call] = deque()
@@ -153,7 +175,7 @@ class Proposals:
             return
         if not raft.is_leader or raft.term != self._resolver_term:
             return  # leadership was lost a moment ago; the driver has yet to notice it and take the queue back
-        while (self._queue or tick or not self._resolver.settled) and self._has_room():
+        while (self._queue or tick or self._claims.has_claims or not self._resolver.settled) and self._has_room():
             if not self._propose_batch(self._resolver, tick=tick):
                 return
             tick = False
@@ -182,17 +204,18 @@ class Proposals:
             self._stats.expired_keys += batch.tick(due)
             for late_ms in batch.crons_late_ms:
                 self._stats.cron_late_ms.observe(late_ms)
+        if self._claims_waited and resolver.settled:
+            self._resolve_claims(batch, waiters)
         queue = self._queue
-        while (
-            queue
-            and resolver.settled
-            and batch.transactions_count < limits.MAX_BATCH_TRANSACTIONS_COUNT
-            and batch.size_bytes < limits.MAX_BATCH_BYTES
-        ):
+        while queue and resolver.settled and _takes_more(batch):
             call = queue.popleft()
             self._queue_bytes -= call.size_bytes
             if not call.done:
                 self._resolve(batch, index, call, waiters, negatives)
+        self._claims.arrived(batch.arrived)
+        if resolver.settled:
+            self._resolve_claims(batch, waiters)
+        self._claims_waited = self._claims.has_claims
         proposed = batch.transactions_count
         if proposed:
             payload = batch.payload()
@@ -236,12 +259,21 @@ class Proposals:
         verdict = batch.add(operation.write, call.database, request)
         kind = type(verdict)
         if kind is Accepted:
-            body = kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=verdict.versionstamp)  # type: ignore[union-attr]
-            if verdict.results:  # type: ignore[union-attr]
-                body.results.extend(verdict.results)  # type: ignore[union-attr]
-            waiters.append((call, body))
+            waiters.append((call, _committed(verdict)))  # type: ignore[arg-type]
             return
         self._not_accepted(verdict, index, call, waiters, negatives)
+
+    def _resolve_claims(self, batch: Batch, waiters: list[tuple[Call, object]]) -> None:
+        while _takes_more(batch) and (call := self._claims.next_claim()) is not None:
+            assert call.operation is not None
+            write = call.operation.write
+            if call.database > DEFAULT_DATABASE and not self._takes_write(call.database, write):
+                call.fail(_database_gone(call))
+                continue
+            accepted = batch.claim(write.actions[0], call.database)
+            self._claims.took(call, 0 if accepted is None else len(accepted.results[0].messages))
+            if accepted is not None:
+                waiters.append((call, _committed(accepted)))
 
     def _not_accepted(
         self,
@@ -350,6 +382,17 @@ class Proposals:
                 if now_ms >= call.deadline_ms:
                     call.sent = True
                     call.fail(deadline_error(call))
+
+
+def _takes_more(batch: Batch) -> bool:
+    return batch.transactions_count < limits.MAX_BATCH_TRANSACTIONS_COUNT and batch.size_bytes < limits.MAX_BATCH_BYTES
+
+
+def _committed(accepted: Accepted) -> kv_pb2.AtomicWriteResponse:
+    body = kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=accepted.versionstamp)
+    if accepted.results:
+        body.results.extend(accepted.results)
+    return body
 
 
 def _database_gone(call: Call) -> KvError:

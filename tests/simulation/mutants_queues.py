@@ -60,15 +60,15 @@ def ignore_the_lease_of_an_ack() -> Patch:
 
 def send_a_claim_before_it_is_committed() -> Patch:
     """Messages leave for their consumers when the claim is resolved."""
-    original = Proposals._resolve
+    original = Proposals._resolve_claims
 
-    def resolve_and_answer(self: Proposals, batch: Any, index: int, call: Any, waiters: Any, negatives: Any) -> None:
-        original(self, batch, index, call, waiters, negatives)
-        claims = call.operation is not None and any(action.HasField("claim") for action in call.operation.write.actions)
-        if claims and waiters and waiters[-1][0] is call:
-            call.answer(result_of(call, waiters[-1][1]))
+    def resolve_and_answer(self: Proposals, batch: Any, waiters: Any) -> None:
+        before = len(waiters)
+        original(self, batch, waiters)
+        for call, body in waiters[before:]:
+            call.answer(result_of(call, body))
 
-    return replaced(Proposals, "_resolve", resolve_and_answer)
+    return replaced(Proposals, "_resolve_claims", resolve_and_answer)
 
 
 def claim_what_is_claimed() -> Patch:

@@ -13,10 +13,11 @@ A lease is current while its row exists and has not expired by log time; whoever
 and nothing of his transaction happens. So a message has one holder at a time in the order of the log, and what a
 handler writes together with its ack happens once.
 
-A claim takes from what is *applied*, in the order of due times, and passes over what entries in flight have taken
-already. It does not look for messages that only entries in flight hold: they are there when those are applied, a
-moment later, and an ordered search through the overlay would cost every claim. The same holds for purge and requeue.
-Everything that is looked up by its key (leases, messages, counters) is seen through the overlay, as checks are.
+A claim takes what is due in the order of due times: from what is *applied*, passing over what entries in flight have
+taken already, and from what has arrived by entries in flight, its own among them (arrivals.py). So a message can be
+enqueued and claimed in one entry. A message that was in flight when it fell due is found a moment later, when that is
+applied. Purge and requeue take from what is applied alone. Everything that is looked up by its key (leases, messages,
+counters) is seen through the overlay, as checks are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from kvnode.base.invariant import invariant
 from kvnode.codec.row import Row
 from kvnode.machine.keyspace import database_prefix
 from kvnode.machine.queue import errors, keys, schedule
+from kvnode.machine.queue.arrivals import QueueId
 from kvnode.machine.queue.cron import Crons
 from kvnode.machine.queue.push import Pushes
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
@@ -60,6 +62,12 @@ class TransactionRows(Protocol):
 
     def remove(self, key: bytes) -> None:
         """A fact: no such row."""
+
+    def arrive(self, queue_id: QueueId, key: bytes) -> None:
+        """The waiting row of that key, just put, is of a message that is due."""
+
+    def arrived(self, queue_id: QueueId) -> list[Row]:
+        """The waiting rows of messages that are due, as far as only entries in flight hold them."""
 
 
 class QueueTransaction:
@@ -203,6 +211,8 @@ class QueueTransaction:
     def _wait(self, name: str, message_id: bytes, due_ms: int, history: rows.DueRow) -> None:
         key = keys.due_key(self._database, name, due_ms, message_id)
         self._access.put(Row(key, history.SerializeToString(), _PLAIN, self._stamp))
+        if due_ms <= self.now_ms:
+            self._access.arrive((self._database, name), key)
 
     def _message(self, message_id: bytes) -> rows.MessageRow:
         row = self._access.live(keys.message_key(self._database, message_id))
@@ -215,14 +225,24 @@ class QueueTransaction:
     def _claim(self, claim: kv_pb2.QueueClaim) -> Iterator[kv_pb2.QueueMessage]:
         name = claim.queue or keys.DEFAULT_QUEUE
         expire_at_ms = self.now_ms + (claim.lease_ms or limits.DEFAULT_QUEUE_LEASE_MS)
-        start = keys.due_key(self._database, name, 0, b"")
-        end = keys.due_key(self._database, name, self.now_ms + 1, b"")
-        for waiting in self._applied(start, end, claim.max_count):
+        for waiting in self._due_rows(name, claim.max_count):
             if self._bytes_left <= 0:
                 return
             message = self._lease(name, waiting, expire_at_ms, claim.consumer)
             self._bytes_left -= len(message.payload.data)
             yield message
+
+    def _due_rows(self, name: str, count: int) -> list[Row]:
+        """At most `count` rows of messages that wait and are due, in the order of their times."""
+        start = keys.due_prefix(self._database, name)
+        end = keys.due_key(self._database, name, self.now_ms + 1, b"")
+        shown = list(self._applied(start, end, count))
+        arrived = self._access.arrived((self._database, name))
+        if not arrived:
+            return shown
+        # The state may show a row, too, that is put once more.
+        found = {row.key: row for row in (*shown, *arrived)}
+        return [found[key] for key in sorted(found)[:count]]
 
     def _lease(self, name: str, waiting: Row, expire_at_ms: int, consumer: str) -> kv_pb2.QueueMessage:
         due_ms, message_id = keys.due_of_key(waiting.key)

@@ -20,6 +20,7 @@ from kvnode.base.clock import Clock
 from kvnode.base.errors import KvError
 from kvnode.codec.row import Row
 from kvnode.machine.queue import keys
+from kvnode.machine.queue.arrivals import QueueId
 from kvnode.machine.queue.push_url import parse_push_url
 from kvnode.node.directory import Directory
 from kvnode.node.push.addresses import AddressPolicy
@@ -27,7 +28,6 @@ from kvnode.node.push.client import PushClient
 from kvnode.node.push.pusher import Pusher
 from kvnode.node.push.request import Signer
 from kvnode.node.push.stats import PushStats
-from kvnode.node.queue.dispatcher import QueueId
 from kvnode.node.queue.queues import Queues
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from kvnode.proto.kv.v1 import kv_pb2

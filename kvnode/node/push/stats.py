@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvnode.node.queue.dispatcher import QueueId
+from kvnode.machine.queue.arrivals import QueueId
 
 
 class Pushed:

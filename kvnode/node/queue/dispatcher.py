@@ -8,11 +8,12 @@ and in the order of their arrival.
                  ├─► a message is due ─► claim through the log ─► committed and applied ─► dealt out to pulls ─► answers
     messages ────┘
 
-A queue is looked at when a pull arrives, when a run of the log brings messages to it, when a claim comes back, and by a
-timer when the next message falls due. A look is one ordered scan of as many keys as claims are under way for, plus one;
-nothing here grows with the number of messages that wait. A claim asks for as much as all waiting pulls want; while
-MAX_QUEUE_CLAIMS_COUNT are under way more gathers for the next. Claims of all queues join the entry that is being made
-(proposals.py), as every write does.
+Claims are made last in every entry (proposals.py), after the writes that it carries: one for each queue that has pulls
+and may have messages. So a message for which somebody waits is enqueued and claimed in one entry, with one fsync and
+one commit, and delivered when that is applied. A queue may have messages when the entry brings it some, and when a
+*look* says so: one ordered scan of the state when a pull arrives, when a run of the log leaves messages waiting, when a
+claim comes back, and by a timer when the next message falls due. A look reads as many keys as claims under way bring,
+plus one; nothing here grows with the number of messages that wait. A claim asks for as much as all waiting pulls want.
 
 What a claim brings is dealt out one by one in the order of the pulls, so that few messages are spread and no consumer
 starves; a pull is answered with what it got and waits no longer. What nobody wants any more is released.
@@ -33,12 +34,10 @@ from kvnode.base import limits
 from kvnode.base.errors import Unavailable
 from kvnode.codec.row import Row
 from kvnode.machine.queue import keys
+from kvnode.machine.queue.arrivals import QueueId
 from kvnode.node.calls import RETRIED_CODES, Call, error_from_message
 from kvnode.node.ports import Origin
 from kvnode.proto.kv.v1 import kv_pb2
-
-QueueId = tuple[int, str]
-"""(database, name)."""
 
 
 class DueKeys(Protocol):
@@ -56,7 +55,7 @@ class _Queue:
     def __init__(self) -> None:
         self.pulls: deque[Call] = deque()
         self.claims_count = 0
-        self.claimed_count = 0  # messages that the claims under way ask for
+        self.claimed_count = 0  # messages that the claims under way bring
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -69,7 +68,7 @@ class Dispatcher:
 
     Args:
         state: shows the applied state.
-        propose: queues a claim as a write.
+        wake: tells the driver that there is a claim to make.
         release: gives leases of a database back.
         take_back: takes pulls that this node can no longer answer.
         log_time: what due times are judged by, now.
@@ -79,19 +78,20 @@ class Dispatcher:
     def __init__(
         self,
         state: DueKeys,
-        propose: Callable[[Call], None],
+        wake: Callable[[], None],
         release: Callable[[int, Iterable[bytes]], None],
         take_back: Callable[[list[Call], bool], None],
         log_time: Callable[[], int],
         monotonic_ms: Callable[[], float],
     ) -> None:
         self._state = state
-        self._propose = propose
+        self._wake = wake
         self._release = release
         self._take_back = take_back
         self._log_time = log_time
         self._monotonic_ms = monotonic_ms
         self._queues: dict[QueueId, _Queue] = {}
+        self._claimable: dict[QueueId, None] = {}  # that may have messages
         self._pulls_count = 0
 
     @property
@@ -131,6 +131,47 @@ class Dispatcher:
             if queue_id in self._queues:
                 self._look(queue_id)
 
+    # For the entry that is being made.
+
+    @property
+    def has_claims(self) -> bool:
+        """Whether some queue may have messages for its pulls."""
+        return bool(self._claimable)
+
+    def arrived(self, queue_ids: Iterable[QueueId]) -> None:
+        """The entry that is being made brings messages to these queues."""
+        for queue_id in queue_ids:
+            queue = self._queues.get(queue_id)
+            if queue is not None and queue.pulls:
+                self._claimable[queue_id] = None
+
+    def next_claim(self) -> Call | None:
+        """The next claim to be resolved; then say what it `took`."""
+        while self._claimable:
+            queue_id = next(iter(self._claimable))
+            del self._claimable[queue_id]
+            queue = self._queues.get(queue_id)
+            if queue is None:
+                continue
+            wanted = sum(map(_wanted, queue.pulls)) - queue.claimed_count
+            if wanted > 0:
+                return self._claim(queue_id, queue, min(wanted, limits.MAX_QUEUE_TOUCHED_COUNT))
+        return None
+
+    def took(self, claim: Call, count: int) -> None:
+        """The claim is in the entry and brings that many messages; with none it is not, and will not be answered."""
+        queue_id = (claim.database, _claim_of(claim).queue)
+        queue = self._queues[queue_id]
+        if count:
+            queue.claims_count += 1
+            queue.claimed_count += count
+            claim.deliver = partial(self._claimed, queue_id, count)
+        elif queue.timer is None:
+            pause_s = limits.QUEUE_EMPTY_CLAIM_PAUSE_MS / 1_000
+            queue.timer = asyncio.get_running_loop().call_later(pause_s, self._timer_fired, queue_id)
+
+    # For the time in which this node leads.
+
     def cancel(self, token: bytes) -> None:
         """Whoever waits under a token that begins so waits no longer: a consumer has left, or its whole node."""
         for queue_id, queue in list(self._queues.items()):
@@ -161,6 +202,7 @@ class Dispatcher:
 
     def lose_leadership(self) -> None:
         """Hand back every pull; claims under way are answered by the log, or never."""
+        self._claimable.clear()
         stranded: list[Call] = []
         for queue_id, queue in list(self._queues.items()):
             stranded.extend(queue.pulls)
@@ -196,8 +238,7 @@ class Dispatcher:
         if queue.timer is not None:
             queue.timer.cancel()
             queue.timer = None
-        wanted = sum(_wanted(call) for call in queue.pulls) - queue.claimed_count
-        if wanted <= 0 or queue.claims_count >= limits.MAX_QUEUE_CLAIMS_COUNT:
+        if sum(map(_wanted, queue.pulls)) <= queue.claimed_count:
             return
         database, name = queue_id
         # The first of the waiting ones are those that the claims under way will take.
@@ -211,7 +252,8 @@ class Dispatcher:
             delay_ms = min(in_ms, limits.MAX_QUEUE_TIMER_MS)
             queue.timer = asyncio.get_running_loop().call_later(delay_ms / 1_000, self._timer_fired, queue_id)
             return
-        self._claim(queue_id, queue, min(wanted, limits.MAX_QUEUE_TOUCHED_COUNT))
+        self._claimable[queue_id] = None
+        self._wake()
 
     def _timer_fired(self, queue_id: QueueId) -> None:
         queue = self._queues.get(queue_id)
@@ -219,29 +261,26 @@ class Dispatcher:
             queue.timer = None
             self._look(queue_id)
 
-    def _claim(self, queue_id: QueueId, queue: _Queue, count: int) -> None:
+    def _claim(self, queue_id: QueueId, queue: _Queue, count: int) -> Call:
         database, name = queue_id
         operation = kv_pb2.Operation()
         claim = operation.write.actions.add().claim
         claim.queue, claim.max_count = name, count
         claim.lease_ms = max(_lease_ms(call) for call in queue.pulls)  # nobody gets a shorter one than he asked for
-        queue.claims_count += 1
-        queue.claimed_count += count
         # It goes no further than this node: another leader has pulls of its own.
-        call = Call(
+        return Call(
             operation,
             Origin(b"", 0, database),
-            partial(self._claimed, queue_id, count),
+            partial(self._claimed, queue_id, 0),
             None,
             self._monotonic_ms(),
             limits.MAX_OPERATION_TIMEOUT_MS,
             forwarded=True,
         )
-        self._propose(call)
 
     def _claimed(self, queue_id: QueueId, count: int, result: kv_pb2.OperationResult) -> None:
         queue = self._queues.get(queue_id)
-        if queue is not None:
+        if queue is not None and count:
             queue.claims_count -= 1
             queue.claimed_count -= count
         if result.HasField("error"):
@@ -252,14 +291,9 @@ class Dispatcher:
         left = messages if queue is None else self._deal(queue, messages)
         if left:
             self._release(queue_id[0], [message.lease for message in left])
-        if queue is None:
-            return
-        if messages:
+        if queue is not None:
             self._look(queue_id)
-        elif queue.pulls and queue.timer is None:
-            pause_s = limits.QUEUE_EMPTY_CLAIM_PAUSE_MS / 1_000
-            queue.timer = asyncio.get_running_loop().call_later(pause_s, self._timer_fired, queue_id)
-        self._forget_if_idle(queue_id)
+            self._forget_if_idle(queue_id)
 
     def _claim_failed(self, queue_id: QueueId, queue: _Queue, error: kv_pb2.Error) -> None:
         """Pulls whose leader is another now go back; for any other failure each is told of it."""
@@ -290,6 +324,11 @@ class Dispatcher:
             if hand:
                 _answer(call, hand)
         return messages[dealt:]
+
+
+def _claim_of(call: Call) -> kv_pb2.QueueClaim:
+    assert call.operation is not None
+    return call.operation.write.actions[0].claim
 
 
 def _wanted(call: Call) -> int:

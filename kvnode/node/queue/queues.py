@@ -26,7 +26,7 @@ class Queues:
     Args:
         node_id: of this node.
         state: shows the applied state.
-        propose: queues a write at this node, which leads.
+        wake: tells the driver that there is a claim to make.
         submit: routes an operation, wherever the leader is.
         write: Node.write.
         take_back: takes pulls that this node can no longer answer.
@@ -38,7 +38,7 @@ class Queues:
         self,
         node_id: int,
         state: DueKeys,
-        propose: Callable[[Call], None],
+        wake: Callable[[], None],
         submit: Submit,
         write: Write,
         take_back: Callable[[list[Call], bool], None],
@@ -50,7 +50,7 @@ class Queues:
         self._submit = submit
         self.settler = Settler(write)
         release = partial(self.settler.release, unseen=True)
-        self.dispatcher = Dispatcher(state, propose, release, take_back, log_time, monotonic_ms)
+        self.dispatcher = Dispatcher(state, wake, release, take_back, log_time, monotonic_ms)
         self._consumers: dict[Consumer, None] = {}  # in the order of their coming
 
     @property

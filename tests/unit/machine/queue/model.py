@@ -67,6 +67,7 @@ def next_tick(schedule, at):
 class World:
     queues: dict = field(default_factory=dict)
     waiting: dict = field(default_factory=dict)  # (queue, due, id): Message
+    arrived: dict = field(default_factory=dict)  # keys of these that were due when they began to wait
     leases: dict = field(default_factory=dict)  # lease id: [Message, expire_at_ms]
     dead: dict = field(default_factory=dict)  # (queue, dead id): Message
     undelivered: dict = field(default_factory=dict)  # user key: payload
@@ -77,7 +78,7 @@ class World:
 class Model:
     def __init__(self):
         self.world = World()
-        self.applied = World()  # as of the applied index: only there does a claim, purge or requeue look for rows
+        self.applied = World()  # as of the applied index: only there does a purge or requeue look for rows
 
     def transaction(self, request, stamp, now):
         """The results, or the code of the error that it fails with; a failure changes nothing."""
@@ -91,6 +92,11 @@ class Model:
         except Failed as failure:
             self.world = before
             return str(failure)
+
+    def late_claim(self, action, stamp, now):
+        """A claim that is made last in an entry."""
+        self.stamp, self.now, self.lease_number = stamp, now, 0
+        return self.claim(action)
 
     def tick(self, due, stamp, now):
         """`due`: leases, and crons by their names, in the order in which the state lists them."""
@@ -124,8 +130,14 @@ class Model:
         queue = self.queue(message.queue)
         if self.undelivered_count(message.queue) >= (queue.bound or limits.MAX_QUEUE_MESSAGES_COUNT):
             raise Failed("QUEUE_FULL")
-        self.world.waiting[message.queue, due, message.id] = message
+        self.wait(message, due)
         queue.enqueued += 1
+
+    def wait(self, message, due):
+        key = message.queue, due, message.id
+        self.world.waiting[key] = message
+        if due <= self.now:
+            self.world.arrived[key] = None
 
     def enqueue(self, request, position):
         due = max(self.now, request.due_at_ms) if request.due_at_ms else self.now + request.delay_ms
@@ -147,10 +159,11 @@ class Model:
     def claim(self, action):
         name = action.queue or "default"
         found = []
-        for key in sorted(self.applied.waiting):
+        for key in sorted(self.world.waiting):
             if len(found) == action.max_count:
                 break
-            if key[0] == name and key[1] <= self.now and key in self.world.waiting:
+            seen = key in self.applied.waiting or key in self.world.arrived
+            if key[0] == name and key[1] <= self.now and seen:
                 message = self.world.waiting.pop(key)
                 message.deliveries += 1
                 lease_id = self.id(self.lease_number)
@@ -174,7 +187,7 @@ class Model:
             self.die(message)
             return
         due = self.now + (message.schedule[message.failures - 1] if delay is None else delay)
-        self.world.waiting[message.queue, due, message.id] = message
+        self.wait(message, due)
 
     def release(self, action):
         if not action.unseen:
@@ -182,7 +195,7 @@ class Model:
             return
         message, _ = self.world.leases.pop(action.lease)
         message.deliveries -= 1
-        self.world.waiting[message.queue, self.now, message.id] = message
+        self.wait(message, self.now)
 
     def lose(self, lease_id):
         message, _ = self.world.leases.pop(lease_id)
@@ -190,7 +203,7 @@ class Model:
         if message.losses > limits.MAX_QUEUE_LOSSES_COUNT:
             self.fail(message, None)
         else:
-            self.world.waiting[message.queue, self.now, message.id] = message
+            self.wait(message, self.now)
 
     def extend(self, action):
         self.world.leases[action.lease][1] = self.now + (action.lease_ms or 10_000)

@@ -135,6 +135,8 @@ class Harness:
                 order += self.tick(batch, versionstamp(EPOCH, index, order))
             for _ in range(self.chance.randrange(5)):
                 order += self.transaction(batch, index, order)
+            for queue_id in list(batch.arrived):
+                order += self.late_claim(batch, queue_id, versionstamp(EPOCH, index, order))
         assert batch.transactions_count == order
         payload = batch.payload()
         assert len(payload) <= batch.size_bytes
@@ -159,6 +161,16 @@ class Harness:
             model.tick(found, stamp, self.now)
             assert len(set(model.world.fired)) == len(model.world.fired)
         return bool(batch.tick(due))
+
+    def late_claim(self, batch, queue_id, stamp):
+        number, name = queue_id
+        action = kv_pb2.QueueAction(claim=kv_pb2.QueueClaim(queue=name, max_count=self.chance.choice([1, 2, 5])))
+        if self.chance.random() < 0.4:
+            return 0
+        accepted = batch.claim(action, number)
+        expected = self.models[number].late_claim(action.claim, stamp, self.now)
+        assert (comparable(accepted.results[0]) if accepted else None) == (expected or None)
+        return bool(accepted)
 
     def transaction(self, batch, index, order):
         number = self.chance.choice(DATABASES)

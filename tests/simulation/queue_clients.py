@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from cluster.history import Committed
 from cluster.history import Outcome as Recorded
 from kvnode.base.errors import KvError
+from kvnode.codec.versionstamp import VERSIONSTAMP_BYTES
 from kvnode.node.queue.consumer import Consumer
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.simulation.loop import Process, SimulatedLoop
@@ -122,7 +123,7 @@ class Listener:
     Args:
         number: tells it from others, over all incarnations.
         queue: that it listens to.
-        is_committed: whether the entry at an index is.
+        is_committed: whether the entry of a versionstamp is.
         is_calm: whether handlers shall do well from now on.
         dies: called when it is to be killed now.
     """
@@ -137,7 +138,7 @@ class Listener:
         random_source: random.Random,
         record: QueueRecord,
         queue: str,
-        is_committed: Callable[[int], bool],
+        is_committed: Callable[[bytes], bool],
         is_calm: Callable[[], bool],
         dies: Callable[[], None],
     ) -> None:
@@ -191,8 +192,7 @@ class Listener:
     def arrived(self, raw: bytes) -> None:
         """A message."""
         message = kv_pb2.QueueMessage.FromString(raw)
-        index = int.from_bytes(message.lease[2:8], "big")
-        if not self._is_committed(index):
+        if not self._is_committed(message.lease[:VERSIONSTAMP_BYTES]):
             self._record.early.append(f"message {message.id.hex()} under lease {message.lease.hex()}")
         self._record.delivered.append((message.id, message.lease, message.payload.data))
         self._held[message.lease] = None

@@ -99,6 +99,10 @@ class Ledger:
         """Those that are neither handled nor given up."""
         return [message_id for message_id, message in self.messages.items() if not message.end]
 
+    def has_delivered(self, message_id: bytes, lease_id: bytes, payload: bytes) -> bool:
+        """Whether there was a lease of that name on that message."""
+        return self.every_lease.get(lease_id) == message_id and self.messages[message_id].row.payload == payload
+
     def _transaction(self, transaction: log_pb2.Transaction, where: str) -> None:
         facts: Facts = {}
         for fact in transaction.facts:

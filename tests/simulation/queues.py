@@ -9,6 +9,10 @@ What must hold, beside what the ledger finds in the log (queue_ledger.py):
 - *at-least-once*: each acknowledged message is in the log as it was sent; what was acknowledged had been handled; when
   all is healed, everything is handled or given up within DRAIN_S;
 - *cron*: when all is healed, every cron ticks on.
+
+A failover may cut off the end of a history and nothing else (failover_observer.py judges which may). So the ledger goes
+through every history there was, those that have ended as well: in each of them a message has one lease at a time and a
+tick is fired once. What must be in the log at the end is what was acknowledged under a versionstamp that is not lost.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from typing import Any
 from unittest.mock import patch
 
 from kvnode.base import limits
+from kvnode.codec.entry import Entry
+from kvnode.codec.versionstamp import VERSIONSTAMP_BYTES
 from kvnode.machine.queue import cron_schedule, keys
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from tests.simulation.cluster import Cluster
@@ -121,7 +127,7 @@ class Queues(NoQueues):
             own,
             self._record,
             queue,
-            lambda index: index in self._observer.committed,
+            self._observer.is_committed,
             lambda: self._calm,
             lambda: self._end(listener, queue),
         )
@@ -161,23 +167,31 @@ class Queues(NoQueues):
         record = self._record
         if record.early:
             raise Violation("early", f"{record.early[0]} was delivered before its claim was committed")
-        ledger = Ledger(record.nacked)
-        ledger.replay(self._observer.committed)
+        ledgers = [self._replayed(history) for history in self._observer.histories()]
+        ledger = ledgers[-1]
         for message_id, payload in record.sent:
+            if self._observer.is_lost(message_id[:VERSIONSTAMP_BYTES]):
+                continue
             message = ledger.messages.get(message_id)
             if message is None or message.row.payload != payload:
                 raise Violation("at-least-once", f"message {message_id.hex()} was acknowledged and is not in the log")
             if not message.end:
                 raise Violation("at-least-once", f"message {message_id.hex()} is neither handled nor given up")
         for message_id, lease, payload in record.delivered:
-            if ledger.every_lease.get(lease) != message_id or ledger.messages[message_id].row.payload != payload:
+            if not any(each.has_delivered(message_id, lease, payload) for each in ledgers):
                 raise Violation(
                     "lease", f"{message_id.hex()} was delivered under {lease.hex()}: the log has no such lease"
                 )
-        for message_id, message in ledger.messages.items():
-            if message.end == "acked" and message_id not in record.handled:
-                raise Violation("at-least-once", f"message {message_id.hex()} is gone, and nobody has handled it")
+        for each in ledgers:
+            for message_id, message in each.messages.items():
+                if message.end == "acked" and message_id not in record.handled:
+                    raise Violation("at-least-once", f"message {message_id.hex()} is gone, and nobody has handled it")
         self._judge_crons(ledger)
+
+    def _replayed(self, history: dict[int, Entry]) -> Ledger:
+        ledger = Ledger(self._record.nacked)
+        ledger.replay(history)
+        return ledger
 
     def _judge_crons(self, ledger: Ledger) -> None:
         for name, cron in ledger.crons.items():

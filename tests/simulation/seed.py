@@ -100,8 +100,7 @@ class Scene:
         self.queues = draw_queues(seed)
         self.directory = directory
         self.result = result
-        # What queues must hold says nothing yet of messages that a failover has lost: no seed has both.
-        self.fails_over = not self.queues.label and draws_failovers(seed, self._draw_replicas())
+        self.fails_over = draws_failovers(seed, self._draw_replicas())
         self.observer = EpochObserver() if self.fails_over else Observer()
         self.failovers: Failovers | None = None
         self.journal = Journal()

@@ -26,9 +26,11 @@ def test_every_seed_keeps_every_promise() -> None:
     assert not failures, "\n".join(failures)
     assert sum(result.snapshots_count for result in results) > 10
     assert sum(result.acknowledged_count for result in results) > 20 * SEEDS
+    both = [result for result in results if result.kinds[-1] == "failovers" and "+queues" in result.kinds[0]]
+    assert len(both) > 5
 
 
-@pytest.mark.parametrize("seed", [6, 12, 26])  # the first and the last have queues
+@pytest.mark.parametrize("seed", [6, 12, 26, 104])  # the first and the third have queues, the last failovers too
 def test_a_seed_always_runs_the_same(seed: int) -> None:
     """The same trace in processes whose hashes and memory layout differ."""
     traces = set()

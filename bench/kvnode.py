@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.launcher import THREE_DCS, LocalCluster
@@ -13,8 +14,8 @@ class KvnodeGroup:
 
     name = "kvnode"
 
-    def __init__(self, folder: Path) -> None:
-        self.cluster = LocalCluster(THREE_DCS, folder)
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.cluster = LocalCluster(THREE_DCS, folder, environment=environment)
 
     def start(self) -> None:
         self.cluster.start()

@@ -20,7 +20,8 @@ type Driver interface {
 
 // QueueDriver passes messages through a queue.
 type QueueDriver interface {
-	// Pass enqueues a message and returns when it was delivered and acknowledged; at is the delivery.
+	// Pass enqueues a message and returns when it was delivered and acknowledged (a pushed one: when its request has
+	// arrived); at is the delivery.
 	Pass(ctx context.Context, payload []byte) (at time.Time, err error)
 }
 
@@ -48,6 +49,8 @@ func openStore(ctx context.Context, system, transport, endpoint, listenEndpoint 
 		return openKvSession(ctx, endpoint, true)
 	case "kvnode/queue":
 		return openKvQueue(ctx, endpoint, listenEndpoint)
+	case "kvnode/push":
+		return openKvPush(ctx, endpoint, listenEndpoint)
 	}
 	return nil, fmt.Errorf("unknown system and transport %s/%s", system, transport)
 }

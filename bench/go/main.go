@@ -18,9 +18,9 @@ import (
 
 func main() {
 	system := flag.String("system", "kvnode", "etcd or kvnode")
-	transport := flag.String("transport", "unary", "unary; kvnode also session (one stream for all callers), streams (one each), queue")
+	transport := flag.String("transport", "unary", "unary; kvnode also session (one stream for all callers), streams (one each), queue, push")
 	endpoint := flag.String("endpoint", "127.0.0.1:4512", "host:port of the node to load")
-	listenEndpoint := flag.String("listen-endpoint", "", "where a queue is listened to; the endpoint when empty")
+	listenEndpoint := flag.String("listen-endpoint", "", "where a queue is listened to, the endpoint when empty; with push, where this program receives")
 	modes := flag.String("modes", "put", "of put, cas (compare and put), get (linearizable), stale, pass (by a queue); or load (write every key once), delayed (that many messages)")
 	callers := flag.String("callers", "1,16,64,256", "numbers of concurrent callers")
 	warmup := flag.Duration("warmup", time.Second, "time before each measurement")

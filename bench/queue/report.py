@@ -15,6 +15,7 @@ TARGET_CALLERS = 64
 MAX_LATE_P50_MS = 100.0
 MAX_LATE_P99_MS = 1_000.0
 MAX_MEMORY_BYTES_PER_WAITING = 50.0  # anonymous memory of a node, beyond what its caches take
+CACHES_FULL_WAITING_COUNT = 100_000  # so many messages fill every cache of a node; growth is judged from there on
 
 
 def rows(measurements: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -47,10 +48,15 @@ def delay_rows(delays: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def memory_growth(memory: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Anonymous bytes a node took for each message that waits, between the fullest two states that were looked at."""
-    if len(memory) < 2:
+    """Anonymous bytes a node took for each message that waits, once its caches are full.
+
+    They have sizes of their own (the state's pages, the log's newest entries) and fill with whatever is written, so
+    what a node grows by before is no growth with the number of messages: it is not judged (None).
+    """
+    judged = [item for item in memory if item["waiting"] >= CACHES_FULL_WAITING_COUNT]
+    if len(judged) < 2:
         return None
-    before, after = memory[-2], memory[-1]
+    before, after = judged[0], judged[-1]
     grown = [
         (later["anonymous_bytes"] - earlier["anonymous_bytes"]) / (after["waiting"] - before["waiting"])
         for earlier, later in zip(before["nodes"], after["nodes"], strict=True)
@@ -65,7 +71,9 @@ def memory_growth(memory: list[dict[str, Any]]) -> dict[str, Any] | None:
 def show(result: dict[str, Any], console: Console) -> None:
     """Print the tables."""
     if result["table"]:
-        table = Table(title="Messages through one queue: medians of the rounds; latency from enqueue to confirmed ack")
+        table = Table(
+            title="Messages through one queue: medians of the rounds; latency from enqueue to confirmed ack, or push"
+        )
         for title in ("system", "in flight", "messages/s", "p50 ms", "p99", "delivered p50", "p99", "CPU us", "target"):
             table.add_column(title, justify="left" if title in ("system", "target") else "right")
         for row in result["table"]:
@@ -81,14 +89,17 @@ def show(result: dict[str, Any], console: Console) -> None:
             late = [f"{row[name]:.1f}" for name in ("p50_ms", "p99_ms", "max_ms")]
             table.add_row(f"{row['waiting']:,}", *late, _target({**row, "target": target}))
         console.print(table)
-    growth = result.get("memory_growth")
-    if growth:
+    if result.get("memory"):
         table = Table("waiting", "anonymous memory of the nodes, MB", title="Memory for messages that wait")
         for item in result["memory"]:
             sizes = ", ".join(f"{node['anonymous_bytes'] / 1e6:.1f}" for node in item["nodes"])
             table.add_row(f"{item['waiting']:,}", sizes)
         console.print(table)
-        console.print(f"{growth['bytes_per_waiting_message']} bytes a message {_target({**growth, 'target': ''})}")
+        growth = result["memory_growth"]
+        if growth is None:
+            console.print(f"not judged: two steps of {CACHES_FULL_WAITING_COUNT:,} and more are needed (--waiting)")
+        else:
+            console.print(f"{growth['bytes_per_waiting_message']} bytes a message {_target({**growth, 'target': ''})}")
 
 
 def _target(row: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Measure queues: `make bench-queue`. Messages through kvnode and through PostgreSQL, delays, and memory.
 
-A closed loop: so many messages are under way at a time, each from its enqueue to its confirmed ack. kvnode and
-PostgreSQL run on the same disk, each write durable on two of three, in turn, never at the same time.
+A closed loop: so many messages are under way at a time, each from its enqueue to its confirmed ack. Then the same
+through a queue that is pushed to a URL, until the request arrives. kvnode and PostgreSQL run on the same disk, each
+write durable on two of three, in turn, never at the same time.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bench import host
 from bench.build import BUILD, LOADGEN, ROOT, build
 from bench.kvnode import KvnodeGroup
 from bench.postgres import installed
-from bench.queue import delays, report
+from bench.queue import delays, push, report
 from bench.queue.postgres import PostgresQueue
 
 RESULTS = ROOT / "bench" / "results"
@@ -39,6 +40,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=float, default=1.0, help="seconds before each, of kvnode")
     parser.add_argument("--callers", default="1,16,64", help="messages under way at a time")
     parser.add_argument("--payload-bytes", type=int, default=256)
+    parser.add_argument("--push-callers", default="64", help="messages under way at a time where they are pushed")
+    parser.add_argument("--no-push", action="store_true", help="leave out the push to a URL")
     parser.add_argument("--only", default="", help="kvnode or postgresql: leave the other out")
     parser.add_argument("--follower", action="store_true", help="listen at a node that does not lead")
     parser.add_argument("--waiting", default="100000,1000000", help="how many messages wait in the runs with delays")
@@ -89,7 +92,8 @@ def one_round(options: argparse.Namespace, number: int, measurements: list[dict[
         for item in items:
             measurements.append({"system": system, "round": number, "load_average_before": load_average, **item})
             console.print(
-                f"round {number + 1} {system:10} {item['callers']:4} in flight{item['operations_per_second']:9,.0f}/s  "
+                f"round {number + 1} {item.get('system', system):11} {item['callers']:4} in flight"
+                f"{item['operations_per_second']:9,.0f}/s  "
                 f"p50 {item['p50_ms']:7.2f}  p99 {item['p99_ms']:7.2f} ms"
                 + (f"  {item['errors']} errors: {item.get('first_error')}" if item["errors"] else "")
             )
@@ -98,10 +102,11 @@ def one_round(options: argparse.Namespace, number: int, measurements: list[dict[
 def through_kvnode(options: argparse.Namespace) -> list[dict[str, Any]]:
     folder = options.data / "kvnode-queue"
     shutil.rmtree(folder, ignore_errors=True)
-    group = KvnodeGroup(folder)
+    group = KvnodeGroup(folder, push.ENVIRONMENT)
     try:
         group.start()
-        return passing(options, group)
+        passed = [{"system": "kvnode", **item} for item in passing(options, group)]
+        return passed + [{"system": "kvnode push", **item} for item in pushing(options, group)]
     finally:
         group.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -116,6 +121,16 @@ def passing(options: argparse.Namespace, group: KvnodeGroup) -> list[dict[str, A
     command += ["-duration", f"{options.duration}s", "-warmup", f"{options.warmup}s"]
     command += ["-value-bytes", str(options.payload_bytes), "-pids", ",".join(map(str, group.pids))]
     return [json.loads(line) for line in output_of(command).splitlines()]
+
+
+def pushing(options: argparse.Namespace, group: KvnodeGroup) -> list[dict[str, Any]]:
+    if options.no_push:
+        return []
+    to = push.receiver()
+    push.have_pushed(group, to)
+    how = (options.duration, options.warmup, options.payload_bytes)
+    command = push.load_command(group.endpoint, to, group.pids, options.push_callers, how)
+    return push.measurements(output_of(command))
 
 
 def output_of(command: list[str]) -> str:

@@ -363,3 +363,72 @@ def test_users_never_see_the_rows_of_queues(db):
     start, end = database_prefix(1), database_prefix(2)
     assert db.state.scan(start, end, 100) == []
     assert all(keys.is_queue_key(key) for key in db.state.rows)
+
+
+class Entry:
+    """An entry in the making, whose claims are made last."""
+
+    def __init__(self, db):
+        self.batch = db.resolver.begin(db.index + 1, db.now)
+
+    def claim(self, count=5, queue="default"):
+        action = act(claim={"max_count": count, "queue": queue}).actions[0]
+        accepted = self.batch.claim(action, 1)
+        return [] if accepted is None else [message.payload.data for message in accepted.results[0].messages]
+
+
+def test_a_message_can_be_enqueued_and_claimed_in_one_entry(db):
+    made = Entry(db)
+    made.batch.add(enqueue(b"now"), 1, None)
+    made.batch.add(enqueue(b"later", delay_ms=1), 1, None)
+    made.batch.add(enqueue(b"elsewhere", queue="other"), 1, None)
+    assert made.batch.arrived == {(1, "default"): None, (1, "other"): None}
+    assert made.claim() == [b"now"]
+    assert made.claim() == []
+    db.commit(made.batch)
+    queue = db.queue()
+    assert (queue.waiting_count, queue.in_flight_count, queue.claimed_total) == (1, 1, 1)
+    assert sum(key[4:5] == b"l" for key in db.state.rows) == 1
+    assert db.queue("other").waiting_count == 1
+
+
+def test_what_is_in_flight_is_claimed_in_the_order_of_its_time(db):
+    db.enqueue(b"applied")
+    db.now += 5
+    first = Entry(db)
+    first.batch.add(enqueue(b"in flight"), 1, None)
+    db.index += 1  # proposed, and not applied yet
+    db.now += 5
+    second = Entry(db)
+    second.batch.add(enqueue(b"newest"), 1, None)
+    assert second.claim(2) == [b"applied", b"in flight"]
+    assert second.claim(2) == [b"newest"]
+
+
+def test_a_claim_that_finds_nothing_leaves_no_transaction(db):
+    made = Entry(db)
+    size_bytes = made.batch.size_bytes
+    assert made.claim() == []
+    assert (made.batch.transactions_count, made.batch.size_bytes) == (0, size_bytes)
+
+
+def test_a_claim_takes_nothing_of_a_transaction_that_failed_or_an_entry_that_was_withdrawn(db):
+    db.run(act(configure={"max_messages_count": 1}))
+    made = Entry(db)
+    two = enqueue(b"a")
+    two.enqueues.append(two.enqueues[0])
+    assert code(made.batch.add(two, 1, None)) == "QUEUE_FULL"
+    assert made.claim() == []
+    made.batch.add(enqueue(b"withdrawn"), 1, None)
+    db.resolver.discard(made.batch)
+    again = Entry(db)
+    assert again.claim() == []
+    again.batch.add(enqueue(b"again"), 1, None)
+    assert again.claim() == [b"again"]
+
+
+def test_notes_of_what_is_in_flight_go_when_it_is_applied(db):
+    for number in range(3):
+        db.enqueue(b"%d" % number)
+    assert list(db.resolver.arrivals.of((1, "default"))) == []
+    assert [message.payload.data for message in db.claim(5)] == [b"0", b"1", b"2"]

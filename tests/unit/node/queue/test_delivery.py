@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import patch
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError
@@ -87,6 +88,36 @@ async def test_a_message_reaches_a_consumer_on_any_node_and_an_ack_removes_it(tr
     await trio.everywhere()
     for server in (leader, one, other):
         assert rows_of_queues(trio, server) == []
+
+
+@on_trio
+async def test_a_message_for_which_somebody_waits_takes_one_entry_and_its_ack_another(trio: Trio) -> None:
+    leader, _, _ = await trio.leader_and_followers()
+    listener = Listener(trio, leader, credit=10)
+    await send(trio, leader, b"opens the node's session")
+    await until(lambda: len(listener.got) == 1, 5.0, "not delivered")
+    assert await listener.ack(listener.got[0]) is None
+    before = trio.node(leader).raft.last_index
+    await send(trio, leader, *[b"%d" % number for number in range(5)])
+    await until(lambda: len(listener.got) == 6, 5.0, "not delivered")
+    assert trio.node(leader).raft.last_index == before + 1
+    await asyncio.gather(*[listener.ack(message) for message in listener.got[1:]])
+    assert trio.node(leader).raft.last_index == before + 2
+
+
+@on_trio
+async def test_claims_and_writes_make_room_for_one_another_in_full_entries(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    with patch.object(limits, "MAX_BATCH_TRANSACTIONS_COUNT", 1):
+        listeners = [Listener(trio, one, credit=20, queue=name) for name in ("a", "b")]
+        for number in range(10):
+            await send(trio, leader, b"%d" % number, queue="ab"[number % 2])
+        for listener in listeners:
+            await until(lambda listener=listener: len(listener.got) == 5, 10.0, "not delivered")  # type: ignore[misc]
+            for message in listener.got:
+                assert await listener.ack(message) is None
+    await trio.everywhere()
+    assert rows_of_queues(trio, leader) == []
 
 
 @on_trio

@@ -6,14 +6,14 @@ at a time, each from its enqueue until its request has arrived; what the receive
 
 from __future__ import annotations
 
-import asyncio
 import json
+import subprocess
+import sys
 
 from bench.build import LOADGEN
 from bench.kvnode import KvnodeGroup
 from cluster.ports import free_ports
 from kvnode.base.limits import MAX_PUSH_CONCURRENCY_COUNT
-from kvnode.client import open_kv
 
 QUEUE = "bench-push"
 HOST = "127.0.0.1"
@@ -28,12 +28,11 @@ def receiver() -> str:
 
 def have_pushed(group: KvnodeGroup, to: str) -> None:
     """Set where the queue is pushed."""
-
-    async def configure() -> None:
-        async with open_kv(group.cluster.addresses) as kv:
-            await kv.queues.push(QUEUE, f"http://{to}/", concurrency=MAX_PUSH_CONCURRENCY_COUNT)
-
-    asyncio.run(configure())
+    command = [sys.executable, "-m", "kvnode", "queue", "push", QUEUE, "--url", f"http://{to}/"]
+    command += ["--concurrency", str(MAX_PUSH_CONCURRENCY_COUNT), "--endpoints", ",".join(group.cluster.addresses)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"bench: the push could not be set: {done.stderr}")
 
 
 def load_command(endpoint: str, to: str, pids: list[int], callers: str, options: tuple[float, float, int]) -> list[str]:

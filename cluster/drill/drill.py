@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from cluster.drill.bulk import bulk_write
 from cluster.drill.judge import Measured, Verdict, judge, waits
+from cluster.drill.measures import worst_wait_ms
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Traffic
@@ -18,6 +19,7 @@ from kvnode.codec.versionstamp import split
 
 SETTLE_S = 2.0
 AFTERWARDS_S = 1.5
+BEFORE_MS = 1_000.0
 CAUGHT_UP_TIMEOUT_S = 120.0
 
 
@@ -66,6 +68,10 @@ class Drill:
             await traffic.stop()
         # What the fault did shows while it lasts; what its end did counts as well.
         measured = Measured(waits(traffic.record, self._stage.home, self._stage.away, began, until))
+        # What the machine alone costs shows before the fault. At the return processes start, on the others' cores.
+        home_writes = traffic.record.of("write", self._stage.home)
+        measured.figures["writes before the fault"] = worst_wait_ms(home_writes, began - BEFORE_MS, began)
+        measured.figures["writes before the return"] = worst_wait_ms(home_writes, began, ended)
         measured.figures["lasted"] = ended - began
         measured.figures["caught up"] = caught_up
         await verify(self._stage, traffic, measured)

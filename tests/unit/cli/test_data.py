@@ -133,6 +133,16 @@ async def test_watch_until_interrupted(cli: Cli, server: FakeServer) -> None:
     assert b"Traceback" not in err
 
 
+async def test_a_watch_ends_when_no_node_is_as_fresh_as_it_asks(cli: Cli, server: FakeServer) -> None:
+    server.faults.age_ms = 2_500
+    keys, prefix = await asyncio.gather(
+        cli("watch", '["a"]', "-c", "eventual", "--max-staleness", "2s", "-o", "json"),
+        cli("watch", "--prefix", '["p"]', "-c", "eventual", "--max-staleness", "2s"),
+    )
+    assert keys.status == prefix.status == 4
+    assert json.loads(keys.err)["error"]["code"] == "TOO_STALE" and "2500 ms" in prefix.err
+
+
 async def test_watch_a_prefix(cli: Cli) -> None:
     process = await cli.start("watch", "--prefix", '["p"]')
     assert process.stdout is not None

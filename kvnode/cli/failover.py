@@ -66,17 +66,22 @@ def failover(
                 to, planned=plan, force=force, primary_is_down=primary_is_down, keep_index=keep_index
             )
 
-    before = run(shown(), output)
-    if output is not Output.JSON or dry_run:
-        _show(before, output, planned=plan)
-    if dry_run:
-        return
-    if not yes and not plan:
+    is_asked = not yes and not plan
+    keep_index = 0
+    if is_asked or dry_run:  # else nobody decides by it, and to wait for dead nodes costs seconds without writes
+        before = run(shown(), output)
+        if output is not Output.JSON or dry_run:
+            _show(before, output, planned=plan)
+        if dry_run:
+            return
         _ask(to)
-    after = run(done(0 if plan else before.last_index), output)
+        keep_index = before.last_index
+    after = run(done(keep_index), output)
     if output is Output.JSON:
         print_json(_fields(after))
         return
+    if not is_asked:
+        _show(after, output, planned=plan)
     pause = f"; writes paused for {after.pause_ms} ms" if plan else ""
     print(f"OK '{after.region}' is the primary region, in epoch {after.epoch}{pause}")
 
@@ -126,7 +131,7 @@ def _show(answer: admin_pb2.FailoverResponse, output: Output | None, *, planned:
         print_json(_fields(answer))
         return
     voters = ", ".join(answer.voters)
-    print(f"Epoch {answer.epoch} is to begin in '{answer.region}', with the voters {voters}.")
+    print(f"Epoch {answer.epoch} begins in '{answer.region}', with the voters {voters}.")
     if answer.silent:
         print(f"No answer from {', '.join(answer.silent)}.")
     if planned:

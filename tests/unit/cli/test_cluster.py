@@ -129,3 +129,28 @@ async def test_a_long_reason_stands_above_the_table_and_does_not_widen_it(cli: C
     assert any(line.startswith("  c: no answer: failed to connect") for line in lines[: lines.index(header)])
     assert any(line.startswith("c ") and line.rstrip().endswith("no answer") for line in lines)
     assert machine.json["nodes"][1]["error"] == reason
+
+
+async def test_a_failover_that_asks_nobody_looks_once(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    for flags in (("--yes",), ("--yes", "-o", "json"), ("--plan",)):
+        server.admin_requests.clear()
+        ran = await cli("failover", "--to", "europe", *flags)
+        assert ran.status == 0, ran.err
+        (asked,) = [r for r in server.admin_requests if isinstance(r, admin_pb2.FailoverRequest)]
+        assert (asked.dry_run, asked.keep_index, asked.planned) == (False, 0, flags == ("--plan",))
+        if "json" not in flags:
+            assert "Epoch 2 begins in 'europe', with the voters europe-a, europe-b." in ran.out
+            assert "OK 'europe' is the primary region, in epoch 2" in ran.out
+
+
+async def test_a_failover_shows_what_would_be_lost_before_it_asks(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    unasked, dry = await asyncio.gather(
+        cli("failover", "--to", "europe"), cli("failover", "--to", "europe", "--dry-run")
+    )
+    assert (unasked.status, dry.status) == (2, 0) and "say --yes" in unasked.err
+    for ran in (unasked, dry):
+        assert "Every write acknowledged after that is lost." in ran.out and "OK" not in ran.out
+    asked = [r.dry_run for r in server.admin_requests if isinstance(r, admin_pb2.FailoverRequest)]
+    assert asked == [True, True]

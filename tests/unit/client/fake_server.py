@@ -277,6 +277,9 @@ class FakeServer:
             ),
             "admin_transfer_leadership": admin_pb2.TransferLeadershipResponse(leader_id=2, term=7),
             "admin_snapshot": admin_pb2.SnapshotResponse(index=9, term=2, size_bytes=4096, digest="ab"),
+            "admin_failover": admin_pb2.FailoverResponse(
+                region="europe", epoch=2, last_index=904, source="europe-a", voters=["europe-a", "europe-b"]
+            ),
             "admin_digest": admin_pb2.DigestResponse(applied_index=9, digest="ab", matches=True),
         }
         return answers.get(name, admin_pb2.MemberChangeResponse(members=self.status.members))
@@ -307,6 +310,7 @@ def _handlers(service: str, server: FakeServer) -> Any:
             "TransferLeadership": rpc.TRANSFER_LEADERSHIP,
             "Snapshot": rpc.SNAPSHOT,
             "Digest": rpc.DIGEST,
+            "Failover": rpc.FAILOVER,
         }
         methods = {
             name: (getattr(server, "admin_" + _snake(name)), method, grpc.unary_unary_rpc_method_handler)

@@ -96,6 +96,16 @@ class Authority:
         right = Right.READ if holder.right is Right.READ else Right.WRITE
         return self.sign(Claims(holder.token_id, database.uuid, right, expires_ms)), expires_ms
 
+    def can_judge(self, data_token: str) -> bool:
+        """Whether the view has the key that a data token claims to be signed with; else the token may be newer.
+
+        A gateway has none until a node has told it.
+        """
+        if data_token in self._judged:
+            return True
+        signed = data_tokens.take_apart(data_token)
+        return signed is None or signed.key_id in self.view.signing_keys
+
     def authorize(self, uuid: str, data_token: str, *, write: bool, size_bytes: int) -> Grant:
         """What the bearer of a data token may do with the database of that uuid.
 

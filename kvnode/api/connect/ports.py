@@ -53,6 +53,9 @@ class Access(Protocol):
     def follow(self, changed: Callable[[], None]) -> Callable[[], None]:
         """Have `changed` called when what was judged may have changed, until the result is called."""
 
+    def can_judge(self, data_token: str) -> bool:
+        """Whether the view has the key that a data token claims to be signed with; else the token may be newer."""
+
     def authorize(self, uuid: str, data_token: str, *, write: bool, size_bytes: int) -> Grant:
         """Judge one request. Raises Unauthenticated, Forbidden, RateLimited, NotFound."""
 

@@ -167,7 +167,10 @@ class ConnectServer:
         write = method == "atomic_write"
         declared = request.header("content-length")
         size_bytes = int(declared) if declared.isdecimal() else limits.MAX_CONNECT_BODY_BYTES
-        grant = self._access.authorize(uuid, _token(request), write=write, size_bytes=size_bytes)
+        token = _token(request)
+        if not self._access.can_judge(token):
+            await self._access.learn()
+        grant = self._access.authorize(uuid, token, write=write, size_bytes=size_bytes)
         refused = _wrong_version(request, uuid)
         if refused is not None:
             return refused
@@ -177,7 +180,7 @@ class ConnectServer:
             return await self._write(grant, body)
         if method == "snapshot_read":
             return await self._read(request, grant, body, consistency)
-        return await self._watch(grant, _token(request), body, strong=consistency == "strong")
+        return await self._watch(grant, token, body, strong=consistency == "strong")
 
     async def _read(self, request: Request, grant: Grant, body: bytes, consistency: str) -> Response:
         if grant.database.mode is DatabaseMode.DISABLED:

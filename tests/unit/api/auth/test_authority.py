@@ -103,6 +103,14 @@ def test_wrong_tokens(wrong: str) -> None:
         assert code(lambda data=data: ground.use(data)) == "ACCESS_TOKEN_INVALID"
 
 
+def test_who_lacks_the_key_of_a_token_cannot_judge_it() -> None:
+    ground = Ground()
+    token, _ = ground.access.exchange(ground.database(), ground.grant())
+    new_gateway = Authority(DirectoryView(), ground.clock)
+    assert ground.authority.can_judge(token) and not new_gateway.can_judge(token)
+    assert new_gateway.can_judge("nonsense"), "no key would make it genuine"
+
+
 def test_without_tokens_the_text_says_how_to_make_one() -> None:
     ground = Ground()
     with pytest.raises(Unauthenticated, match="kvnode token create"):

@@ -29,6 +29,7 @@ class FakeAccess:
         self.followers: list[Callable[[], None]] = []
         self.learned = 0
         self.late: Database | None = None  # known only after learning
+        self.late_tokens: set[str] = set()  # signed with a key that is known only after learning
         self.unavailable = 0
         self.sizes: list[int] = []
 
@@ -40,6 +41,10 @@ class FakeAccess:
         self.learned += 1
         if self.late is not None:
             self.databases[self.late.uuid] = self.late
+        self.late_tokens.clear()
+
+    def can_judge(self, data_token: str) -> bool:
+        return data_token not in self.late_tokens
 
     def exchange(self, database: Database, access_token: str) -> tuple[str, int]:
         if self.unavailable:
@@ -55,7 +60,7 @@ class FakeAccess:
             raise RateLimited("This token has used up its requests.")
         if data_token == "read-only" and write:
             raise Forbidden("This token may read and not write.")
-        if data_token not in (f"data-{uuid}", "read-only"):
+        if data_token not in (f"data-{uuid}", "read-only") or data_token in self.late_tokens:
             raise Unauthenticated("Invalid access token.")
         if uuid not in self.databases:
             raise NotFound("there is no such database")

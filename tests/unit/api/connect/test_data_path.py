@@ -87,6 +87,14 @@ async def test_tokens_that_do_not_let_in(token: str, status: int) -> None:
         assert running.backend.writes == []
 
 
+async def test_a_token_is_not_refused_before_its_key_is_known() -> None:
+    async with serving() as running, connected(running) as client:
+        running.access.late_tokens.add(f"data-{UUID}")
+        for _ in range(2):
+            answer = await client.request(path("atomic_write"), data_headers(), set_bytes(b"k", b"v"))
+            assert (answer.status, running.access.learned) == (200, 1)
+
+
 async def test_a_stranger_is_refused_before_its_body_is_there() -> None:
     async with serving() as running, connected(running) as client:
         head = f"POST {path('atomic_write')} HTTP/1.1\r\nauthorization: Bearer x\r\ncontent-length: 900000\r\n\r\n"

@@ -21,7 +21,7 @@ from kvnode.client.status import error_to_proto
 from kvnode.machine.keyspace import DEFAULT_DATABASE, SYSTEM_DATABASE
 from kvnode.node.message_stream import hello_to
 from kvnode.node.ports import Origin, SnapshotSink
-from kvnode.node.wire import decode_freshness, decode_held, decode_messages
+from kvnode.node.wire import decode_freshness, decode_held, decode_lease, decode_messages
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -149,6 +149,8 @@ def _take_batch(node: ServedNode, sender: int, raw: bytes) -> int:
         node.on_messages(sender, messages, freshness)
     if batch.held:
         node.on_held(decode_held(batch))
+    if batch.HasField("lease"):
+        node.on_lease(decode_lease(batch.lease))
     return batch.clock_ms
 
 

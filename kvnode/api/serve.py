@@ -36,7 +36,7 @@ from kvnode.api.stop_signals import stop_signals
 from kvnode.api.tls import GrpcTls, grpc_tls
 from kvnode.base import egress, limits
 from kvnode.base.clock import Clock, SystemClock
-from kvnode.base.config import NodeConfig
+from kvnode.base.config import PROMOTION_PRICE, NodeConfig
 from kvnode.base.errors import ConfigError, KvError, StateDamaged
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership, encode_membership
 from kvnode.node.directory_changes import learn_directory
@@ -238,6 +238,8 @@ async def _run_node(
             "new id: start one with an empty directory and `kvnode member replace` this one",
             log.damage,
         )
+    if config.automatic_promotion:
+        _log.warning(PROMOTION_PRICE.format(lease_ms=config.primary_lease_ms))
     settings = NodeSettings(
         node_id=identity.node_id,
         name=config.name,
@@ -253,6 +255,8 @@ async def _run_node(
         log_retention_age_ms=config.log_retention_age_ms,
         on_replication_stall=StallPolicy(config.on_replication_stall),
         max_unreplicated_ms=config.max_unreplicated_ms,
+        automatic_promotion=config.automatic_promotion,
+        primary_lease_ms=config.primary_lease_ms,
     )
 
     def make_transport(handler: PeerHandler) -> Transport:

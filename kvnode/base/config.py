@@ -20,6 +20,13 @@ ENVIRONMENT_PREFIX = "KVNODE_"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+PROMOTION_PRICE = (
+    "automatic_promotion is on. Its price: a primary that is cut off from both other regions stops answering within "
+    "primary_lease_ms ({lease_ms} ms), healthy as it is; and what it has acknowledged and no other region has yet is "
+    "lost with a promotion, which nobody is asked about"
+)
+
+
 class Key(NamedTuple):
     """One key: its type, default and meaning."""
 
@@ -101,6 +108,18 @@ KEYS: dict[str, Key] = {
     "max_unreplicated_ms": Key(
         int, limits.MAX_UNREPLICATED_MS, "how much of the newest writes may be in no replica region; see the key above"
     ),
+    "automatic_promotion": Key(
+        bool,
+        False,
+        "another region is promoted by itself when the primary one is lost; its price: a primary that is cut off from "
+        "both other regions stops. In force once all members say so, with the same primary_lease_ms",
+    ),
+    "primary_lease_ms": Key(
+        int,
+        limits.PRIMARY_LEASE_MS,
+        "with automatic_promotion, for so long after a majority of all nodes was heard the primary answers, and no "
+        "other region is promoted; at least four times election_timeout_ms",
+    ),
     "segment_bytes": Key(int, limits.SEGMENT_BYTES, "size of one file of the log"),
     "access_token": Key(
         str,
@@ -155,6 +174,8 @@ class NodeConfig:
     log_retention_age_ms: int
     on_replication_stall: str
     max_unreplicated_ms: int
+    automatic_promotion: bool
+    primary_lease_ms: int
     segment_bytes: int
     access_token: str
     grpc_auth: bool
@@ -293,10 +314,22 @@ def _check(config: NodeConfig) -> None:
         if getattr(config, name) < least:
             raise ConfigError(f"'{name}' must be at least {least}, not {getattr(config, name)}")
     _check_access_token(config.access_token)
+    if config.automatic_promotion:
+        _check_lease(config)
     if config.on_replication_stall not in ("alarm", "stop"):
         raise ConfigError(f"'on_replication_stall' must be alarm or stop, not {config.on_replication_stall!r}")
     if config.log_level.lower() not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"'log_level' must be debug, info, warning or error, not {config.log_level!r}")
+
+
+def _check_lease(config: NodeConfig) -> None:
+    """An election waits for up to twice the timeout: one alone must never look like the loss of the region."""
+    least = 2 * limits.MIN_LEASE_ELECTIONS_COUNT * config.election_timeout_ms
+    if not least <= config.primary_lease_ms <= limits.MAX_PRIMARY_LEASE_MS:
+        raise ConfigError(
+            f"'primary_lease_ms' must be from {least} (four times election_timeout_ms) to "
+            f"{limits.MAX_PRIMARY_LEASE_MS}, not {config.primary_lease_ms}"
+        )
 
 
 def _check_tls(config: NodeConfig) -> None:

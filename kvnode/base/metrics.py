@@ -110,6 +110,13 @@ READ: tuple[Metric, ...] = (
     Metric("kvnode_replication_lag_ms", _G, "Age of the applied state by the clocks alone; -1 = not known."),
     Metric("kvnode_replication_lag_entries_count", _G, "Entries committed, as far as is known here, and not applied."),
     Metric("kvnode_replication_stalled", _G, "1 when every replica region is too far behind; told by the leader."),
+    Metric("kvnode_primary_lease_ms", _G, "The primary lease that is in force in the cluster; 0 = none."),
+    Metric(
+        "kvnode_primary_lease_remaining_ms",
+        _G,
+        "Of the leader's lease; 0 = run out, it answers nothing strong; -1 = this node does not lead, or needs none.",
+    ),
+    Metric("kvnode_promotions", _G, "Automatic promotions that this node has coordinated since its start."),
     Metric("kvnode_clock_offset_ms", _G, "This clock less the voters' median."),
     Metric("kvnode_resident_bytes", _G, "Resident memory of the process."),
     Metric("kvnode_peer_lag_entries_count", _G, "Entries that a peer lacks; shown by the leader.", labels=("peer",)),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvnode.base.config import KEYS, NodeConfig
+from kvnode.base.config import KEYS, PROMOTION_PRICE, NodeConfig
 from kvnode.base.errors import ConfigError, KvError
 from kvnode.base.topology import Problem, topology_problems
 from kvnode.cli.config_flags import ConfigFileOption, load, with_config_flags
@@ -102,6 +102,7 @@ def _problems(configs: list[NodeConfig], members: list[tuple[str, str, bool]]) -
             raise ConfigError(f"two files have the name '{twice}': it is unique in the cluster")
     if len({config.min_commit_dcs for config in configs}) > 1:
         raise ConfigError("the files differ in 'min_commit_dcs': it is one number for the whole cluster")
+    promotion = _promotion(configs)
     known_count = len(members)
     expected_count = max(len({*config.peers, config.advertise or config.listen}) for config in configs)
     if known_count < expected_count:
@@ -109,8 +110,20 @@ def _problems(configs: list[NodeConfig], members: list[tuple[str, str, bool]]) -
             f"{expected_count} voters are named as peers and the place of {known_count} is known: the topology cannot"
             " be judged; give the other files, or --place for each"
         )
-        return [Problem("advice", text)]
-    return topology_problems(members, configs[0].min_commit_dcs)
+        return [Problem("advice", text), *promotion]
+    return [*topology_problems(members, configs[0].min_commit_dcs), *promotion]
+
+
+def _promotion(configs: list[NodeConfig]) -> list[Problem]:
+    """What automatic promotion costs, if it is on. Raises ConfigError: the files differ."""
+    if len({(config.automatic_promotion, config.primary_lease_ms) for config in configs}) > 1:
+        raise ConfigError(
+            "the files differ in 'automatic_promotion' or 'primary_lease_ms': promotion is in force once all nodes "
+            "say the same"
+        )
+    if not configs[0].automatic_promotion:
+        return []
+    return [Problem("advice", PROMOTION_PRICE.format(lease_ms=configs[0].primary_lease_ms))]
 
 
 def _place(text: str) -> tuple[str, str, bool]:

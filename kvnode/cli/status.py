@@ -105,6 +105,8 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
         print(cluster.next_loss)
     if cluster.outlook:
         print(cluster.outlook)
+    if lease := _lease(cluster):
+        print(lease)
     for node in cluster.nodes:
         for problem in _problems(node):
             if problem not in cluster.summary:
@@ -114,6 +116,21 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
     print_table(COLUMNS, [_row(node, leader_last) for node in cluster.nodes], right=COLUMNS[4:])
     for line in _transfers(cluster):
         print(line)
+
+
+def _lease(cluster: admin_pb2.ClusterStatusResponse) -> str:
+    """The primary lease, as the leader holds it; empty where no promotion is in force."""
+    leading = [node.status for node in cluster.nodes if node.status.role == "leader"]
+    leader = max(leading, key=lambda status: status.term, default=None)
+    if leader is None or not leader.primary_lease.lease_ms:
+        return ""
+    lease = leader.primary_lease
+    if lease.ends:
+        return "Automatic promotion is being turned off; until enough nodes know, the leader needs its lease."
+    length = f"a primary lease of {lease.lease_ms / 1_000:g} s"
+    if lease.remaining_ms <= 0:
+        return f"Automatic promotion is on, with {length}, which has run out: the leader answers nothing strong."
+    return f"Automatic promotion is on, with {length}, {lease.remaining_ms / 1_000:.1f} s of it left."
 
 
 def _transfers(cluster: admin_pb2.ClusterStatusResponse) -> list[str]:

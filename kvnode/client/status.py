@@ -54,7 +54,9 @@ _CLASS_BY_CODE: Final[dict[str, type[KvError]]] = {
 _CONNECT_FAILED: Final = "failed to connect to all addresses"
 _RETRYABLE_PHASES: Final = frozenset({"dial", "leader", "commit"})
 _RETRYABLE_CODES: Final = frozenset({"STATE_REPLACED", "SESSION_RESULTS_FULL"})
-_FINAL_CODES: Final = frozenset({"SEQUENCE_ANSWERED", "REPLICATION_STALLED"}) | SESSION_REFUSED_CODES
+_FINAL_CODES: Final = (
+    frozenset({"SEQUENCE_ANSWERED", "REPLICATION_STALLED", "PRIMARY_LEASE_LOST"}) | SESSION_REFUSED_CODES
+)
 
 
 def is_retryable(error: kv_pb2.Error | KvError) -> bool:

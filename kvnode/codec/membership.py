@@ -30,10 +30,19 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """All members and the number of data centers that a commit needs."""
+    """All members, and what holds for all of them.
+
+    Attributes:
+        min_commit_dcs: the data centers that a commit needs.
+        primary_lease_ms: the leader answers only while it holds a lease of so long, and a ballot may promote another
+            region (node/promotion); 0 = neither.
+        lease_ends: the lease is still needed, but nobody votes in a ballot any more: it is being turned off.
+    """
 
     members: tuple[Member, ...] = ()
     min_commit_dcs: int = 2
+    primary_lease_ms: int = 0
+    lease_ends: bool = False
     _by_id: dict[int, Member] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +66,10 @@ class Membership:
 def encode_membership(membership: Membership) -> bytes:
     """JSON: rare, small, and readable in a hex dump of a damaged log."""
     rows = [[m.node_id, m.name, m.region, m.dc, m.address, m.role.value] for m in membership.members]
-    return json.dumps({"format": 1, "min_commit_dcs": membership.min_commit_dcs, "members": rows}).encode()
+    fields: dict[str, object] = {"format": 1, "min_commit_dcs": membership.min_commit_dcs, "members": rows}
+    if membership.primary_lease_ms:
+        fields |= {"primary_lease_ms": membership.primary_lease_ms, "lease_ends": membership.lease_ends}
+    return json.dumps(fields).encode()
 
 
 def decode_membership(data: bytes) -> Membership:
@@ -69,4 +81,5 @@ def decode_membership(data: bytes) -> Membership:
         Member(int(i), str(name), str(region), str(dc), str(address), MemberRole(role))
         for i, name, region, dc, address, role in parsed["members"]
     )
-    return Membership(members, int(parsed["min_commit_dcs"]))
+    lease_ms, lease_ends = int(parsed.get("primary_lease_ms", 0)), bool(parsed.get("lease_ends", False))
+    return Membership(members, int(parsed["min_commit_dcs"]), lease_ms, lease_ends)

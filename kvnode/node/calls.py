@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from kvnode.base.errors import KvError
 from kvnode.node.ports import Deliver, Origin
@@ -80,6 +81,28 @@ class Call:
         self.sent = True
         if self.operation is not None:
             self.operation.resend = True
+
+
+class Answers(Protocol):
+    """Where strong answers go: to the caller, or first past the primary lease (promotion/gate.py)."""
+
+    def answer(self, call: Call, result: kv_pb2.OperationResult) -> None:
+        """Deliver a result."""
+
+    def opened(self, call: Call, client_id: bytes) -> None:
+        """Deliver a fresh client id."""
+
+
+class DirectAnswers:
+    """Answers that need no lease."""
+
+    def answer(self, call: Call, result: kv_pb2.OperationResult) -> None:
+        """See Answers."""
+        call.answer(result)
+
+    def opened(self, call: Call, client_id: bytes) -> None:
+        """See Answers."""
+        call.opened(client_id)
 
 
 def error_message(error: KvError) -> kv_pb2.Error:

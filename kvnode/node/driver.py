@@ -51,6 +51,7 @@ class Driver:
     Args:
         leadership_changed: called after a cycle in which role, term or leader changed.
         committed: called when the core has handed out committed entries.
+        vouches: whether the leader may say how fresh it is: another epoch may have begun without it.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Driver:
         stats: Stats,
         leadership_changed: Callable[[], None],
         committed: Callable[[], None],
+        vouches: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._vouches = vouches
         self._raft = raft
         self._log = log
         self._state = state
@@ -243,7 +246,8 @@ class Driver:
                 self._snapshots.send(message)
                 continue
             # Before an entry of its own term is committed, a leader may know of less than what was acknowledged.
-            if message.kind is MessageKind.HEARTBEAT and message.round and self._raft.own_term_committed:
+            is_round = message.kind is MessageKind.HEARTBEAT and message.round
+            if is_round and self._raft.own_term_committed and self._vouches():
                 self._freshness.round_sent(message.round, self._raft.commit, self._state.meta.log_time_ms)
             by_peer.setdefault(message.to, []).append(message)
         freshness = self._freshness.latest if self._raft.is_leader else None

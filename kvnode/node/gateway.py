@@ -31,6 +31,7 @@ class Gateway:
         wake: tells the driver that there is a read round or a batch to begin.
         add_pull: takes a pull of messages, on the leader.
         stalled: why the leader takes no writes now; empty = it does (replication.py).
+        unleased: why the leader answers nothing strong now; empty = it does (promotion).
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class Gateway:
         wake: Callable[[], None],
         add_pull: Callable[[Call], None],
         stalled: Callable[[], str] = lambda: "",
+        unleased: Callable[[], str] = lambda: "",
     ) -> None:
+        self._unleased = unleased
         self._add_pull = add_pull
         self._stalled = stalled
         self._node_id = node_id
@@ -68,7 +71,9 @@ class Gateway:
         """Send a strong operation on its way. It has been validated."""
         raft = self._raft
         if raft.is_leader and not raft.sealed:
-            if call.operation is not None and call.operation.HasField("read"):
+            if self._unleased():
+                self._hold(call)
+            elif call.operation is not None and call.operation.HasField("read"):
                 self._barriers.add(call)
                 self._wake()
             elif call.operation is not None and call.operation.HasField("pull"):
@@ -114,15 +119,18 @@ class Gateway:
             call.sent = True
             call.fail(deadline_error(call))
         if self._held:
-            stalled = self._stalled() if self._raft.is_leader else ""
+            leads = self._raft.is_leader
+            unleased = self._unleased() if leads else ""
+            stalled = self._stalled() if leads else ""
             for call in self._held:
-                if now_ms >= call.deadline_ms - (_margin_ms(call) if stalled else 0):
-                    call.fail(_stall_error(call, stalled) if stalled else deadline_error(call))
-            if self._raft.leader_id and not stalled:
+                if now_ms >= call.deadline_ms - (_margin_ms(call) if unleased or stalled else 0):
+                    call.fail(_held_error(call, unleased, stalled))
+            if self._raft.leader_id and not (unleased or stalled):
                 self._release([])
             else:
-                self._held = [call for call in self._held if not call.done]
-                self._held_bytes = sum(call.size_bytes for call in self._held)
+                self._keep([call for call in self._held if not call.done])
+                if stalled and not unleased:
+                    self._release_all_but_writes()
         self._stats.held_now = len(self._held)
 
     def fail_all(self, error: Exception) -> None:
@@ -141,6 +149,19 @@ class Gateway:
         for call in [*calls, *held]:
             if not call.done:
                 self.route(call)
+
+    def _release_all_but_writes(self) -> None:
+        """What waited for the lease alone goes on; a stall holds writes."""
+        held = self._held
+        self._keep([call for call in held if call.operation is not None and call.operation.HasField("write")])
+        kept = dict.fromkeys(self._held)
+        for call in held:
+            if call not in kept:
+                self.route(call)
+
+    def _keep(self, calls: list[Call]) -> None:
+        self._held = calls
+        self._held_bytes = sum(call.size_bytes for call in calls)
 
     def _hold(self, call: Call) -> None:
         if call.operation is not None and not call.size_bytes:
@@ -204,12 +225,22 @@ def _margin_ms(call: Call) -> float:
     return min(_MAX_MARGIN_MS, (call.deadline_ms - call.started_ms) / 4)
 
 
-def _stall_error(call: Call, stalled: str) -> KvError:
-    error = Unavailable(
-        f"{stalled}; see `kvnode status`, and on_replication_stall in the configuration",
-        code="REPLICATION_STALLED",
-        phase="commit",
-    )
+def _held_error(call: Call, unleased: str, stalled: str) -> KvError:
+    """What a held call past its time is told."""
+    if unleased:
+        error = Unavailable(
+            f"{unleased}; see `kvnode status`, and automatic_promotion in the configuration",
+            code="PRIMARY_LEASE_LOST",
+            phase="commit",
+        )
+    elif stalled:
+        error = Unavailable(
+            f"{stalled}; see `kvnode status`, and on_replication_stall in the configuration",
+            code="REPLICATION_STALLED",
+            phase="commit",
+        )
+    else:
+        return deadline_error(call)
     error.not_applied = not call.sent
     return error
 

@@ -27,7 +27,9 @@ from kvnode.raft.raft import Raft
 
 POLL_MS = 50
 CHANGE_TIMEOUT_MS = 30_000
-_NOT_YET_CODES = frozenset({"LEARNER_NOT_CAUGHT_UP", "MEMBERSHIP_CHANGE_IN_PROGRESS", "LEADER_NOT_READY"})
+_NOT_YET_CODES = frozenset({
+    "LEARNER_NOT_CAUGHT_UP", "MEMBERSHIP_CHANGE_IN_PROGRESS", "MEMBERSHIP_NOT_SPREAD", "LEADER_NOT_READY"
+})  # fmt: skip
 
 
 class Members:
@@ -43,7 +45,9 @@ class Members:
         now_ms: Callable[[], float],
         guard: Guard,
         epoch: Callable[[], int],
+        check_change: Callable[[Membership], None] = lambda _after: None,
     ) -> None:
+        self._check_change = check_change
         self._epoch = epoch
         self._settings = settings
         self._raft = raft
@@ -104,7 +108,11 @@ class Members:
         await self._propose(self._with(with_fields(member, role=MemberRole.LEARNER)))
 
     async def remove(self, node_id: int, *, force: bool) -> Membership:
-        """Remove a member; without `force` only if what remains survives the loss of a data center."""
+        """Remove a member; without `force` only if what remains survives the loss of a data center, and if enough nodes
+        know of the members that there are (promotion.check_change)."""
+        return await self._remove(node_id, force=force, vouched=force)
+
+    async def _remove(self, node_id: int, *, force: bool, vouched: bool) -> Membership:
         self.require_leader()
         self._known(node_id)
         members = tuple(m for m in self._raft.membership.members if m.node_id != node_id)
@@ -116,7 +124,7 @@ class Members:
                 "MEMBER_REMOVAL_UNSAFE",
                 f"after the removal: {problems[0]}; use `kvnode member replace`, or --force if you accept it",
             )
-        return await self._propose(after)
+        return await self._propose(after, vouched=vouched)
 
     async def replace(self, node_id: int, replacement: Member, timeout_ms: int) -> Membership:
         """Add the replacement, promote it once it has caught up, then remove the old member; finishes what was begun.
@@ -142,7 +150,7 @@ class Members:
             await self._adopt(known, self._raft.membership)  # it ended between its promise to join and its joining
         if old.role is MemberRole.VOTER:
             await self._in_turn(lambda: self.promote(member.node_id), deadline_ms)
-        return await self._in_turn(lambda: self.remove(node_id, force=True), deadline_ms)
+        return await self._in_turn(lambda: self._remove(node_id, force=True, vouched=False), deadline_ms)
 
     async def _in_turn(self, step: Callable[[], Awaitable[Membership]], deadline_ms: float) -> Membership:
         """Do a step as soon as the one before is committed, the new node has caught up, and the leader may."""
@@ -203,8 +211,10 @@ class Members:
             ),
         )
 
-    async def _propose(self, membership: Membership) -> Membership:
+    async def _propose(self, membership: Membership, *, vouched: bool = False) -> Membership:
         self.require_leader()
+        if not vouched:
+            self._check_change(membership)
         with self._guard:
             index = self._raft.propose_membership(membership)
         term = self._raft.term

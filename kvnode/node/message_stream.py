@@ -26,9 +26,9 @@ from kvnode.base.clock import Clock
 from kvnode.node.framing import frame_repeated
 from kvnode.node.lane import Lane
 from kvnode.node.peer_stream import PeerStream, RawCall
-from kvnode.node.ports import Freshness, Held, PeerHandler
+from kvnode.node.ports import Freshness, Held, LeaseNews, PeerHandler
 from kvnode.node.stats import Stats
-from kvnode.node.wire import encode_freshness, encode_held, encode_message, message_size_bytes
+from kvnode.node.wire import encode_freshness, encode_held, encode_lease, encode_message, message_size_bytes
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import Message
 
@@ -82,6 +82,7 @@ class MessageStream(PeerStream):
         self._queued_bytes = 0
         self._freshness: Freshness | None = None
         self._held: Sequence[Held] = ()
+        self._lease: LeaseNews | None = None
         self._call: RawCall | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sample_due = False
@@ -112,6 +113,12 @@ class MessageStream(PeerStream):
             self._held = rows
             self._leave()
 
+    def send_lease(self, news: LeaseNews) -> None:
+        """Tell of the primary lease, with the next batch; newer news take the place of those not sent yet."""
+        if self._up:
+            self._lease = news
+            self._leave()
+
     def _leave(self) -> None:
         if self._lane is None:
             self._wake()
@@ -125,7 +132,7 @@ class MessageStream(PeerStream):
 
     @property
     def _has_batch(self) -> bool:
-        return bool(self._queue or self._freshness is not None or self._held)
+        return bool(self._queue or self._freshness is not None or self._held or self._lease is not None)
 
     @property
     def has_lane(self) -> bool:
@@ -185,6 +192,7 @@ class MessageStream(PeerStream):
         self._queued_bytes = 0
         self._freshness = None
         self._held = ()
+        self._lease = None
 
     def _unreachable(self) -> None:
         self._handler.on_unreachable(self._node_id)
@@ -212,6 +220,9 @@ class MessageStream(PeerStream):
         if self._held:
             batch.held.extend(encode_held(self._held))
             self._held = ()
+        if self._lease is not None:
+            batch.lease.CopyFrom(encode_lease(self._lease))
+            self._lease = None
         encoded: list[bytes] = []
         size = 0
         while queue and (not encoded or size + queue[0][1] <= limits.MAX_PEER_BATCH_BYTES):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace as with_fields
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
@@ -44,7 +45,20 @@ from kvnode.node.members import Members
 from kvnode.node.message_stream import hello_to
 from kvnode.node.onward import Onward
 from kvnode.node.own_session import OwnSession
-from kvnode.node.ports import Deliver, Freshness, Held, NodeIdentity, Origin, PeerHandler, SnapshotSink, Transport
+from kvnode.node.ports import (
+    Deliver,
+    Freshness,
+    Held,
+    LeaseNews,
+    NodeIdentity,
+    Origin,
+    PeerHandler,
+    SnapshotSink,
+    Transport,
+)
+from kvnode.node.promotion.granter import NO_PART
+from kvnode.node.promotion.promoter import Promoter
+from kvnode.node.promotion.promotion import Promotion
 from kvnode.node.proposals import Proposals, deadline_error
 from kvnode.node.queue.queues import Queues
 from kvnode.node.reads import Reads
@@ -133,6 +147,9 @@ class Node:
             self.clock.monotonic_ms,
             self.stats,
         )
+        self.promotion = Promotion(
+            self.settings, self.raft, self.transport, self.clock, self._take_back, self.wake, self._guard
+        )
         self.reads = Reads(
             self.state,
             self.freshness,
@@ -142,6 +159,7 @@ class Node:
             self.clock.monotonic_ms,
             self._fail,
             self.wake,
+            self.promotion.gate,
         )
         self.barriers = Barriers(self.raft, self.stats, self.reads.strong, self._barriers_lost)
         self.queues = Queues(
@@ -165,6 +183,7 @@ class Node:
             self.wake,
             self.queues.dispatcher,
             self.directory.takes_write,
+            self.promotion.gate,
         )
         self.replication = Replication(
             self.raft,
@@ -183,6 +202,7 @@ class Node:
             self.wake,
             self.queues.dispatcher.add,
             lambda: self.replication.sentence() if self.replication.holds_writes else "",
+            self.promotion.unleased,
         )
         self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake, self._guard)
         self.changelog = Sources(
@@ -194,6 +214,8 @@ class Node:
             own_id=self.node_id,
             epochs=lambda: self.epochs.table,
             hello=lambda request: hello_to(self, request.hello.node_id),
+            lease_ask=lambda: self.promotion.ask,
+            on_lease=self.promotion.take,
         )
         self.forks = Forks(
             self.settings, self.raft, lambda: self.epoch, self.clock, self._fork_keeper, self.wake, self._fail
@@ -213,6 +235,8 @@ class Node:
             learn=self.check_hello,
             forked=self.forks.meet,
             heard_from=lambda: self.epochs.heard_from,
+            lease_news=self.promotion.news_upward,
+            on_lease=self.promotion.take,
         )
         applier = Applier(
             self.state,
@@ -241,6 +265,7 @@ class Node:
             self.stats,
             self._leadership_changed,
             self.changelog.committed,
+            lambda: self.promotion.vouches,
         )
         self.members = Members(
             self.settings,
@@ -251,6 +276,7 @@ class Node:
             self.clock.monotonic_ms,
             self._guard,
             lambda: self.epoch,
+            self.promotion.check_change,
         )
         self.failover = Participant(
             self.settings,
@@ -263,6 +289,8 @@ class Node:
             self._epoch_heard,
             self._guard,
             self._sealed,
+            lambda: self.promotion.ballot_wait_ms() if self.log.damage is None else NO_PART,
+            lambda: self.promotion.vouches,
         )
         self.coordinator = Coordinator(
             self.settings,
@@ -273,6 +301,15 @@ class Node:
             self.clock,
             self._random_source,
             lambda: self._known_members,
+        )
+        self.promoter = Promoter(
+            self.settings,
+            self.raft,
+            self.promotion,
+            self.coordinator,
+            self.clock,
+            self._random_source,
+            lambda: self.epoch,
         )
         self._own_session = OwnSession(self._submit_one, self._open_call, self.settings.operation_timeout_ms)
 
@@ -366,6 +403,8 @@ class Node:
             self._take_up_seal()
             self.wake()
             self._tasks.append(loop.create_task(self._guarded(self.follower.run()), name=f"{self.name}:changelog"))
+            if self.settings.automatic_promotion:
+                self._tasks.append(loop.create_task(self._guarded(self.promoter.run()), name=f"{self.name}:promoter"))
         self._tasks.append(loop.create_task(self._guarded(self._ticker()), name=f"{self.name}:ticker"))
 
     async def hand_over(self) -> None:
@@ -400,6 +439,7 @@ class Node:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.queues.close()
+        self.promotion.gate.lose_leadership()
         self.gateway.fail_all(RuntimeError("shutdown"))
         await self.snapshots.close()
         await self.transport.close()
@@ -451,6 +491,7 @@ class Node:
                 self.raft.tick()
                 self.proposals.tick()
                 self._confirm_alone()
+                self.promotion.tick()
                 count += 1
                 if count % limits.HELD_INTERVAL_TICKS == 0:
                     self._tell_held()
@@ -458,6 +499,7 @@ class Node:
                     await self.retention.apply()
             self.proposals.sweep(now)
             self.barriers.sweep(now, deadline_error)
+            self.promotion.gate.sweep(now, deadline_error)
             self.reads.sweep(now)
             self.gateway.tick(now)
             self.queues.dispatcher.sweep(now)
@@ -468,7 +510,7 @@ class Node:
     def _confirm_alone(self) -> None:
         """A single voter is its own quorum: it sends no heartbeat whose acknowledgement could say how fresh it is."""
         raft = self.raft
-        if raft.own_term_committed and len(raft.membership.voters) == 1:
+        if raft.own_term_committed and len(raft.membership.voters) == 1 and self.promotion.vouches:
             meta = self.state.meta
             self.freshness.alone(raft.commit, meta.log_time_ms, meta.applied_index)
 
@@ -509,6 +551,7 @@ class Node:
                 self._log_time.re_anchor()
         if not raft.is_leader:
             self.queues.dispatcher.lose_leadership()
+        self.promotion.gate.lose_leadership()
         self.gateway.leader_changed(raft.leader_id)
 
     def _membership_applied(self, data: bytes) -> None:
@@ -557,7 +600,7 @@ class Node:
         if membership.get(self.node_id) is not None:
             return membership
         known = {member.node_id: member for member in (*self._known_at_start.members, *membership.members)}
-        return Membership(tuple(known.values()), membership.min_commit_dcs)
+        return with_fields(membership, members=tuple(known.values()))
 
     def _best_successor(self) -> int:
         voters = {member.node_id for member in self.raft.membership.voters}
@@ -733,6 +776,11 @@ class Node:
     def on_held(self, rows: Sequence[Held]) -> None:
         """See ports.PeerHandler."""
         self.replication.take(rows)
+
+    def on_lease(self, news: LeaseNews) -> None:
+        """See ports.PeerHandler."""
+        if self.log.damage is None and not self.failed.done():
+            self.promotion.take(news)
 
     def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
         """See ports.PeerHandler."""

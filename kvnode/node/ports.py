@@ -31,6 +31,30 @@ class Held(NamedTuple):
     at_ms: int  # it holds what was committed by then, by a leader's wall clock; 0 = not known
 
 
+class LeaseAsk(NamedTuple):
+    """A leader asks every member for the primary lease (node/promotion)."""
+
+    term: int
+    asked_at_ms: int  # on the leader's own monotonic clock
+
+
+class LeaseGrant(NamedTuple):
+    """What a member has granted."""
+
+    node_id: int
+    ask: LeaseAsk  # the newest that has reached it
+    lease_ms: int  # for so long it votes for no promotion after that ask; 0 = it may
+    wished_ms: int  # the lease that its configuration wants; 0 = none
+    membership: int  # a digest of the newest one that it knows to be committed
+
+
+class LeaseNews(NamedTuple):
+    """What travels of a lease: the ask downward, grants upward."""
+
+    ask: LeaseAsk | None
+    grants: Sequence[LeaseGrant] = ()
+
+
 class Origin(NamedTuple):
     """Whose operation it is: the client's session and what it has had answers to."""
 
@@ -71,6 +95,9 @@ class PeerHandler(Protocol):
 
     def on_held(self, rows: Sequence[Held]) -> None:
         """How far the replicas are that follow a peer."""
+
+    def on_lease(self, news: LeaseNews) -> None:
+        """A leader asks for the primary lease, or a member says what was granted."""
 
     def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
         """The peer's clock minus ours, measured over one round trip."""
@@ -126,6 +153,9 @@ class Transport(Protocol):
 
     def send_held(self, to: int, rows: Sequence[Held]) -> None:
         """Tell a peer how far the replicas are that follow this node; newer rows replace those not sent yet."""
+
+    def send_lease(self, to: int, news: LeaseNews) -> None:
+        """Tell a peer of the primary lease; newer news replace those not sent yet."""
 
     def forward(self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
         """Forward one operation; many of one loop pass travel in one message.

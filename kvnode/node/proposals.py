@@ -26,7 +26,7 @@ from kvnode.machine.queue.arrivals import QueueId
 from kvnode.machine.resolve import Batch, RequestId, Resolver
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
 from kvnode.node.barriers import Barriers
-from kvnode.node.calls import Call, error_message
+from kvnode.node.calls import Answers, Call, DirectAnswers, error_message
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.raft import Raft
@@ -85,6 +85,7 @@ class Proposals:
         wake: tells the driver that there is something to flush.
         claims: of queues; made last in each entry, so that they see what it brings.
         takes_write: whether a database that is not the default one still takes this write.
+        answers: where those go that say what is committed.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class Proposals:
         wake: Callable[[], None],
         claims: Claims,
         takes_write: Callable[[int, kv_pb2.AtomicWriteRequest], bool] = lambda _database, _write: True,
+        answers: Answers | None = None,
     ) -> None:
+        self._answers: Answers = DirectAnswers() if answers is None else answers
         self._takes_write = takes_write
         self._raft = raft
         self._due = due
@@ -288,7 +291,7 @@ class Proposals:
             self._join(verdict, index, call, waiters)
         elif isinstance(verdict, Settled):
             self._stats.conflicts_resent += 1
-            call.answer(result_of(call, settled_body(verdict)))
+            self._answers.answer(call, result_of(call, settled_body(verdict)))
         else:
             body: kv_pb2.AtomicWriteResponse | kv_pb2.Error
             logged = False
@@ -349,10 +352,10 @@ class Proposals:
         observe = self._stats.commit_latency_ms.observe
         for call, body in pending.waiters:
             if call.operation is None:
-                call.opened(body)  # type: ignore[arg-type]
+                self._answers.opened(call, body)  # type: ignore[arg-type]
             else:
                 observe(now_ms - call.started_ms)
-                call.answer(result_of(call, body))  # type: ignore[arg-type]
+                self._answers.answer(call, result_of(call, body))  # type: ignore[arg-type]
 
     def applied_to(self, index: int) -> None:
         """The state shows everything up to `index`: the overlay below may go."""

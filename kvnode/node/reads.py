@@ -16,7 +16,7 @@ from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, TooSta
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.read import read_ranges
 from kvnode.node.barriers import Item
-from kvnode.node.calls import Call
+from kvnode.node.calls import Answers, Call, DirectAnswers
 from kvnode.node.freshness import Confirmed, FreshnessTracker, in_words, is_within
 from kvnode.node.onward import Onward
 from kvnode.node.proposals import deadline_error
@@ -50,6 +50,7 @@ class Reads:
         now_ms: a monotonic clock.
         fail: told of an error that means that the state cannot be trusted.
         wake: told when a read begins to wait for the state, which may have more to apply.
+        answers: where strong ones go.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Reads:
         now_ms: Callable[[], float],
         fail: Callable[[BaseException], None],
         wake: Callable[[], None],
+        answers: Answers | None = None,
     ) -> None:
+        self._answers: Answers = DirectAnswers() if answers is None else answers
         self._state = state
         self._freshness = freshness
         self._stats = stats
@@ -135,7 +138,7 @@ class Reads:
         for item in items:
             if item.negative is not None:
                 self._stats.commit_latency_ms.observe(now - item.call.started_ms)
-                item.call.answer(item.negative)
+                self._answers.answer(item.call, item.negative)
             else:
                 assert item.call.operation is not None
                 wanted = item.call.operation.read.min_versionstamp
@@ -268,12 +271,13 @@ class Reads:
         response.versionstamp = versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER)
         if strong:
             response.strongly_consistent = True
-        else:
-            response.age_ms = -1 if reached is None else self._freshness.age_ms(reached)
-            if not is_within(response.age_ms, call.operation.read.max_staleness_ms):  # it took too long
-                self._onward.go(call, self._nobody_fresher)
-                return
-            self._stats.read_age_ms.observe(response.age_ms)
+            self._answers.answer(call, kv_pb2.OperationResult(id=call.operation.id, read=response))
+            return
+        response.age_ms = -1 if reached is None else self._freshness.age_ms(reached)
+        if not is_within(response.age_ms, call.operation.read.max_staleness_ms):  # it took too long
+            self._onward.go(call, self._nobody_fresher)
+            return
+        self._stats.read_age_ms.observe(response.age_ms)
         call.answer(kv_pb2.OperationResult(id=call.operation.id, read=response))
 
     def _failed(self, call: Call, error: KvError) -> None:

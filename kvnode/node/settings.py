@@ -28,4 +28,6 @@ class NodeSettings:
     log_retention_age_ms: int = 0  # 0 = by size alone
     on_replication_stall: StallPolicy = StallPolicy.ALARM
     max_unreplicated_ms: int = limits.MAX_UNREPLICATED_MS
+    automatic_promotion: bool = False
+    primary_lease_ms: int = limits.PRIMARY_LEASE_MS
     operation_timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS

@@ -49,6 +49,18 @@ def node_status(node: Node) -> admin_pb2.StatusResponse:
         on_replication_stall=node.replication.policy.value,
         max_unreplicated_ms=node.replication.max_unreplicated_ms,
         replication_stalled=node.replication.is_stalled,
+        primary_lease=_primary_lease(node),
+    )
+
+
+def _primary_lease(node: Node) -> admin_pb2.PrimaryLease:
+    membership, promotion = node.raft.membership, node.promotion
+    return admin_pb2.PrimaryLease(
+        wanted=promotion.wished_ms > 0,
+        lease_ms=membership.primary_lease_ms,
+        ends=membership.lease_ends,
+        remaining_ms=promotion.remaining_ms,
+        promotions=promotion.promotions_count,
     )
 
 
@@ -161,6 +173,7 @@ def _problems(node: Node, voters: list[int]) -> list[str]:
         )
     if stalled := node.replication.sentence():
         problems.append(stalled)
+    problems.extend(node.promotion.problems())
     if node.raft.is_leader:
         limit = node.settings.election_ticks
         members = {m.node_id: m.name for m in node.raft.membership.members}

@@ -22,7 +22,16 @@ from kvnode.node.channels import open_channel
 from kvnode.node.forward_stream import ForwardStream, OpenDeliver, deliver_safely, unreachable
 from kvnode.node.message_stream import MessageStream, hello_to
 from kvnode.node.peer_calls import adopt, ask_failover, identify
-from kvnode.node.ports import ChangelogStream, Deliver, Freshness, Held, Origin, PeerHandler, SnapshotSource
+from kvnode.node.ports import (
+    ChangelogStream,
+    Deliver,
+    Freshness,
+    Held,
+    LeaseNews,
+    Origin,
+    PeerHandler,
+    SnapshotSource,
+)
 from kvnode.node.snapshot_stream import send_snapshot
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
@@ -103,6 +112,12 @@ class GrpcTransport:
         peer = self._peers.get(to)
         if peer is not None:
             peer.messages.send_held(rows)
+
+    def send_lease(self, to: int, news: LeaseNews) -> None:
+        """Tell a peer of the primary lease."""
+        peer = self._peers.get(to)
+        if peer is not None:
+            peer.messages.send_lease(news)
 
     def forward(self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
         """Forward one operation; many of one loop pass travel in one message.

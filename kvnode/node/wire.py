@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvnode.codec.entry import Entry, EntryKind
-from kvnode.node.ports import Freshness, Held
+from kvnode.node.ports import Freshness, Held, LeaseAsk, LeaseGrant, LeaseNews
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 
@@ -113,3 +113,32 @@ def encode_held(rows: Iterable[Held]) -> list[peer_pb2.Held]:
 def decode_held(batch: peer_pb2.PeerBatch) -> list[Held]:
     """What a batch says of how far replicas are."""
     return [Held(row.node_id, row.index, row.at_ms) for row in batch.held]
+
+
+def encode_lease(news: LeaseNews) -> peer_pb2.LeaseNews:
+    """The wire form of news of a lease."""
+    encoded = peer_pb2.LeaseNews()
+    if news.ask is not None:
+        encoded.ask.CopyFrom(_encode_ask(news.ask))
+    for node_id, ask, lease_ms, wished_ms, membership in news.grants:
+        encoded.grants.add(
+            node_id=node_id, ask=_encode_ask(ask), lease_ms=lease_ms, wished_ms=wished_ms, membership=membership
+        )
+    return encoded
+
+
+def decode_lease(encoded: peer_pb2.LeaseNews) -> LeaseNews:
+    """The inverse of encode_lease."""
+    grants = [
+        LeaseGrant(row.node_id, _decode_ask(row.ask), row.lease_ms, row.wished_ms, row.membership)
+        for row in encoded.grants
+    ]
+    return LeaseNews(_decode_ask(encoded.ask) if encoded.HasField("ask") else None, grants)
+
+
+def _encode_ask(ask: LeaseAsk) -> peer_pb2.LeaseAsk:
+    return peer_pb2.LeaseAsk(term=ask.term, asked_at_ms=ask.asked_at_ms)
+
+
+def _decode_ask(encoded: peer_pb2.LeaseAsk) -> LeaseAsk:
+    return LeaseAsk(encoded.term, encoded.asked_at_ms)

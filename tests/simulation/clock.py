@@ -19,6 +19,7 @@ class SimulatedClock:
     def __init__(
         self, loop: SimulatedLoop, *, offset_ms: float = 0.0, drift: float = 0.0, uptime_ms: float = 0.0
     ) -> None:
+        self.rate = 1.0  # of the monotonic clock
         self.offset_ms = offset_ms
         self.drift = drift
         self._uptime_ms = uptime_ms
@@ -30,7 +31,7 @@ class SimulatedClock:
 
     def monotonic_ms(self) -> float:
         """See base.clock.Clock."""
-        return self._uptime_ms + self._loop.time() * 1000
+        return self._uptime_ms + self._loop.time() * 1000 * self.rate
 
     def step(self, by_ms: float) -> None:
         """Set the wall clock forward or back."""

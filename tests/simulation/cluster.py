@@ -35,6 +35,7 @@ from tests.simulation.state import SimulatedState
 from tests.simulation.tuning import STANDARD, Tuning
 
 CLUSTER_ID = "simulated"
+MAX_RATE_ERROR = 0.02  # of a monotonic clock, where leases are counted by it; two of them stay within the margin
 SEGMENT_BYTES = 8_192
 RETENTION_BYTES = 8_192
 ELECTION_TICKS = 10
@@ -97,6 +98,7 @@ class Server:
     may_fail: bool = False  # its disk was made to fail: it may stop, saying so
     disk_factor: float = 1.0
     restarts: int = 0
+    wished_lease_ms: int = 0  # by its configuration
     joined: bool = True
 
     @property
@@ -118,6 +120,8 @@ class Cluster:
         directory: for snapshot files.
         tuning: the nodes' bounds.
         replicas_count: of another region.
+        third_count: replicas of a third region.
+        lease_ms: of the primary lease, in force from the beginning; 0 = none.
     """
 
     def __init__(
@@ -131,7 +135,10 @@ class Cluster:
         make_node: Callable[..., Node] = Node,
         tuning: Tuning = STANDARD,
         replicas_count: int = 0,
+        third_count: int = 0,
+        lease_ms: int = 0,
     ) -> None:
+        self.lease_ms = lease_ms
         self.loop = loop
         self.network = network
         self.observer = observer
@@ -143,7 +150,9 @@ class Cluster:
         members = tuple(_member(number + 1, dc) for number, dc in enumerate(dcs))
         voters_count = len(members)
         members += tuple(_replica(voters_count + 1 + number) for number in range(replicas_count))
-        self.initial = Membership(members, min(2, len(set(dcs))))
+        first = voters_count + replicas_count + 1
+        members += tuple(_replica(first + number, "r3") for number in range(third_count))
+        self.initial = Membership(members, min(2, len(set(dcs))), lease_ms)
         self.one_entry_appends = False
         observer.memberships.append(self.initial)
         network.on_send = observer.sent
@@ -159,6 +168,8 @@ class Cluster:
             drift=rng.uniform(-5e-5, 5e-5),
             uptime_ms=rng.uniform(0, 1e6),
         )
+        if self.lease_ms:
+            clock.rate = 1 + rng.uniform(-MAX_RATE_ERROR, MAX_RATE_ERROR)
         process = Process(self.loop, member.name)
         process.dead = True
         server: Server
@@ -167,7 +178,7 @@ class Cluster:
             self.directory / str(member.node_id), clock=clock, latency_s=lambda: self._disk_latency(server) * 2
         )
         host = Host(member.node_id, member.address, process, clock)
-        server = Server(member, clock, disk, state, process, host, rng)
+        server = Server(member, clock, disk, state, process, host, rng, wished_lease_ms=self.lease_ms)
         self.servers[member.node_id] = server
         return server
 
@@ -250,6 +261,8 @@ class Cluster:
             election_ticks=ELECTION_TICKS,
             heartbeat_ticks=1,
             log_retention_bytes=RETENTION_BYTES,
+            automatic_promotion=server.wished_lease_ms > 0,
+            primary_lease_ms=server.wished_lease_ms,
         )
         rng = random.Random(server.random.getrandbits(64))
 
@@ -369,8 +382,8 @@ def _member(node_id: int, dc: str) -> Member:
     return Member(node_id, f"node{node_id}", "r1", dc, f"sim:{node_id}", MemberRole.VOTER)
 
 
-def _replica(node_id: int) -> Member:
-    return Member(node_id, f"node{node_id}", "r2", f"far{node_id}", f"sim:{node_id}", MemberRole.REPLICA)
+def _replica(node_id: int, region: str = "r2") -> Member:
+    return Member(node_id, f"node{node_id}", region, f"far{node_id}", f"sim:{node_id}", MemberRole.REPLICA)
 
 
 def _identity(member: Member, *, joined: bool) -> peer_pb2.IdentifyResponse:

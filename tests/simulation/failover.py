@@ -10,10 +10,11 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from cluster.history import CheckFailed, Committed, Seen
+from cluster.history import CheckFailed, Committed, Seen, Unknown
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.node.failover.plan import Wishes
@@ -24,10 +25,16 @@ from tests.simulation.failover_observer import EpochObserver
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.nemesis import Nemesis
 
+REPLICAS = (0, 0, 0, 1, 2, 2)  # in another region
 SHARE = 0.5  # of the seeds with replicas
 EXCLUSIVE_MS = 1_500  # so that a repeat comes within the seed's few seconds
 ATTEMPT_S = 12.0
 MEND_S = 1.0
+
+
+def draw_replicas(seed: int) -> int:
+    """How many replicas a seed has; drawn apart, so that seeds without them stay as they were."""
+    return random.Random(f"replicas {seed}").choice(REPLICAS)
 
 
 def draws_failovers(seed: int, replicas_count: int) -> bool:
@@ -177,9 +184,17 @@ class Failovers:
     def remaining(self, records: Iterable[Any]) -> list[Any]:
         """What clients recorded of the history that goes on: what a failover has lost, and said so, is left out.
 
-        A refusal has no versionstamp. Those of the time around a loss may have been judged on what was lost.
+        A refusal has no versionstamp. Those of the time around a loss may have been judged on what was lost. A write
+        that was lost may be applied after all, once and later, where a gateway still had a copy of it on its way.
         """
-        return [record for record in records if not self._was_lost(record.operation)]
+        kept: list[Any] = []
+        for record in records:
+            if not self._was_lost(record.operation):
+                kept.append(record)
+            elif record.is_write and (record.client_id, record.sequence) in self._observer.outcomes:
+                again = replace(record.operation, outcome=Unknown(), completed_ms=None)
+                kept.append(replace(record, operation=again))
+        return kept
 
     def _was_lost(self, operation: Any) -> bool:
         outcome = operation.outcome

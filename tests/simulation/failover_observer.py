@@ -6,6 +6,8 @@ from its index on belongs to a history that has ended:
 - *failover-lost*: after a planned move, or a failover that fenced the old voters, there is nothing of that kind;
 - *two-epochs*: once the next epoch has begun, nothing more is committed in the one before, unless an operator had
   vouched for voters that were not fenced;
+- *two-epochs-answer*: once an epoch that a ballot decided has begun, no node answers anything strong in one before it
+  (there the old side may commit on, and is not to say so);
 - the other rules (one entry at an index, one digest, durable before applied) hold in either history by itself.
 """
 
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 
 from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.epoch import decode_epoch_start, epoch_of_term
+from kvnode.codec.membership import Membership
 from kvnode.codec.versionstamp import split
 from tests.simulation.observer import DurableLog, Observer
 
@@ -25,8 +28,15 @@ class EpochObserver(Observer):
     """An observer that knows of failovers.
 
     Attributes:
-        vouched: epochs whose failover went on although old voters were not fenced.
+        vouched: epochs whose failover went on although old voters were not fenced: an operator vouched for them, or a
+            primary lease does.
+        balloted: those among them that a ballot decided.
     """
+
+    of_epochs: dict[int, Membership] = field(default_factory=dict)  # the membership with which each began
+    balloted: set[int] = field(default_factory=set)
+    begun: set[int] = field(default_factory=set)  # epochs whose first entry somebody has appended
+    answers_count: int = 0
 
     vouched: set[int] = field(default_factory=set)
     cuts: list[tuple[int, int]] = field(default_factory=list)  # (epoch, fork index), of the history that goes on
@@ -46,7 +56,31 @@ class EpochObserver(Observer):
             place = (entry.index, entry.term)
             if entry.kind is EntryKind.EPOCH and place not in self._placed:
                 self._placed.add(place)
-                self.memberships.append(decode_epoch_start(entry.data).membership)
+                start = decode_epoch_start(entry.data)
+                self.of_epochs[start.epoch] = start.membership
+                self.memberships.append(start.membership)
+
+    def _may_count(self, entry: Entry) -> Sequence[Membership]:
+        """The memberships of the entry's own epoch, and of those behind it, which may commit what they were given."""
+        epoch = epoch_of_term(entry.term)
+        behind = [membership for later, membership in self.of_epochs.items() if later >= epoch]
+        begun = list(self.of_epochs.values())
+        plain = [membership for membership in self.memberships if membership not in begun][-3:]
+        return [*plain, *behind]
+
+    def appending(self, node_id: int, entries: Sequence[Entry], previous_term: int | None) -> None:
+        """With its first entry an epoch begins."""
+        super().appending(node_id, entries, previous_term)
+        for entry in entries:
+            if entry.kind is EntryKind.EPOCH:
+                self.begun.add(decode_epoch_start(entry.data).epoch)
+
+    def answered(self, node_id: int, epoch: int) -> None:
+        """A node that is in that epoch has answered something strong, by itself."""
+        self.answers_count += 1
+        later = {begun for begun in self.balloted & self.begun if begun > epoch}
+        if later:
+            self.fail("two-epochs-answer", f"node {node_id} answers in epoch {epoch} after {min(later)} has begun")
 
     def is_committed(self, stamp: bytes) -> bool:
         """As an observer's; the entry may stand in a history that has ended."""
@@ -84,9 +118,13 @@ class EpochObserver(Observer):
         if epoch < latest:
             self.committed = {}  # it leads a history that has ended
         elif epoch > latest and epoch in self.vouched:
-            # The first leader after a loss: its log says where it begins, and up to there it must hold everything.
+            # The first leader after a loss: its log says where the history parts, perhaps with an epoch before its own
+            # of which nothing was applied yet. Up to there it must hold everything.
             held = self.durable.get(node_id, DurableLog()).terms
-            first = min((index for index, of in held.items() if epoch_of_term(of) == epoch), default=0)
+            apart = [
+                index for index, of in held.items() if latest < epoch_of_term(of) and epoch_of_term(of) in self.vouched
+            ]
+            first = min(apart, default=0)
             self.committed = {index: entry for index, entry in committed.items() if index < first}
         super()._elected(term, node_id)
         self.committed = committed

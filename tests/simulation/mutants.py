@@ -8,11 +8,13 @@ bound means that the simulation is blind there: the command fails. Some bugs are
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 from kvnode.codec.entry import Entry
@@ -33,6 +35,8 @@ from tests.simulation.mutants_more import SEEN_BY_SEEDS
 from tests.simulation.mutants_named import NAMED, failed_test
 from tests.simulation.mutants_queues import QUEUE_MUTANTS
 from tests.simulation.planting import Patch, replaced, replaced_handler
+from tests.simulation.promotion import draws_promotions
+from tests.simulation.promotion_mutants import PROMOTION_MUTANTS
 from tests.simulation.queues import has_queues
 from tests.simulation.quiet import quiet
 from tests.simulation.seed import run_seed
@@ -296,6 +300,7 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
         settle_by_index_alone,
         *SEEN_BY_SEEDS,
         *QUEUE_MUTANTS,
+        *PROMOTION_MUTANTS,
     )
 }
 TESTED = {plant.__name__: (plant, tests) for plant, tests in NAMED.items()}
@@ -315,9 +320,7 @@ def hunt(name: str, max_seeds: int = MAX_SEEDS, start: int = 0) -> Catch:
     if name in TESTED:
         test = failed_test(*TESTED[name])
         return Catch(name, "test" if test else "", "", test)
-    for seed in range(start, start + max_seeds):
-        if MUTANTS[name] in QUEUE_MUTANTS and not has_queues(seed):
-            continue
+    for seed in _seeds(MUTANTS[name], start, max_seeds):
         with quiet():
             result = run_seed(seed, MUTANTS[name])
         if any(error in result.message for error in OUTDATED):
@@ -325,6 +328,14 @@ def hunt(name: str, max_seeds: int = MAX_SEEDS, start: int = 0) -> Catch:
         if not result.ok:
             return Catch(name, result.checker, str(seed), result.message)
     return Catch(name, "", "", f"in {max_seeds} seeds")
+
+
+def _seeds(mutant: Callable[[], Patch], start: int, count: int) -> Iterable[int]:
+    """Those in which a mutant could do harm."""
+    if mutant in PROMOTION_MUTANTS:  # they are few: so many of them
+        return islice(filter(draws_promotions, itertools.count(start)), count)
+    seeds = range(start, start + count)
+    return filter(has_queues, seeds) if mutant in QUEUE_MUTANTS else seeds
 
 
 def main() -> int:

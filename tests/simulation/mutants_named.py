@@ -38,6 +38,7 @@ from tests.simulation.mutants_more import (
 )
 from tests.simulation.mutants_queues import end_leases_while_nobody_leads
 from tests.simulation.planting import Patch, replaced, replaced_handler
+from tests.simulation.promotion_mutants import PROMOTION_NAMED
 
 ROOT = Path(__file__).parents[2]
 
@@ -165,6 +166,7 @@ PAPER = "tests/raft/test_paper.py"
 RESOLVE = "tests/unit/machine/test_resolve.py"
 NAMED: dict[Callable[[], Patch], str] = {
     **FAILOVER_NAMED,
+    **PROMOTION_NAMED,
     take_a_fork: "tests/unit/raft/test_changelog.py::test_a_fork_is_refused",
     campaign_without_pre_vote: f"{PAPER}::test_t96_pre_vote_keeps_the_term_of_who_is_cut_off",
     leave_a_living_leader: f"{PAPER}::test_t423_votes_are_sticky",

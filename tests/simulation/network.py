@@ -25,6 +25,7 @@ from kvnode.node.ports import (
     Deliver,
     Freshness,
     Held,
+    LeaseNews,
     Origin,
     PeerHandler,
     SnapshotSink,
@@ -33,9 +34,11 @@ from kvnode.node.ports import (
 from kvnode.node.wire import (
     decode_freshness,
     decode_held,
+    decode_lease,
     decode_messages,
     encode_freshness,
     encode_held,
+    encode_lease,
     encode_message,
 )
 from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
@@ -208,6 +211,7 @@ class SimulatedTransport:
         self._peers: dict[int, _Peer] = {}
         self._calls = 0
         self._closed = False
+        self._unheard: dict[int, None] = {}  # of a Hello that was said again
         own.process.call_later(WATCH_INTERVAL_S, self._watch)
 
     def set_members(self, members: Sequence[Member]) -> None:
@@ -247,6 +251,13 @@ class SimulatedTransport:
             packet = _Batch(self._own.node_id, self._hello(to), batch, self._refused)
             self._network.errand(self._own.node_id, to, packet.arrive)
 
+    def send_lease(self, to: int, news: LeaseNews) -> None:
+        """See ports.Transport."""
+        if to in self._peers and not self._closed:
+            batch = peer_pb2.PeerBatch(lease=encode_lease(news))
+            packet = _Batch(self._own.node_id, self._hello(to), batch, self._refused)
+            self._network.packet(self._own.node_id, to, packet.arrive)
+
     def _hello(self, to: int) -> peer_pb2.Hello:
         identity = self._handler.identity()
         return peer_pb2.Hello(
@@ -264,6 +275,14 @@ class SimulatedTransport:
         for node_id in self._peers:
             packet = _Batch(self._own.node_id, self._hello(node_id), peer_pb2.PeerBatch(), self._refused)
             self._network.packet(self._own.node_id, node_id, packet.arrive)
+            if not self._network.connected(self._own.node_id, node_id):
+                self._unheard[node_id] = None  # on a real stream it comes through once the link is whole again
+
+    def _announce_again(self) -> None:
+        for node_id in [node_id for node_id in self._unheard if self._network.connected(self._own.node_id, node_id)]:
+            del self._unheard[node_id]
+            packet = _Batch(self._own.node_id, self._hello(node_id), peer_pb2.PeerBatch(), self._refused)
+            self._network.errand(self._own.node_id, node_id, packet.arrive)
 
     def _refused(self, host: Host) -> None:
         """A packet was refused by a host, whose Hello comes back with the refusal."""
@@ -370,6 +389,7 @@ class SimulatedTransport:
         """Now and then: break what is dead, open what is not, give up what waits for neither."""
         if self._closed:
             return
+        self._announce_again()
         for node_id, peer in list(self._peers.items()):
             if peer.stream is None:
                 self._open(peer)
@@ -585,6 +605,9 @@ class _Batch:
         batch = peer_pb2.PeerBatch.FromString(self.batch.SerializeToString())
         if batch.held:
             host.handler.on_held(decode_held(batch))
+            return
+        if batch.HasField("lease"):
+            host.handler.on_lease(decode_lease(batch.lease))
             return
         host.handler.on_messages(self.sender, decode_messages(batch.messages), decode_freshness(batch))
 

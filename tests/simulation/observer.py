@@ -210,16 +210,21 @@ class Observer:
         if self.digests.setdefault(index, digest) != digest:
             self.fail("digest", f"node {node_id} has another digest than the others at index {index}")
 
+    def _may_count(self, entry: Entry) -> Sequence[Membership]:
+        """The memberships by one of which an entry may have been committed."""
+        return self.memberships[-3:]
+
     def _commit(self, node_id: int, entry: Entry) -> None:
         if entry.index - 1 not in self.committed and entry.index > 1:
             self.fail("state-machine", f"node {node_id} applied entry {entry.index}, and nobody the one before")
         self.committed[entry.index] = entry
         self.note(f"{entry.index}/{entry.term}/{entry.kind.value}/{len(entry.data)};")
-        if not any(self._is_durable(entry, membership) for membership in self.memberships[-3:]):
+        memberships = self._may_count(entry)
+        if not any(self._is_durable(entry, membership) for membership in memberships):
             holders = [node for node, log in sorted(self.durable.items()) if log.holds(entry.index, entry.term)]
             self.fail("commit-durable", f"entry {entry.index}/{entry.term} was applied, durable only on {holders}")
-        elif all(self._usurper(entry, membership) for membership in self.memberships[-3:]):
-            usurper = self._usurper(entry, self.memberships[-1])
+        elif all(self._usurper(entry, membership) for membership in memberships):
+            usurper = self._usurper(entry, memberships[-1])
             self.fail("commit-safe", f"entry {entry.index}/{entry.term} was applied; node {usurper} could win without")
         if entry.kind is EntryKind.DATA:
             self._account(entry)

@@ -7,7 +7,7 @@ import gc
 import random
 import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,18 +18,26 @@ from kvnode.proto.kv.internal.v1 import log_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.simulation import loop as simulated_loop
 from tests.simulation.cluster import Cluster
-from tests.simulation.failover import Failovers, bounds_in_force, draws_failovers
+from tests.simulation.failover import Failovers, bounds_in_force, draw_replicas, draws_failovers
 from tests.simulation.failover_observer import EpochObserver
 from tests.simulation.loop import Hang, Livelock, SimulatedLoop
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network
 from tests.simulation.observer import Observer, Violation
+from tests.simulation.promotion import (
+    LAYOUT,
+    REPLICAS_COUNT,
+    Promotions,
+    answers_watched,
+    draw_lease_ms,
+    draws_promotions,
+    promotion_bounds,
+)
 from tests.simulation.queues import draw_queues
 from tests.simulation.tuning import draw_tuning
 from tests.simulation.workload import EVERYTHING, Client, Journal
 
 LAYOUTS = ("abc", "abc", "abc", "aaabc", "abcab")
-REPLICAS = (0, 0, 0, 1, 2, 2)  # in another region
 FIGURE_8 = 0.15  # of the seeds with three voters
 CHAOS_S = (6.0, 14.0)
 RECOVERY_S = 25.0  # from the healing on, for a write to be acknowledged again
@@ -76,7 +84,7 @@ def run_seed(seed: int, mutant: Callable[[], AbstractContextManager[object]] = n
             scene = Scene(seed, Path(directory), result)
             try:
                 bounds = bounds_in_force(scene.fails_over)
-                with scene.tuning.in_force(), scene.queues.in_force(), bounds:
+                with scene.tuning.in_force(), scene.queues.in_force(), bounds, scene.promotion_in_force():
                     simulated_loop.run(scene.play)
             except Violation as violation:
                 result.checker, result.message = violation.checker, violation.message
@@ -100,11 +108,21 @@ class Scene:
         self.queues = draw_queues(seed)
         self.directory = directory
         self.result = result
-        self.fails_over = draws_failovers(seed, self._draw_replicas())
+        self.promotes = draws_promotions(seed)
+        self.fails_over = self.promotes or draws_failovers(seed, draw_replicas(seed))
         self.observer = EpochObserver() if self.fails_over else Observer()
         self.failovers: Failovers | None = None
         self.journal = Journal()
         self.snapshots_count = 0
+
+    def promotion_in_force(self) -> AbstractContextManager[object]:
+        """What a seed with automatic promotions needs around it."""
+        if not isinstance(self.observer, EpochObserver) or not self.promotes:
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(promotion_bounds())
+        stack.enter_context(answers_watched(self.observer, lambda: list(self.cluster.servers.values())))
+        return stack
 
     async def play(self, loop: SimulatedLoop) -> None:
         """From the start of the first node to the last check."""
@@ -112,6 +130,8 @@ class Scene:
         draw = self.random
         self.network = Network(loop, random.Random(draw.getrandbits(64)))
         layout = draw.choice(LAYOUTS)
+        if self.promotes:
+            layout = LAYOUT
         self.cluster = Cluster(
             loop,
             self.network,
@@ -120,17 +140,20 @@ class Scene:
             layout,
             self.directory,
             tuning=self.tuning,
-            replicas_count=self._draw_replicas(),
+            replicas_count=REPLICAS_COUNT if self.promotes else draw_replicas(self.result.seed),
+            third_count=REPLICAS_COUNT if self.promotes else 0,
+            lease_ms=draw_lease_ms(self.result.seed) if self.promotes else 0,
         )
         self.queues.build(loop, self.network, self.cluster, self.observer)
         self.nemesis = Nemesis(loop, self.cluster, random.Random(draw.getrandbits(64)))
         if isinstance(self.observer, EpochObserver):
-            self.failovers = Failovers(self.result.seed, loop, self.cluster, self.nemesis, self.observer)
+            disasters = Promotions if self.promotes else Failovers
+            self.failovers = disasters(self.result.seed, loop, self.cluster, self.nemesis, self.observer)
         else:
             self._draw_figure_8()
         replicas = len(self.cluster.initial.replicas)
         name = layout + (f"+{replicas}" if replicas else "") + self.queues.label
-        self.result.kinds = [name, *self.nemesis.kinds, *(["failovers"] if self.fails_over else [])]
+        self.result.kinds = [name, *self.nemesis.kinds, *self._disasters()]
         self.clients = [
             Client(n, loop, self.network, self.cluster.hosts, self.journal, random.Random(draw.getrandbits(64)))
             for n in range(draw.choice((2, 3, 5)))
@@ -146,9 +169,10 @@ class Scene:
         watch.cancel()
         self._judge()
 
-    def _draw_replicas(self) -> int:
-        """Drawn apart, so that seeds without them stay as they were."""
-        return random.Random(f"replicas {self.result.seed}").choice(REPLICAS)
+    def _disasters(self) -> list[str]:
+        if self.promotes:
+            return ["promotions"]
+        return ["failovers"] if self.fails_over else []
 
     def _draw_figure_8(self) -> None:
         """Whether leaders fall before their first entry is everywhere: Raft's figure 8, which chance never draws.

@@ -28,6 +28,8 @@ def test_every_seed_keeps_every_promise() -> None:
     assert sum(result.acknowledged_count for result in results) > 20 * SEEDS
     both = [result for result in results if result.kinds[-1] == "failovers" and "+queues" in result.kinds[0]]
     assert len(both) > 5
+    promoted = [event for result in results for event in result.events if "promoted by ballot: [" in event]
+    assert any(not event.endswith("[]") for event in promoted), promoted
 
 
 @pytest.mark.parametrize("seed", [6, 12, 26, 104])  # the first and the third have queues, the last failovers too
@@ -52,6 +54,8 @@ def test_a_seed_always_runs_the_same(seed: int) -> None:
         "drop_what_a_dead_consumer_held",
         "send_a_claim_before_it_is_committed",
         "fire_again_with_each_leader",
+        "count_the_lease_from_the_receipt",
+        "vote_while_the_grant_lives",
     ],
 )
 def test_a_planted_bug_is_found(mutant: str) -> None:

@@ -25,7 +25,8 @@ from kvnode.node.changelog.choice import all_others, sources
 from kvnode.node.changelog.pieces import take_entries
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.marks import Marks
-from kvnode.node.ports import ChangelogStream, Freshness, Transport
+from kvnode.node.ports import ChangelogStream, Freshness, LeaseNews, Transport
+from kvnode.node.wire import decode_lease, encode_lease
 from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.raft import Raft
 
@@ -45,6 +46,8 @@ class ChangelogFollower:
         learn: given the Hello of a source that refuses.
         forked: given the answer of a source whose history parts from this node's own.
         heard_from: who told of the latest epoch; 0 = nobody.
+        lease_news: what this node and those behind it have granted.
+        on_lease: told of a source's ask.
         transport: opens streams.
         wake: tells the driver that the core has news.
     """
@@ -66,7 +69,11 @@ class ChangelogFollower:
         learn: Callable[[peer_pb2.Hello], object] = lambda _hello: None,
         forked: Callable[[Member, changelog_pb2.FollowResponse], Awaitable[None]] | None = None,
         heard_from: Callable[[], int] = lambda: 0,
+        lease_news: Callable[[], LeaseNews | None] = lambda: None,
+        on_lease: Callable[[LeaseNews], None] = lambda _news: None,
     ) -> None:
+        self._lease_news = lease_news
+        self._on_lease = on_lease
         self._heard_from = heard_from
         self._is_active = is_active
         self._learn = learn
@@ -250,6 +257,8 @@ class ChangelogFollower:
             if heard.sent_at_ms > self._heard_at_ms:
                 self._heard_at_ms = heard.sent_at_ms
                 self._held.add(heard.commit_index, heard.sent_at_ms)
+        if response.HasField("lease"):
+            self._on_lease(decode_lease(response.lease))
         self._wake()
         if not in_order:
             self._say(member, "it left entries out")
@@ -270,13 +279,17 @@ class ChangelogFollower:
         """Where the own log ends durably."""
         index = self._raft.log.stable
         self.held_at_ms = self._held.reached(index) or self.held_at_ms
-        return changelog_pb2.FollowRequest(
+        request = changelog_pb2.FollowRequest(
             region=self._region,
             index=index,
             term=self._raft.log.term(index) or 0,
             applied_index=self._applied_index(),
             held_at_ms=self.held_at_ms,
         )
+        news = self._lease_news()
+        if news is not None:
+            request.lease.CopyFrom(encode_lease(news))
+        return request
 
     async def _read(self, stream: ChangelogStream, timeout_ms: int) -> changelog_pb2.FollowResponse | None:
         """The next response; None when the stream has ended or is silent."""

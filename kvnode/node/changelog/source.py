@@ -22,8 +22,8 @@ from kvnode.codec.membership import encode_membership
 from kvnode.machine.epochs import EpochRow, fork_of
 from kvnode.node.changelog.pieces import put_entries
 from kvnode.node.freshness import FreshnessTracker
-from kvnode.node.ports import Held
-from kvnode.node.wire import encode_freshness
+from kvnode.node.ports import Held, LeaseAsk, LeaseNews
+from kvnode.node.wire import decode_lease, encode_freshness, encode_lease
 from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.raft import Raft
@@ -40,6 +40,8 @@ class Source:
         request: the first one.
         compress: whether the way is long.
         own_id: this node's.
+        lease_ask: the newest that has reached this node.
+        on_lease: told what the replica and those behind it have granted.
     """
 
     def __init__(
@@ -52,7 +54,11 @@ class Source:
         *,
         compress: bool,
         own_id: int,
+        lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
+        on_lease: Callable[[LeaseNews], None] = lambda _news: None,
     ) -> None:
+        self._lease_ask = lease_ask
+        self._on_lease = on_lease
         self.node_id = request.hello.node_id
         self._raft = raft
         self._freshness = freshness
@@ -84,6 +90,8 @@ class Source:
             self._unacknowledged_bytes -= self._unacknowledged.popleft()[1]
         if request.index >= self._next:
             self._next = request.index + 1
+        if request.HasField("lease"):
+            self._on_lease(decode_lease(request.lease))
         self._something.set()
 
     async def next(self) -> changelog_pb2.FollowResponse:
@@ -142,6 +150,9 @@ class Source:
         freshness = self._freshness.latest
         if freshness is not None:
             response.freshness.CopyFrom(encode_freshness(freshness))
+        ask = self._lease_ask()
+        if ask is not None:
+            response.lease.CopyFrom(encode_lease(LeaseNews(ask)))
         return response
 
 
@@ -166,7 +177,11 @@ class Sources:
         own_id: int,
         epochs: Callable[[], Sequence[EpochRow]] = tuple,
         hello: Callable[[changelog_pb2.FollowRequest], peer_pb2.Hello] = lambda _request: peer_pb2.Hello(),
+        lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
+        on_lease: Callable[[LeaseNews], None] = lambda _news: None,
     ) -> None:
+        self._lease_ask = lease_ask
+        self._on_lease = on_lease
         self._epochs = epochs
         self._hello = hello
         self._raft = raft
@@ -244,6 +259,8 @@ class Sources:
             request,
             compress=request.region != self._region,
             own_id=self._own_id,
+            lease_ask=self._lease_ask,
+            on_lease=self._on_lease,
         )
         before = self._gone.get(source.node_id)
         if before is not None:  # after a restart it has yet to learn what its log holds

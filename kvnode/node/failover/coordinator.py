@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -30,12 +31,14 @@ from kvnode.node.failover.plan import (
     behind_count,
     make_move,
     make_plan,
+    make_renewal,
     most_advanced,
     new_ballot,
     require_fenced,
     unfenced,
 )
 from kvnode.node.ports import Transport
+from kvnode.node.promotion.ballot import require_won
 from kvnode.node.settings import NodeSettings
 from kvnode.proto.kv.internal.v1 import failover_pb2
 from kvnode.raft.raft import Raft
@@ -104,17 +107,40 @@ class Coordinator:
         Raises:
             KvError: why it was not done, or how far it came; the message says what to do.
         """
-        if self._busy:
-            raise Unavailable("this node coordinates a failover already", code="FAILOVER_IN_PROGRESS", phase="failover")
-        self._busy = True
-        try:
+        with self._alone():
             plan = await self.prepare(wishes)
             require_fenced(plan, wishes)
             if plan.source.last_index < keep_index:
                 raise _less_than_shown(plan, keep_index)
             return await self._carry_out(plan, wishes)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One at a time. Raises Unavailable: FAILOVER_IN_PROGRESS."""
+        if self._busy:
+            raise Unavailable("this node coordinates a failover already", code="FAILOVER_IN_PROGRESS", phase="failover")
+        self._busy = True
+        try:
+            yield
         finally:
             self._busy = False
+
+    async def promote(self, willing: Sequence[Report]) -> Plan:
+        """Hold a ballot for this node's region among the nodes that would vote (node/promotion), and take over.
+
+        Raises:
+            KvError: why nothing was begun: BALLOT_LOST, or as make_plan; or how far it came.
+        """
+        with self._alone():
+            wishes = Wishes(self._settings.region, automatic=True)
+            return await self._carry_out(make_plan(willing, wishes, new_ballot(self._random)), wishes)
+
+    async def renew(self, reports: Sequence[Report]) -> Plan:
+        """As the leader: end the epoch and begin the next one here, with the same voters. Raises KvError."""
+        with self._alone():
+            plan = make_renewal(reports, self._settings.node_id, new_ballot(self._random))
+            await self._hand_over(plan)
+            return plan
 
     async def prepare_move(self, region: str) -> Plan:
         """What a planned move would do; nothing is changed. Raises KvError: why it may not be."""
@@ -130,20 +156,19 @@ class Coordinator:
             KvError: FAILOVER_LAG_TOO_LARGE, the region does not come near enough, and nothing was changed; others as
                 prepare_move; FAILOVER_INCOMPLETE, the epoch is, or may be, sealed, and nobody has taken over yet.
         """
-        if self._busy:
-            raise Unavailable("this node coordinates a failover already", code="FAILOVER_IN_PROGRESS", phase="failover")
-        self._busy = True
-        try:
+        with self._alone():
             plan = await self._near_enough(region)
-            leader = plan.membership.get(plan.source.node_id)
-            assert leader is not None
             began = self._clock.monotonic_ms()
-            seal = failover_pb2.FailoverSeal(voter_ids=[member.node_id for member in plan.voters])
-            await self._ask(plan, leader, seal=seal)
-            await self._taken_over(plan)
+            await self._hand_over(plan)
             return plan, int(self._clock.monotonic_ms() - began)
-        finally:
-            self._busy = False
+
+    async def _hand_over(self, plan: Plan) -> None:
+        """Have the leader seal its epoch, and wait for the next one."""
+        leader = plan.membership.get(plan.source.node_id)
+        assert leader is not None
+        seal = failover_pb2.FailoverSeal(voter_ids=[member.node_id for member in plan.voters])
+        await self._ask(plan, leader, seal=seal)
+        await self._taken_over(plan)
 
     async def _near_enough(self, region: str) -> Plan:
         """Before anything is sealed: the new voters answer, and hold nearly all."""
@@ -174,7 +199,7 @@ class Coordinator:
     async def _fence(self, plan: Plan, wishes: Wishes) -> Plan:
         """Have everybody promise; the plan with the most advanced of those that did."""
         voter_ids = [member.node_id for member in plan.voters]
-        ask = failover_pb2.FailoverPromise(voter_ids=voter_ids)
+        ask = failover_pb2.FailoverPromise(voter_ids=voter_ids, automatic=wishes.automatic)
         silent = {member.node_id for member in plan.silent}
         members = [member for member in plan.membership.members if member.node_id not in silent]
         answers = await _gather(self._ask(plan, member, promise=ask) for member in members)
@@ -182,12 +207,15 @@ class Coordinator:
         for member, answer in zip(members, answers, strict=True):
             if isinstance(answer, KvError) and (member.node_id in voter_ids or answer.code == "FAILOVER_IN_PROGRESS"):
                 raise _broke_off(plan, member, answer)
+        if wishes.automatic:
+            require_won(reports)
         source = most_advanced(reports)
         if (source.last_term, source.last_index) < (plan.source.last_term, plan.source.last_index):
             raise _less_than_shown(plan, plan.source.last_index)
         promised = [report.node_id for report in reports]
         fenced = replace(plan, source=source, unfenced=unfenced(plan.membership, reports, promised))
-        require_fenced(fenced, wishes)
+        if not wishes.automatic:
+            require_fenced(fenced, wishes)
         return fenced
 
     async def _pull(self, plan: Plan) -> None:
@@ -275,7 +303,7 @@ def _less_than_shown(plan: Plan, index: int) -> KvError:
 
 
 def _broke_off(plan: Plan, member: Member, cause: KvError) -> KvError:
-    if cause.code in ("FAILOVER_IN_PROGRESS", "FAILOVER_SUPERSEDED", "EPOCH_PROMISED"):
+    if cause.code in ("BALLOT_REFUSED", "FAILOVER_IN_PROGRESS", "FAILOVER_SUPERSEDED", "EPOCH_PROMISED"):
         return cause
     return Unavailable(
         f"the failover to '{plan.region}' broke off at '{member.name}': {cause.message} [{cause.code}]. The nodes that "

@@ -41,6 +41,8 @@ class Participant:
         wake: tells the driver that the core has news.
         guard: around every entry into the core.
         on_seal: told when this node, leading, takes nothing in any more.
+        ballot_wait_ms: until this node may vote for an automatic promotion; -1 = it does not.
+        vouches: whether this node, if it leads, holds the primary lease or needs none.
     """
 
     def __init__(
@@ -55,7 +57,11 @@ class Participant:
         wake: Callable[[], None],
         guard: Guard,
         on_seal: Callable[[], None],
+        ballot_wait_ms: Callable[[], int] = lambda: -1,
+        vouches: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._vouches = vouches
+        self._ballot_wait_ms = ballot_wait_ms
         self._on_seal = on_seal
         self._settings = settings
         self._raft = raft
@@ -130,6 +136,8 @@ class Participant:
             reached_sent_at_ms=self._freshness.reached_sent_at_ms(),
             sealed_epoch=sealed.epoch if sealed is not None else 0,
             wanted_commit_dcs=self._epochs.wanted_commit_dcs,
+            ballot_wait_ms=self._ballot_wait_ms(),
+            holds_lease=raft.own_term_committed and not raft.sealed and self._vouches(),
         )
 
     def _sealed(self) -> EpochStart | None:
@@ -198,6 +206,8 @@ class Participant:
     async def _promise(self, request: failover_pb2.FailoverRequest) -> None:
         raft = self._raft
         self._refuse_second(request)
+        if request.promise.automatic:
+            self._require_vote()
         with self._guard:
             raft.promise(request.epoch, request.ballot)
         if self._promised_at_ms is None or self._promised_region != request.region:
@@ -217,6 +227,17 @@ class Participant:
         ago_ms = self._clock.monotonic_ms() - self._promised_at_ms
         if ago_ms < limits.FAILOVER_EXCLUSIVE_MS:
             raise failover_in_progress(self._settings.name, self._promised_region, held[0], ago_ms)
+
+    def _require_vote(self) -> None:
+        """The promise is a vote in a ballot: not while this node may have granted a primary lease."""
+        wait_ms = self._ballot_wait_ms()
+        if wait_ms:
+            why = f"has granted the primary lease for {wait_ms} ms more" if wait_ms > 0 else "takes no part in ballots"
+            raise Unavailable(
+                f"node '{self._settings.name}' {why}: it votes for no promotion",
+                code="BALLOT_REFUSED",
+                phase="failover",
+            )
 
     def _require_promise(self, request: failover_pb2.FailoverRequest) -> None:
         raft = self._raft

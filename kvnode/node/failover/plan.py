@@ -84,11 +84,13 @@ class Wishes:
         region: that is to be the primary one.
         force: although it lags, is small, or there is a primary.
         primary_is_down: the operator vouches that voters who cannot be fenced acknowledge nothing any more.
+        automatic: no operator asks: a ballot decides, and the primary lease keeps the old side from answering.
     """
 
     region: str
     force: bool = False
     primary_is_down: bool = False
+    automatic: bool = False
 
 
 def new_ballot(random_source: Random | None = None) -> int:
@@ -144,8 +146,13 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
 
 
 def _next_epoch(reports: Sequence[Report]) -> int:
-    """Above all that anybody who answers is in, has promised, or knows to be sealed."""
-    return 1 + max(max(r.state_epoch, r.log_epoch, r.promised_epoch, r.sealed_epoch) for r in reports)
+    """Above all that anybody who answers knows of."""
+    return 1 + latest_epoch_known(reports)
+
+
+def latest_epoch_known(reports: Sequence[Report]) -> int:
+    """The latest that anybody who answers is in, has promised, or knows to be sealed."""
+    return max(max(r.state_epoch, r.log_epoch, r.promised_epoch, r.sealed_epoch) for r in reports)
 
 
 def most_advanced(reports: Iterable[Report]) -> Report:
@@ -216,6 +223,21 @@ def make_move(reports: Sequence[Report], region: str, ballot: int) -> Plan:
         age_ms=0,
         warnings=tuple(_warnings(membership, voters)),
     )
+
+
+def make_renewal(reports: Sequence[Report], own_id: int, ballot: int) -> Plan:
+    """What it would be to begin the next epoch in the region of the leader, with the voters that there are.
+
+    Args:
+        own_id: of the leader.
+
+    Raises:
+        InvalidRequest: FAILOVER_IN_PROGRESS.
+    """
+    _check_alone(reports)
+    leader = next(report for report in reports if report.node_id == own_id)
+    membership = decode_membership(leader.membership)
+    return Plan(leader.region, _next_epoch(reports), ballot, leader, membership, membership.voters, lag_ms=0, age_ms=0)
 
 
 def behind_count(plan: Plan, reports: Sequence[Report]) -> int:

@@ -27,4 +27,5 @@ def epoch_start(
     )
     wanted = max(1, wanted_commit_dcs)
     dcs_count = len({member.dc for member in voters})
-    return EpochStart(epoch, ballot, region, Membership(members, min(wanted, dcs_count)), wanted, planned)
+    started = replace(membership, members=members, min_commit_dcs=min(wanted, dcs_count))
+    return EpochStart(epoch, ballot, region, started, wanted, planned)

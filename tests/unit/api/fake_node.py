@@ -12,7 +12,7 @@ from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.node.directory import Directory
 from kvnode.node.member_wire import member_to_wire
-from kvnode.node.ports import Deliver, Freshness, Held, NodeIdentity, Origin
+from kvnode.node.ports import Deliver, Freshness, Held, LeaseNews, NodeIdentity, Origin
 from kvnode.node.stats import Stats
 from kvnode.node.watch import WatchHub
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -117,6 +117,7 @@ class FakeNode:
         self.leader_comes: asyncio.Event | None = None  # no client id before that
         self.messages: list[tuple[int, list[Message], Freshness | None]] = []
         self.held_rows: list[Held] = []
+        self.lease_news: list[LeaseNews] = []
         self.clock_samples: list[tuple[int, float, float]] = []
         self.unreachable: list[int] = []
         self.forwarded: list[tuple[Origin, int]] = []
@@ -245,6 +246,9 @@ class FakeNode:
 
     def on_held(self, rows: Sequence[Held]) -> None:
         self.held_rows.extend(rows)
+
+    def on_lease(self, news: LeaseNews) -> None:
+        self.lease_news.append(news)
 
     def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
         self.clock_samples.append((sender, offset_ms, round_trip_ms))

@@ -19,7 +19,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import Member
 from kvnode.node.channels import SERVER_OPTIONS
 from kvnode.node.lane import TOKEN_BYTES, FrameReader
-from kvnode.node.ports import Freshness, Held, Origin
+from kvnode.node.ports import Freshness, Held, LeaseAsk, LeaseGrant, LeaseNews, Origin
 from kvnode.node.transport import GrpcTransport
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
@@ -116,6 +116,23 @@ async def test_how_far_replicas_are_is_told_on_either_way(lane: bool, monkeypatc
         p.transport.send_held(PEER, [Held(11, 6, 1_100)])
         p.transport.send_held(PEER, [Held(11, 7, 1_200)])
         await until(lambda: p.far.held_rows[-1] == Held(11, 7, 1_200))
+
+
+@pytest.mark.parametrize("lane", [True, False])
+async def test_news_of_the_lease_travel_on_either_way(lane: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not lane:
+        monkeypatch.setattr(PeerLanes, "start", no_lanes)
+    async with pair() as p:
+        if lane:
+            await until(lambda: p.transport.has_lane(PEER))
+        ask = LeaseAsk(7, 123_456)
+        p.transport.send_lease(PEER, LeaseNews(ask))
+        p.transport.send_lease(99, LeaseNews(ask))  # nobody's id
+        await until(lambda: p.far.lease_news == [LeaseNews(ask, [])])
+        news = LeaseNews(None, [LeaseGrant(4, ask, 10_000, 10_000, 2**64 - 1), LeaseGrant(5, ask, 0, 0, 1)])
+        p.transport.send_lease(PEER, news)
+        await until(lambda: p.far.lease_news[-1] == news)
+        assert not p.far.messages, "it brings no Raft message along"
 
 
 async def test_a_lane_that_breaks_takes_its_stream_along() -> None:

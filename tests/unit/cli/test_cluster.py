@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 
+import pytest
+
 from kvnode.proto.kv.v1 import admin_pb2
 from tests.unit.cli.conftest import Cli
 from tests.unit.client.fake_server import FakeServer
@@ -55,6 +57,23 @@ async def test_status_says_what_can_be_lost_and_what_is_on_its_way(cli: Cli, ser
     assert human.out.rstrip().endswith("a receives a snapshot from b: 34% of 100 MiB")
     assert machine.json["outlook"] == "One data center can be lost."
     assert machine.json["nodes"][0]["status"]["snapshots"][1]["name"] == "e1"
+
+
+@pytest.mark.parametrize(
+    ("lease", "said"),
+    [
+        ({"lease_ms": 10_000, "remaining_ms": 9_300}, "a primary lease of 10 s, 9.3 s of it left."),
+        ({"lease_ms": 10_000, "remaining_ms": 0}, "which has run out: the leader answers nothing strong."),
+        ({"lease_ms": 10_000, "remaining_ms": 5, "ends": True}, "Automatic promotion is being turned off"),
+    ],
+)
+async def test_status_shows_the_primary_lease(cli: Cli, server: FakeServer, lease: dict[str, int], said: str) -> None:
+    describe(server)
+    assert "lease" not in (await cli("status")).out
+    for node in server.cluster_status.nodes:
+        if node.status.role == "leader":
+            node.status.primary_lease.MergeFrom(admin_pb2.PrimaryLease(**lease))
+    assert said in (await cli("status")).out
 
 
 async def test_an_unhealthy_cluster_has_an_exit_status(cli: Cli, server: FakeServer) -> None:

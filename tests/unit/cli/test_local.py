@@ -139,6 +139,13 @@ def test_config_check_says_what_it_cannot_know(tmp_path: Path) -> None:
     assert "place of 1 is known" in ran.output
 
 
+def test_config_check_says_what_automatic_promotion_costs(tmp_path: Path) -> None:
+    files = [config_file(tmp_path, name, automatic_promotion=True, primary_lease_ms=8_000) for name in "abc"]
+    ran = runner.invoke(app, ["config", "check", *files])
+    assert ran.exit_code == 0
+    assert "cut off from both other regions stops answering within primary_lease_ms (8000 ms)" in ran.output
+
+
 @pytest.mark.parametrize(
     ("values", "arguments", "said"),
     [
@@ -146,6 +153,7 @@ def test_config_check_says_what_it_cannot_know(tmp_path: Path) -> None:
         ({}, ["--place", "x"], "is no place"),
         ({"min_commit_dcs": 1}, [], "differ in 'min_commit_dcs'"),
         ({"name": "a"}, [], "two files have the name 'a'"),
+        ({"automatic_promotion": True}, [], "differ in 'automatic_promotion'"),
     ],
 )
 def test_config_check_refuses(tmp_path: Path, values: dict[str, object], arguments: list[str], said: str) -> None:

@@ -211,12 +211,42 @@ def on_regions(story: Story) -> Callable[[Path], None]:
     return test
 
 
+def on_three_regions(lease_ms: int) -> Callable[[Story], Callable[[Path], None]]:
+    """As on_regions, with two replicas in each of two regions, and a primary lease that is in force."""
+
+    def decorate(story: Story) -> Callable[[Path], None]:
+        def test(tmp_path: Path) -> None:
+            simulated_loop.run(lambda loop: _play(loop, tmp_path, story, EpochObserver(), 2, 2, lease_ms))
+
+        test.__name__, test.__qualname__ = story.__name__, story.__qualname__
+        test.__module__, test.__doc__ = story.__module__, story.__doc__
+        return test
+
+    return decorate
+
+
 async def _play(
-    loop: SimulatedLoop, directory: Path, story: Story, observer: Observer | None = None, replicas_count: int = 0
+    loop: SimulatedLoop,
+    directory: Path,
+    story: Story,
+    observer: Observer | None = None,
+    replicas_count: int = 0,
+    third_count: int = 0,
+    lease_ms: int = 0,
 ) -> None:
     wire = Wire(loop, random.Random(1))
     observer = observer or Observer()
-    trio = Trio(loop, wire, observer, random.Random(2), "abc", directory, replicas_count=replicas_count)
+    trio = Trio(
+        loop,
+        wire,
+        observer,
+        random.Random(2),
+        "abc",
+        directory,
+        replicas_count=replicas_count,
+        third_count=third_count,
+        lease_ms=lease_ms,
+    )
     trio.wire, trio.may_stop = wire, set()
     for server in trio.servers.values():
         trio.start(server)

@@ -28,6 +28,7 @@ class Bench:
         self.sent: list[tuple[int, bool, Deliver]] = []  # to whom, was it marked as a resend, the answer's way
         self.opening: list[Callable[[bytes, kv_pb2.Error | None], None]] = []
         self.stall = ""
+        self.unleased = ""
         self.gateway = Gateway(
             1,
             self.raft,
@@ -38,6 +39,7 @@ class Bench:
             lambda: None,
             self.add,
             lambda: self.stall,  # type: ignore[arg-type]
+            lambda: self.unleased,
         )
 
     def add(self, call: Call) -> None:
@@ -294,6 +296,31 @@ def test_a_held_write_is_told_why_so_early_that_its_sender_still_hears_it() -> N
     assert not calls[2].results
     bench.gateway.tick(59_000.0)
     assert calls[2].error.code == "REPLICATION_STALLED"
+
+
+def test_without_the_primary_lease_everything_is_held_and_told_why() -> None:
+    bench = Bench(is_leader=True, leader_id=1)
+    bench.unleased = "the primary lease has run out"
+    calls = [bench.route(1_000), KeptCall(read(b"k"))]
+    bench.gateway.route(calls[1])
+    assert not bench.proposed and not bench.reading and bench.gateway.held_count == 2
+    bench.gateway.tick(750.0)
+    for call in calls:
+        assert call.error.code == "PRIMARY_LEASE_LOST" and call.error.not_applied
+        assert "automatic_promotion" in call.error.message
+
+
+def test_what_was_held_for_the_lease_goes_on_with_it_and_writes_wait_for_the_regions() -> None:
+    bench = Bench(is_leader=True, leader_id=1)
+    bench.unleased, bench.stall = "the primary lease has run out", STALL
+    writing, reading = bench.route(9_000), KeptCall(read(b"k"), 9_000)
+    bench.gateway.route(reading)
+    bench.unleased = ""
+    bench.gateway.tick(50.0)
+    assert bench.reading == [reading] and not bench.proposed and bench.gateway.held_count == 1
+    bench.stall = ""
+    bench.gateway.tick(100.0)
+    assert bench.proposed == [writing] and bench.gateway.held_count == 0
 
 
 def test_a_held_resend_may_have_been_applied_before() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 # Each of these starts clusters of real processes and measures them, so no two may run beside each other.
 REAL_PROCESSES = ("tests/integration/", "tests/compat/")
+YIELDING_NICENESS = 5  # of the workers that measure nothing
 
 
 class OneClusterAtATime(LoadScopeScheduling):
@@ -20,3 +23,10 @@ class OneClusterAtATime(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneClusterAtATime:
     return OneClusterAtATime(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The other workers let the real processes go first."""
+    is_real = item.nodeid.startswith(REAL_PROCESSES)
+    if "PYTEST_XDIST_WORKER" in os.environ and not is_real and os.nice(0) < YIELDING_NICENESS:
+        os.nice(YIELDING_NICENESS - os.nice(0))

@@ -10,7 +10,7 @@ ROUNDS ?= 10
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: help demo drill queue-drill test lint sim mutants chaos compat compat-lock compose-check bench bench-connect bench-queue
-.PHONY: bench-replicas bench-setup proto lock clean check-python
+.PHONY: bench-replicas bench-setup proto compiled lock clean check-python
 
 help:  ## Show the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,13 +39,17 @@ $(PROTO_STAMP): $(shell find protos -name '*.proto') tools/generate_protos.py
 
 proto: $(PROTO_STAMP)  ## Generate the protobuf code
 
-demo: $(PROTO_STAMP)  ## Seven data centers on this machine, a killed leader, every write accounted for
+# Each node is a process of its own, and with PYTHONDONTWRITEBYTECODE set each would compile three hundred files first.
+compiled: $(PROTO_STAMP)
+	@$(BIN)/python -m compileall -q kvnode cluster tests bench
+
+demo: compiled  ## Seven data centers on this machine, a killed leader, every write accounted for
 	@$(BIN)/python -m kvnode demo $(ARGS)
 
-queue-drill: $(PROTO_STAMP)  ## 100,000 messages, consumers in Python, Deno and Node, leaders and consumers killed, none lost
+queue-drill: compiled  ## 100,000 messages, consumers in Python, Deno and Node, leaders and consumers killed, none lost
 	@deno=$$($(BIN)/python -m tests.compat.clients); $(BIN)/python -m cluster.queue_drill --deno "$$deno" $(ARGS)
 
-test: $(PROTO_STAMP)  ## Lint, then every test
+test: compiled  ## Lint, then every test
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
@@ -55,10 +59,10 @@ lint: $(PROTO_STAMP)  ## Types, style and import direction
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-drill: $(PROTO_STAMP)  ## The failure table on seven real nodes; ARGS=--short for a minute of it, ARGS=--json
+drill: compiled  ## The failure table on seven real nodes; ARGS=--short for a minute of it, ARGS=--json
 	@$(BIN)/python -m cluster.drill $(ARGS)
 
-chaos: $(PROTO_STAMP)  ## What must survive, on real processes, ROUNDS times each
+chaos: compiled  ## What must survive, on real processes, ROUNDS times each
 	@KVNODE_TEST_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/integration -o timeout=3600 -rP $(ARGS)
 
 sim: $(PROTO_STAMP)  ## The seeded simulation: SEEDS=n START=s
@@ -67,22 +71,22 @@ sim: $(PROTO_STAMP)  ## The seeded simulation: SEEDS=n START=s
 mutants: $(PROTO_STAMP)  ## Plant known bugs and show that the simulation sees each
 	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
-compat: $(PROTO_STAMP)  ## Deno, @deno/kv and denokv against three nodes; writes docs/reference/compatibility.md
+compat: compiled  ## Deno, @deno/kv and denokv against three nodes; writes docs/reference/compatibility.md
 	@$(BIN)/python -m tests.compat.run $(ARGS)
 
 compose-check: $(PROTO_STAMP)  ## Build the image and bring docker-compose.yml up with podman (root, Debian, minutes)
 	@$(BIN)/python -m tests.compose.check $(ARGS)
 
-bench: $(PROTO_STAMP)  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for a short look
+bench: compiled  ## Measure beside etcd (and PostgreSQL); ARGS=--quick for a short look
 	@$(BIN)/python -m bench.run $(ARGS)
 
-bench-connect: $(PROTO_STAMP)  ## Measure KV Connect: wrk, h2load and Deno, beside etcd and Deno's embedded KV
+bench-connect: compiled  ## Measure KV Connect: wrk, h2load and Deno, beside etcd and Deno's embedded KV
 	@$(BIN)/python -m bench.connect.run $(ARGS)
 
-bench-queue: $(PROTO_STAMP)  ## Measure queues, beside PostgreSQL with SKIP LOCKED; delays and memory of 1,000,000 that wait
+bench-queue: compiled  ## Measure queues, beside PostgreSQL with SKIP LOCKED; delays and memory of 1,000,000 that wait
 	@$(BIN)/python -m bench.queue.run $(ARGS)
 
-bench-replicas: $(PROTO_STAMP)  ## What two replicas of another region cost the leader, per write
+bench-replicas: compiled  ## What two replicas of another region cost the leader, per write
 	@$(BIN)/python -m bench.replicas $(ARGS)
 
 bench-setup: $(PROTO_STAMP)  ## Install what the benchmark needs (apt-get, as root)

@@ -231,9 +231,11 @@ class Batch:
             return self._rejected(error, request, window)
         self._count_transaction()
         if request is not None and window is not None:
-            lost = tuple(position for position, result in enumerate(results) if result.lost)
-            transaction.lost_actions.extend(lost)
-            self.size_bytes += _POSITION_BYTES * len(lost)
+            lost: tuple[int, ...] = ()
+            if results:
+                lost = tuple(position for position, result in enumerate(results) if result.lost)
+                transaction.lost_actions.extend(lost)
+                self.size_bytes += _POSITION_BYTES * len(lost)
             self._remember(transaction, request, window, Settled(_COMMITTED, stamp, (), None, lost))
         return Accepted(stamp, order, results)
 

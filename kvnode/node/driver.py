@@ -99,6 +99,14 @@ class Driver:
         if self._persisting:
             self._send_urgent()
 
+    def nudge(self) -> None:
+        """A client's operation was queued: it joins the next cycle.
+
+        The core has not changed, so nothing urgent can have come of it, and looking for that with each operation was
+        a tenth of the leader's loop.
+        """
+        self._wake.set()
+
     def stop(self) -> None:
         """Return from run() after the present cycle."""
         self._stopping = True

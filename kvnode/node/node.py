@@ -180,7 +180,7 @@ class Node:
             self._make_resolver,
             self._next_log_time,
             self._take_back,
-            self.wake,
+            self._nudge,
             self.queues.dispatcher,
             self.directory.takes_write,
             self.promotion.gate,
@@ -199,7 +199,7 @@ class Node:
             self.barriers,
             self.transport,
             self.stats,
-            self.wake,
+            self._nudge,
             self.queues.dispatcher.add,
             lambda: self.replication.sentence() if self.replication.holds_writes else "",
             self.promotion.unleased,
@@ -461,6 +461,9 @@ class Node:
             self.driver.wake()
         except Exception as error:
             self._fail(error)
+
+    def _nudge(self) -> None:
+        self.driver.nudge()
 
     def _fail(self, error: BaseException) -> None:
         if not self.failed.done():

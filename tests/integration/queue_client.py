@@ -36,8 +36,11 @@ class Listener:
 
     async def messages(self, count: int, timeout_s: float = 10.0) -> list[dict[str, Any]]:
         """The next messages."""
-        found = [await self.line(timeout_s) for _ in range(count)]
-        assert all(line["type"] == "message" for line in found), found
+        found: list[dict[str, Any]] = []
+        while len(found) < count:
+            line = await self.line(timeout_s)
+            assert line["type"] == "message", (line, found)
+            found.append(line)
         return found
 
     async def nothing(self, seconds: float) -> None:

@@ -66,14 +66,15 @@ async def test_distances_are_felt_and_so_is_a_cut(cluster: WanCluster) -> None:
     assert await arrival_ms(asia, "news", began) >= 94
 
     names = {region: cluster.names_in(region) for region in ("us-east", "europe", "asia")}
-    deadline = time.monotonic() + 20
-    while min((await carried_by_a_mebibyte(cluster, names)).values()) < MIB:
-        assert time.monotonic() < deadline, "no replica feeds its neighbour"
-    carried = await carried_by_a_mebibyte(cluster, names)
-    for region in ("europe", "asia"):
-        assert MIB < carried[f"inside {region}"] < 1.3 * MIB
-        assert MIB < carried[f"to {region}"] < 1.3 * MIB, "more than one stream a region"
-    assert MIB < carried["to a follower"] < 1.3 * MIB
+    # One stream a region, and from the leader to each follower: a second one would carry twice as much each time. A
+    # replica that goes over to another source meanwhile, as it does at the start or when a busy machine is silent for
+    # a while, is sent a part twice; that is measured again.
+    deadline = time.monotonic() + 40
+    while True:
+        carried = await carried_by_a_mebibyte(cluster, names)
+        if all(MIB < bytes_count < 1.3 * MIB for bytes_count in carried.values()):
+            break
+        assert time.monotonic() < deadline, f"a second stream, or a replica that feeds no neighbour: {carried}"
 
     patient, moving, alone = open_kv([europe]), open_kv([europe, home]), open_kv([europe])
     unbounded = patient.watch([("while Europe is cut off",)], consistency="eventual")

@@ -36,7 +36,7 @@ from tests.simulation.mutants_more import (
     keep_the_tail_under_a_snapshot,
     take_a_fork,
 )
-from tests.simulation.mutants_queues import end_leases_while_nobody_leads
+from tests.simulation.mutants_queues import end_leases_while_nobody_leads, extend_what_has_ended
 from tests.simulation.planting import Patch, replaced, replaced_handler
 from tests.simulation.promotion_mutants import PROMOTION_NAMED
 
@@ -193,6 +193,8 @@ NAMED: dict[Callable[[], Patch], str] = {
     "::test_a_node_whose_log_is_damaged_stays_up_says_so_and_takes_no_part",
     take_damage_for_a_torn_tail: "tests/unit/storage/test_log_damage.py",
     end_leases_while_nobody_leads: "tests/unit/machine/queue/test_transactions.py",
+    extend_what_has_ended: "tests/unit/machine/queue/test_transactions.py"
+    "::test_a_new_leader_gives_leases_the_time_back",
 }
 
 

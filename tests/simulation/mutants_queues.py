@@ -194,7 +194,6 @@ QUEUE_MUTANTS = (
     drop_what_a_dead_consumer_held,
     count_a_loss_as_a_failure,
     give_up_one_failure_early,
-    extend_what_has_ended,
     fire_what_is_in_flight,
     fire_again_with_each_leader,
     fire_every_missed_tick_as_the_first,

@@ -31,6 +31,12 @@ def error(code: str, phase: str = "leader", *, not_applied: bool = True) -> kv_p
     return kv_pb2.Error(code=code, message=f"it is {code}", phase=phase, not_applied=not_applied)
 
 
+def writes_counts(server: FakeServer, before: int) -> list[int]:
+    """Of each message since then; a probe, which a busy machine brings about, is no write and does not count."""
+    counts = [sum(each.HasField("write") for each in message.operations) for message in server.messages[before:]]
+    return [count for count in counts if count]
+
+
 def counter(store: Store, key: bytes) -> int:
     return int.from_bytes(store.rows[key].value, "little")
 
@@ -67,7 +73,8 @@ async def test_operations_of_one_loop_pass_travel_in_one_message() -> None:
         await session.write(put(b"first"))
         before = len(server.messages)
         await asyncio.gather(*(session.write(put(b"%d" % i)) for i in range(500)))
-    assert [len(message.operations) for message in server.messages[before:]] == [500]
+        sizes = writes_counts(server, before)
+    assert sizes == [500]
 
 
 async def test_a_message_holds_no_more_than_the_limit() -> None:
@@ -85,7 +92,7 @@ async def test_a_message_holds_no_more_than_the_limit() -> None:
 
         ids = session.submit_many([put(b"k")] * left, deliver)
         await done.wait()
-        sizes = [len(message.operations) for message in server.messages[before:]]
+        sizes = writes_counts(server, before)
     assert len(ids) == limits.MAX_SESSION_MESSAGE_OPERATIONS_COUNT + 1
     assert sizes == [limits.MAX_SESSION_MESSAGE_OPERATIONS_COUNT, 1]
 

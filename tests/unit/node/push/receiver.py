@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
+_ACCEPT_PASSES_COUNT = 5  # of the loop, until a connection that was just accepted has its task
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
@@ -58,12 +59,29 @@ class Receiver:
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
-            self._tasks.discard(task)
-            writer.close()
+            try:
+                await _close(writer)
+            finally:
+                self._tasks.discard(task)
 
     def break_off(self) -> None:
         for task in list(self._tasks):
             task.cancel()
+
+    async def ended(self) -> None:
+        """Every connection is closed, and nothing of it is left to the garbage collector."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    try:
+        async with asyncio.timeout(1):
+            await writer.wait_closed()
+    except (OSError, TimeoutError, asyncio.CancelledError):  # TLS waits for the other side to say goodbye
+        writer.transport.abort()
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -75,6 +93,8 @@ async def receiver(tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]
         yield made
     finally:
         server.close()
+        for _ in range(_ACCEPT_PASSES_COUNT):
+            await asyncio.sleep(0)
         made.break_off()
-        await asyncio.sleep(0)
+        await made.ended()
         await server.wait_closed()

@@ -1,8 +1,9 @@
 """What ends a node, wherever it is noticed.
 
 The driver and the ticker are tasks whose every exception is fatal. But the core is also entered from elsewhere: by a
-peer's stream, a snapshot's transfer, an administrator's call, the client that happens to wake the driver. A broken
-invariant found there must not end as one caller's error, or as a line in a log, while the node goes on to acknowledge.
+peer's stream, a snapshot's transfer, an administrator's call. A broken invariant found there must not end as one
+caller's error, or as a line in a log, while the node goes on to acknowledge. (What clients send is queued, and enters
+the core with the driver.)
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
@@ -73,7 +74,9 @@ class Stream:
         await self._channel.close()
 
     async def say(self, request: queue_pb2.ListenRequest | bytes) -> None:
-        await self._call.write(request if isinstance(request, bytes) else request.SerializeToString())
+        """Unless the stream has ended already, as it does when the caller is refused; then a read tells why."""
+        with contextlib.suppress(aio.AioRpcError):
+            await self._call.write(request if isinstance(request, bytes) else request.SerializeToString())
 
     async def read(self) -> queue_pb2.ListenResponse:
         """The next response that is no ping. Raises KvError: how the stream ended."""

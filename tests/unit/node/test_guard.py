@@ -37,7 +37,7 @@ def doors(node: Node) -> dict[str, Callable[[], Any]]:
     """By name: everything by which the world outside the driver and the ticker enters a node."""
     message = Message(MessageKind.HEARTBEAT, node.node_id, 9, node.raft.term)
     origin = Origin(b"", 0)
-    member = node.membership.members[-1]
+    member = next(each for each in node.membership.members if each.node_id != node.node_id)
 
     async def change() -> None:
         learner = with_fields(member, role=MemberRole.LEARNER)
@@ -85,8 +85,25 @@ async def _open(door: Callable[[], Any]) -> None:
 
 @on_trio
 async def test_every_door_ends_the_node(trio: Trio) -> None:
-    for name in ("on_messages", "on_unreachable", "on_forwarded_open", "wake", "transfer_leadership", "members"):
+    for name in ("on_messages", "on_unreachable", "wake", "transfer_leadership", "members"):
         await _ends_through(trio, await trio.leading(), name)
+
+
+@on_trio
+async def test_what_a_client_sends_is_queued_and_enters_the_core_with_the_driver(trio: Trio) -> None:
+    leader = await trio.leading()
+    node = trio.node(leader)
+    trio.may_stop.add(leader.member.node_id)
+    for task in node._tasks:
+        task.cancel()
+    node.driver._persisting = True
+    node.raft.__class__ = Broken
+    for name in ("on_forwarded_open", "on_forwarded", "submit"):
+        await trio.within(leader, _open(doors(node)[name]))
+        assert not node.failed.done(), name
+    assert node.proposals.queued_count == 2 and node.barriers.waiting
+    node.wake()
+    assert isinstance(node.failed.result(), InvariantViolation)
 
 
 async def _ends_through(trio: Trio, leader: Server, name: str) -> None:
@@ -117,5 +134,7 @@ async def test_a_failure_of_the_disk_is_not_taken_for_that_of_the_operation_that
 
     node.driver._persisting, node.driver._send_urgent = True, full  # type: ignore[method-assign]
     asked = trio.ask(leader, write(put(b"k")))
+    assert not node.failed.done(), "it is queued, and meets nothing"
+    node.wake()  # by a peer's message, say
     assert node.failed.done() and isinstance(node.failed.result(), StorageFailed)
     assert not asked.done or asked.results[0].error.code != "STORAGE_FAILED"

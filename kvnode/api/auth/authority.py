@@ -77,7 +77,13 @@ class Authority:
     # What KV Connect asks (ports.Access).
 
     def find(self, name_or_uuid: str) -> Database | None:
-        """The database of that name or uuid; "" = the default database."""
+        """The database of that name or uuid; "" = the default database.
+
+        Raises:
+            Unavailable: this is a gateway that has just started and has reached no node.
+        """
+        if not self.view.databases:
+            raise Unavailable("this gateway has not reached a node of the cluster yet; retry later", phase="dial")
         row = self.view.find(name_or_uuid)
         return None if row is None else database_of(row)
 

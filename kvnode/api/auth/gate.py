@@ -126,8 +126,11 @@ class Gate:
         Raises:
             NotFound: DATABASE_NOT_FOUND.
             Unauthenticated: no token where one is needed, or a wrong one.
+            Unavailable: this is a gateway that has just started and has reached no node.
         """
         name, token = _named(metadata)
+        if not self._authority.view.databases:
+            await self._authority.learn()
         try:
             return self._permit(name, token)
         except (NotFound, Unauthenticated):

@@ -45,7 +45,8 @@ class DirectoryView:
         databases, tokens, signing_keys, purges: the rows, by number, token id, key id and number.
 
     Args:
-        cluster_id: the uuid of the default database follows from it; a gateway sets it with the first rows.
+        cluster_id: the uuid of the default database follows from it; a gateway sets it with the first rows, and has
+            no database until then.
     """
 
     def __init__(self, cluster_id: str = "") -> None:
@@ -75,9 +76,9 @@ class DirectoryView:
         return lambda: self._followers.remove(changed)
 
     def find(self, name_or_uuid: str) -> DatabaseRow | None:
-        """The database of that name or uuid; "" = the default database."""
+        """The database of that name or uuid; "" = the default database. None: there is none, or none is known yet."""
         if not name_or_uuid:
-            return self.databases[DEFAULT_DATABASE]
+            return self.databases.get(DEFAULT_DATABASE)
         number = self._by_name.get(name_or_uuid) or self._by_uuid.get(name_or_uuid)
         return None if number is None else self.databases[number]
 
@@ -149,16 +150,11 @@ class DirectoryView:
 
     def _index(self) -> None:
         self.generation += 1
-        self.databases.setdefault(
-            DEFAULT_DATABASE,
-            DatabaseRow(
+        if self._cluster_id:  # or it would be a database of no cluster, which no node knows
+            uuid = default_uuid(self._cluster_id)
+            self.databases.setdefault(
                 DEFAULT_DATABASE,
-                default_uuid(self._cluster_id),
-                DEFAULT_NAME,
-                DatabaseMode.ENABLED,
-                limits.MAX_VALUE_BYTES,
-                0,
-            ),
-        )
+                DatabaseRow(DEFAULT_DATABASE, uuid, DEFAULT_NAME, DatabaseMode.ENABLED, limits.MAX_VALUE_BYTES, 0),
+            )
         self._by_name = {row.name: row.number for row in self.databases.values()}
         self._by_uuid = {row.uuid: row.number for row in self.databases.values()}

@@ -319,6 +319,29 @@ async def test_a_permit_follows_the_directory() -> None:
     assert anonymous.refusal(write=True).code == "DATABASE_NOT_FOUND"
 
 
+async def test_a_gateway_that_has_just_started_waits_for_the_directory() -> None:
+    """The static token needs no directory to be known, but the default database has the uuid of its cluster."""
+    ground = Ground()
+    reached = False
+    view = DirectoryView()
+
+    async def learn() -> None:
+        if not reached:
+            raise Unavailable("no node has been reached yet")
+        view.load(ground.directory.rows(), cluster_id="cafe")
+
+    authority = Authority(view, ground.clock, static_token=STATIC, learn=learn)
+    gate = Gate(authority, ground.clock, required=True)
+    with pytest.raises(Unavailable):
+        await gate.permit(metadata(STATIC))
+    with pytest.raises(Unavailable):
+        authority.find("")
+    reached = True
+    permit = await gate.permit(metadata(STATIC))
+    assert view.databases[permit.database].uuid == ground.directory.view.find("").uuid
+    assert authority.find("") is not None
+
+
 async def test_a_permit_ends_with_its_token() -> None:
     ground = Ground()
     text = ground.grant(expires_ms=ground.clock.ms + 10, requests_per_second=1)

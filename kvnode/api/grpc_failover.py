@@ -62,7 +62,7 @@ def plan_to_wire(plan: Plan) -> admin_pb2.FailoverResponse:
     return admin_pb2.FailoverResponse(
         region=plan.region,
         epoch=plan.epoch,
-        last_index=plan.source.last_index,
+        last_index=plan.end[1],
         last_versionstamp=plan.last_versionstamp,
         age_ms=plan.age_ms,
         lag_ms=plan.lag_ms,

@@ -91,7 +91,7 @@ class Handlers:
             async def work() -> None:
                 await serve(parse(request_type, data), context)
 
-            await self._guard(context, partial(self._calls.last, work) if lasting else work, is_owed=not lasting)
+            await self._guard(context, self._lasting(context, work) if lasting else work, is_owed=not lasting)
 
         return grpc.unary_stream_rpc_method_handler(call)
 
@@ -100,9 +100,18 @@ class Handlers:
 
         async def call(_requests: object, context: aio.ServicerContext) -> None:
             work = partial(serve, context)
-            await self._guard(context, partial(self._calls.last, work) if lasting else work, is_owed=not lasting)
+            await self._guard(context, self._lasting(context, work) if lasting else work, is_owed=not lasting)
 
         return grpc.stream_stream_rpc_method_handler(call)
+
+    def _lasting(self, context: aio.ServicerContext, work: Callable[[], Awaitable[None]]) -> _Work:
+        async def lasting() -> None:
+            # Of their own: gRPC sends them once more, and fails, when the first write, which would carry them, is
+            # cancelled on its way. A lasting call is cancelled whenever its node stops.
+            await context.send_initial_metadata(())
+            await self._calls.last(work)
+
+        return lasting
 
     async def _guard(
         self, context: aio.ServicerContext, work: Callable[[], Awaitable[_Result]], *, is_owed: bool = True
@@ -126,6 +135,7 @@ class Handlers:
 
 
 _Result = TypeVar("_Result")
+_Work = Callable[[], Awaitable[None]]
 
 
 def response_too_large(size_bytes: int) -> KvError:

@@ -291,6 +291,7 @@ class Node:
             self._sealed,
             lambda: self.promotion.ballot_wait_ms() if self.log.damage is None else NO_PART,
             lambda: self.promotion.vouches,
+            self.forks.keep_tail,
         )
         self.coordinator = Coordinator(
             self.settings,

@@ -103,6 +103,11 @@ async def test_every_command_prints_json(cluster: LocalCluster, tmp_path: Path) 
     assert not wrong, wrong
 
 
+def heed_interrupts() -> None:
+    """A suite that a shell runs in the background hands SIGINT down as ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 async def test_status_again_and_again_through_a_loss(cluster: LocalCluster) -> None:
     address = cluster.addresses[0]
     command = [
@@ -119,7 +124,12 @@ async def test_status_again_and_again_through_a_loss(cluster: LocalCluster) -> N
         "json",
     ]
     process = await asyncio.create_subprocess_exec(
-        *command, "--endpoints", address, stdout=subprocess.PIPE, env={"PYTHONPATH": str(ROOT), "PATH": ""}
+        *command,
+        "--endpoints",
+        address,
+        stdout=subprocess.PIPE,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        preexec_fn=heed_interrupts,
     )
     assert process.stdout is not None
 

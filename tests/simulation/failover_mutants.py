@@ -51,11 +51,19 @@ def any_fence_will_do() -> Patch:
     return replaced(plan, "unfenced", lambda membership, reports, promised: ())
 
 
+def keep_what_may_not_be_committed() -> Patch:
+    """Without a fence, too, the whole of the most advanced log goes on."""
+    return replaced(plan, "_end", lambda report, is_fenced: (report.last_term, report.last_index))
+
+
 FAILOVER_NAMED: dict[Callable[[], Patch], str] = {
     forget_the_promise: f"{_EPOCHS}::test_a_promise_is_durable_and_survives_a_restart",
     acknowledge_in_an_ended_epoch: f"{_EPOCHS}::test_who_has_promised_takes_no_part_in_what_came_before",
     serve_behind_the_seal: f"{_FAILOVER}::test_behind_the_seal_the_old_group_serves_nothing_strong",
     commit_behind_the_seal: f"{_EPOCHS}::test_a_successor_commits_the_seal_and_nothing_more",
     campaign_in_an_ended_epoch: f"{_EPOCHS}::test_a_promise_is_durable_and_survives_a_restart",
+    keep_what_may_not_be_committed: (
+        f"{_FAILOVER}::test_without_a_fence_nothing_goes_on_that_may_never_have_been_committed"
+    ),
     any_fence_will_do: f"{_FAILOVER}::test_too_few_old_voters_are_no_fence",
 }

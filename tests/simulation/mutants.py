@@ -34,12 +34,14 @@ from kvnode.storage.log import Log
 from tests.simulation.mutants_more import SEEN_BY_SEEDS
 from tests.simulation.mutants_named import NAMED, failed_test
 from tests.simulation.mutants_queues import QUEUE_MUTANTS
+from tests.simulation.mutants_watches import WATCH_MUTANTS
 from tests.simulation.planting import Patch, replaced, replaced_handler
 from tests.simulation.promotion import draws_promotions
 from tests.simulation.promotion_mutants import PROMOTION_MUTANTS
 from tests.simulation.queues import has_queues
 from tests.simulation.quiet import quiet
 from tests.simulation.seed import run_seed
+from tests.simulation.watchers import has_watches
 
 MAX_SEEDS = 150
 # What a mutant raises that no longer fits the code that it changes: that is no catch.
@@ -301,6 +303,7 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
         *SEEN_BY_SEEDS,
         *QUEUE_MUTANTS,
         *PROMOTION_MUTANTS,
+        *WATCH_MUTANTS,
     )
 }
 TESTED = {plant.__name__: (plant, tests) for plant, tests in NAMED.items()}
@@ -335,6 +338,8 @@ def _seeds(mutant: Callable[[], Patch], start: int, count: int) -> Iterable[int]
     if mutant in PROMOTION_MUTANTS:  # they are few: so many of them
         return islice(filter(draws_promotions, itertools.count(start)), count)
     seeds = range(start, start + count)
+    if mutant in WATCH_MUTANTS:
+        return filter(has_watches, seeds)
     return filter(has_queues, seeds) if mutant in QUEUE_MUTANTS else seeds
 
 

@@ -35,6 +35,7 @@ from tests.simulation.promotion import (
 )
 from tests.simulation.queues import draw_queues
 from tests.simulation.tuning import draw_tuning
+from tests.simulation.watchers import Watchers
 from tests.simulation.workload import EVERYTHING, Client, Journal
 
 LAYOUTS = ("abc", "abc", "abc", "aaabc", "abcab")
@@ -160,6 +161,8 @@ class Scene:
         ]
         for server in self.cluster.servers.values():
             self.cluster.start(server)
+        self.watchers = Watchers(self.result.seed, loop, self.cluster, self.journal)
+        self.watchers.start()
         watch = loop.create_task(self._watch())
         story = loop.create_task(self._story(draw.uniform(*CHAOS_S)))
         await asyncio.wait((watch, story), return_when=asyncio.FIRST_COMPLETED)
@@ -206,6 +209,7 @@ class Scene:
         await self.queues.drain()
         await self._converge()
         await self._read_everything()
+        self.watchers.stop()
 
     async def _fail_over(self, failovers: Failovers, chaos_s: float) -> None:
         story = self.loop.create_task(failovers.run(chaos_s))

@@ -3,9 +3,10 @@
     survey ─► plan ─► (the operator agrees) ─► promise, everywhere ─► pull, each new voter ─► begin, each ─► elected
 
 Up to the promises nothing is changed. After them the old epoch is over for whoever promised, so from there on the
-failover is to be finished, by this coordinator or by a repeat: a repeat takes a higher epoch, finds whatever was
-already begun as the most advanced log, and goes on from there. What is begun is begun on nodes that hold the same log
-up to the fork point, so it makes no difference how many of them were reached when the coordinator died.
+failover is to be finished, by this coordinator or by a repeat: a repeat takes a higher epoch, keeps whatever was
+already begun if it can fence those who were to vote in it, and goes on from there. What is begun is begun on nodes that
+hold the same log up to the fork point, so it makes no difference how many of them were reached when the coordinator
+died.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from kvnode.node.failover.plan import (
     most_advanced,
     new_ballot,
     require_fenced,
+    source_of,
     unfenced,
 )
 from kvnode.node.ports import Transport
@@ -110,7 +112,7 @@ class Coordinator:
         with self._alone():
             plan = await self.prepare(wishes)
             require_fenced(plan, wishes)
-            if plan.source.last_index < keep_index:
+            if plan.end[1] < keep_index:
                 raise _less_than_shown(plan, keep_index)
             return await self._carry_out(plan, wishes)
 
@@ -193,7 +195,7 @@ class Coordinator:
         await self._pull(plan)
         await self._begin(plan)
         await self._taken_over(plan)
-        _log.warning("epoch %d has begun in '%s', behind entry %d", plan.epoch, plan.region, plan.source.last_index)
+        _log.warning("epoch %d has begun in '%s', behind entry %d", plan.epoch, plan.region, plan.end[1])
         return plan
 
     async def _fence(self, plan: Plan, wishes: Wishes) -> Plan:
@@ -209,24 +211,23 @@ class Coordinator:
                 raise _broke_off(plan, member, answer)
         if wishes.automatic:
             require_won(reports)
-        source = most_advanced(reports)
-        if (source.last_term, source.last_index) < (plan.source.last_term, plan.source.last_index):
-            raise _less_than_shown(plan, plan.source.last_index)
-        promised = [report.node_id for report in reports]
-        fenced = replace(plan, source=source, unfenced=unfenced(plan.membership, reports, promised))
+        not_fenced = unfenced(plan.membership, reports, [report.node_id for report in reports])
+        fenced = replace(plan, source=source_of(reports, is_fenced=not not_fenced), unfenced=not_fenced)
+        if fenced.end < plan.end:
+            raise _less_than_shown(fenced, plan.end[1])
         if not wishes.automatic:
             require_fenced(fenced, wishes)
         return fenced
 
     async def _pull(self, plan: Plan) -> None:
         """Bring every new voter to the source's end."""
-        source = plan.source
+        source, (end_term, end_index) = plan.source, plan.end
         where = plan.membership.get(source.node_id)
         ask = failover_pb2.FailoverPull(
             from_node_id=source.node_id,
             from_address=where.address if where else "",
-            up_to_index=source.last_index,
-            up_to_term=source.last_term,
+            up_to_index=end_index,
+            up_to_term=end_term,
         )
         others = [member for member in plan.voters if member.node_id != source.node_id]
         answers = await _gather(self._ask(plan, member, pull=ask) for member in others)
@@ -295,7 +296,7 @@ async def _gather(asks: Any) -> list[Any]:
 
 def _less_than_shown(plan: Plan, index: int) -> KvError:
     return Unavailable(
-        f"entry {index} was to be kept, and the most advanced node that answers now ends at {plan.source.last_index}: "
+        f"entry {index} was to be kept, and the most advanced node that answers now ends at {plan.end[1]}: "
         "who had more does not answer any more. Nothing was begun; run the command again to see what would be lost",
         code="FAILOVER_LESS_THAN_SHOWN",
         phase="failover",

@@ -74,7 +74,8 @@ class Forks:
             return
         commit, last = raft.log.commit, raft.log.last_index
         if last > commit and (not response.fork_known or commit <= response.fork_index):
-            await self._save(max(commit, response.fork_index), response)
+            behind = max(commit, response.fork_index)
+            await self._save(behind, response.fork_index if response.fork_known else behind)
             if (raft.log.commit, raft.log.last_index) == (commit, last) and raft.fenced:
                 raft.drop_tail(commit + 1)
                 _log.warning(
@@ -83,8 +84,13 @@ class Forks:
                 self._wake()
         elif response.fork_known and commit > response.fork_index:
             self._leaving = True
-            await self._save(response.fork_index, response)
+            await self._save(response.fork_index, response.fork_index)
             await self._leave(response)
+
+    async def keep_tail(self, fork_index: int) -> None:
+        """Save what this node, which is to vote in the epoch that begins, holds behind the fork, committed nowhere."""
+        if self._keeper is not None and self._raft.log.last_index > fork_index:
+            await self._save(fork_index, fork_index)
 
     async def _leave(self, response: changelog_pb2.FollowResponse) -> None:
         assert self._keeper is not None
@@ -98,17 +104,21 @@ class Forks:
         _log.warning("what this node holds beyond entry %d was lost in a failover: it begins anew", response.fork_index)
         self._restart(RejoinNeeded())
 
-    async def _save(self, fork_index: int, response: changelog_pb2.FollowResponse) -> None:
-        """Save what lies beyond the fork, if any of it is more than what elections write."""
+    async def _save(self, after_index: int, fork_index: int) -> None:
+        """Save what lies behind `after_index`, if any of it is more than what elections and failovers write.
+
+        Args:
+            fork_index: the last one that the two histories have in common, as far as is known.
+        """
         assert self._keeper is not None
-        entries = self._entries(fork_index + 1)
-        if not any(entry.kind is not EntryKind.NOOP for entry in entries):
+        entries = self._entries(after_index + 1)
+        if all(entry.kind in (EntryKind.NOOP, EntryKind.EPOCH) for entry in entries):
             return
         header = ForkHeader(
             node=self._settings.name,
             cluster_id=self._settings.cluster_id,
             epoch=self._epoch(),
-            fork_index=response.fork_index if response.fork_known else fork_index,
+            fork_index=fork_index,
             first_index=entries[0].index,
             last_index=entries[-1].index,
             saved_at_ms=self._clock.now_ms(),

@@ -1,7 +1,7 @@
 """What each node answers to the one that coordinates a failover.
 
 A failover asks in this order: *inspect* (what do you hold?), *promise* (take no part in an earlier epoch any more),
-*pull* (fetch what you lack from the most advanced), *begin* (append the epoch's first entry). Each answer is given only
+*pull* (fetch what you lack of what is kept), *begin* (append the epoch's first entry). Each answer is given only
 when what it says is durable here, each may be asked again, and none depends on the coordinator living on: whatever was
 begun is finished by a repeat under a higher epoch (raft/epochs.py says why that is safe).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
@@ -43,6 +43,7 @@ class Participant:
         on_seal: told when this node, leading, takes nothing in any more.
         ballot_wait_ms: until this node may vote for an automatic promotion; -1 = it does not.
         vouches: whether this node, if it leads, holds the primary lease or needs none.
+        keep_tail: saves for the operator what the log holds behind an index, before it is dropped.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Participant:
         on_seal: Callable[[], None],
         ballot_wait_ms: Callable[[], int] = lambda: -1,
         vouches: Callable[[], bool] = lambda: True,
+        keep_tail: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        self._keep_tail = keep_tail
         self._vouches = vouches
         self._ballot_wait_ms = ballot_wait_ms
         self._on_seal = on_seal
@@ -124,6 +127,7 @@ class Participant:
             last_index=log.last_index,
             last_term=log.last_term,
             commit_index=log.commit,
+            commit_term=log.term(log.commit) or 0,
             first_index=log.first_index(),
             leads=raft.own_term_committed and not raft.sealed,
             leader_id=raft.leader_id,
@@ -273,7 +277,7 @@ class Participant:
         response.more = bool(entries) and entries[-1].index < ask.up_to_index
 
     async def _pull(self, request: failover_pb2.FailoverRequest) -> None:
-        """Fetch what lies between the own commit index and the agreed end from the most advanced node."""
+        """Fetch what lies between the own commit index and the agreed end from the node whose log is kept."""
         ask, raft = request.pull, self._raft
         self._require_promise(request)
         at = min(raft.log.commit, ask.up_to_index)
@@ -289,6 +293,7 @@ class Participant:
             )
             given = await self._transport.ask_failover(ask.from_address, question, limits.FAILOVER_ASK_TIMEOUT_MS)
             entries = [decode_entry(entry) for entry in given.entries]
+            await self._save_before(entries)
             self._require_promise(request)
             with self._guard:
                 taken = raft.take_tail(tail.after_index, tail.after_term, entries)
@@ -303,7 +308,16 @@ class Participant:
         self._require_promise(request)
 
     async def _begin(self, request: failover_pb2.FailoverRequest) -> None:
-        await self.begin(decode_entry(request.begin.entry), campaign=request.begin.campaign)
+        entry = decode_entry(request.begin.entry)
+        await self._save_before([entry])
+        await self.begin(entry, campaign=request.begin.campaign)
+
+    async def _save_before(self, entries: Sequence[Entry]) -> None:
+        """Save what these entries will push out of the log."""
+        log = self._raft.log
+        first = next((e.index for e in entries if log.term(e.index) != e.term), None)
+        if self._keep_tail is not None and first is not None and log.commit < first <= log.last_index:
+            await self._keep_tail(first - 1)
 
     async def begin(self, entry: Entry, *, campaign: bool) -> None:
         """Append the first entry of the promised epoch, durably; with `campaign`, stand for election at once."""

@@ -4,6 +4,10 @@ The most advanced node is the one whose log is greatest by Raft's comparison, te
 epochs apart, one of a later epoch always is. Its membership is the one that counts: whatever was committed after it
 would be on a node that has answered, if enough of the old voters have.
 
+Where they have not, what that log holds beyond its commit index may never have been committed, and something else may
+have been in its place, acknowledged under the same versionstamps (Raft, section 5.4.1, needs a majority's votes to
+exclude it). So the new epoch then begins behind the greatest entry that somebody knows to be committed.
+
 *Fenced* means that no acknowledgement can come from the old side: a majority of every group of voters that may still
 be alive has promised the new epoch. A majority of the old voters, and not only enough of them that the others have
 none: a change of membership that is under way there could still lower what a majority is.
@@ -19,7 +23,7 @@ from random import Random
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec.entry import Entry
-from kvnode.codec.epoch import MAX_EPOCH, EpochStart, epoch_entry
+from kvnode.codec.epoch import MAX_EPOCH, EpochStart, epoch_entry, epoch_of_term
 from kvnode.codec.membership import Member, Membership, decode_membership
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.node.failover.participant import failover_in_progress
@@ -37,7 +41,7 @@ class Plan:
     Attributes:
         region: that is to be the primary one.
         epoch, ballot: that is to begin.
-        source: the most advanced node's report.
+        source: the report of the node whose log is kept, up to `end`.
         membership: as it knows it.
         voters: who is to vote.
         silent: members that did not answer.
@@ -62,7 +66,13 @@ class Plan:
     @property
     def last_versionstamp(self) -> bytes:
         """Of the last entry that is kept."""
-        return versionstamp(self.source.log_epoch, self.source.last_index, _LAST_ORDER)
+        term, index = self.end
+        return versionstamp(epoch_of_term(term) or 1, index, _LAST_ORDER)
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """(term, index) of the last entry that is kept: of the source's log, or of what it knows to be committed."""
+        return _end(self.source, is_fenced=not self.unfenced)
 
     @property
     def start(self) -> EpochStart:
@@ -73,7 +83,7 @@ class Plan:
     @property
     def entry(self) -> Entry:
         """The epoch's first entry."""
-        return epoch_entry(self.start, self.source.last_index + 1)
+        return epoch_entry(self.start, self.end[1] + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +116,10 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
         KvError: why it may not be, with the code REGION_UNKNOWN, REGION_IS_PRIMARY, FAILOVER_PRIMARY_ALIVE,
             FAILOVER_IN_PROGRESS, REGION_TOO_SMALL or FAILOVER_LAG_TOO_LARGE.
     """
-    source = most_advanced(reports)
-    membership = decode_membership(source.membership)
+    membership = decode_membership(most_advanced(reports).membership)
+    answered = {report.node_id for report in reports}
+    not_fenced = unfenced(membership, reports, answered)
+    source = source_of(reports, is_fenced=not not_fenced)
     _check_region(membership, wishes.region)
     _check_primary(reports, membership, wishes)
     _check_alone(reports)
@@ -122,8 +134,6 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
             "node that has more, or say --force",
             phase="failover",
         )
-    answered = {report.node_id for report in reports}
-    not_fenced = unfenced(membership, reports, answered)
     epoch = _next_epoch(reports)
     if not_fenced:
         # Those who do not answer may begin an epoch too, elsewhere: no two regions take one number.
@@ -141,7 +151,7 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
         unfenced=not_fenced,
         lag_ms=lag_ms,
         age_ms=age_ms,
-        warnings=tuple(_warnings(membership, voters)),
+        warnings=(*_warnings(membership, voters), *_uncommitted(reports, source, is_fenced=not not_fenced)),
     )
 
 
@@ -158,6 +168,15 @@ def latest_epoch_known(reports: Sequence[Report]) -> int:
 def most_advanced(reports: Iterable[Report]) -> Report:
     """The node whose log is greatest."""
     return max(reports, key=lambda r: (r.last_term, r.last_index, r.commit_index, -r.node_id))
+
+
+def source_of(reports: Iterable[Report], *, is_fenced: bool) -> Report:
+    """The node whose log is kept: the most advanced one, or the one that knows most to be committed."""
+    return max(reports, key=lambda r: (_end(r, is_fenced=is_fenced), r.commit_index, -r.node_id))
+
+
+def _end(report: Report, *, is_fenced: bool) -> tuple[int, int]:
+    return (report.last_term, report.last_index) if is_fenced else (report.commit_term, report.commit_index)
 
 
 def unfenced(membership: Membership, reports: Sequence[Report], promised: Iterable[int]) -> tuple[Member, ...]:
@@ -330,6 +349,16 @@ def _warnings(membership: Membership, voters: Sequence[Member]) -> Iterable[str]
     behind = [m.name for m in membership.members if m.region == voters[0].region and m not in voters]
     if behind:
         yield f"{', '.join(behind)} in the same region will not vote: promote them when they have caught up"
+
+
+def _uncommitted(reports: Sequence[Report], source: Report, *, is_fenced: bool) -> Iterable[str]:
+    """Of what an unfenced failover leaves behind, although somebody who answers holds it."""
+    most = most_advanced(reports)
+    if not is_fenced and most.last_index > source.commit_index:
+        yield (
+            f"'{most.name}' holds entries {source.commit_index + 1} to {most.last_index}, and nobody who answers knows "
+            "whether they were committed: they are saved there, in forks/ under its data directory, and not kept"
+        )
 
 
 __all__ = ["KvError", "Plan", "Report", "Wishes", "make_plan"]

@@ -106,6 +106,63 @@ async def test_what_only_the_old_primary_had_is_saved_and_it_begins_anew(trio: T
 
 
 @on_regions
+async def test_without_a_fence_nothing_goes_on_that_may_never_have_been_committed(trio: Trio) -> None:
+    """A survivor holds another entry under the versionstamp of one that was acknowledged, and that nobody else has."""
+    primary, replicas = await ready(trio)
+    survivor = await trio.leading()
+    others = [server for server in primary if server is not survivor]
+    for server in (survivor, *replicas):
+        trio.cut(server)
+    trio.ask(survivor, write(put(b"never committed"), timeout_ms=1_000))
+    acknowledged = await trio.put(others[0], b"acknowledged")
+    vouch(trio)
+    for server in others:
+        trio.crash(server)
+    trio.heal()
+    one = replicas[0]
+    plan = await trio.within(one, trio.node(one).coordinator.execute(DOWN))
+    assert split(acknowledged)[1] > plan.end[1], "told to be lost, by its versionstamp"
+    await trio.put(one, b"new")
+    for server in others:
+        trio.start(server)
+    await in_epoch(trio, primary)
+    await trio.everywhere()
+    for key in (b"never committed", b"acknowledged"):
+        assert await trio.get(one, key) is None
+    assert await trio.get(survivor, b"new") == b"v"
+    assert any(b"never committed" in data for data in saved_in(survivor))
+    assert any(b"acknowledged" in data for data in saved_in(others[0]))
+
+
+@on_regions
+async def test_a_lone_survivor_that_takes_over_itself_saves_what_it_leaves_behind(trio: Trio) -> None:
+    primary, _ = await ready(trio)
+    survivor = await trio.leading()
+    trio.cut(survivor)
+    trio.ask(survivor, write(put(b"never committed"), timeout_ms=1_000))
+    for server in primary:
+        if server is not survivor:
+            trio.crash(server)
+    await asyncio.sleep(3)  # until it knows that it is alone
+    vouch(trio, 2)
+    trio.heal()
+    wishes = Wishes("r1", force=True, primary_is_down=True)
+    await trio.within(survivor, trio.node(survivor).coordinator.execute(wishes))
+    assert await trio.get(survivor, b"kept") == b"v" and await trio.get(survivor, b"never committed") is None
+    assert any(b"never committed" in data for data in saved_in(survivor))
+
+
+def saved_in(server: Server) -> list[bytes]:
+    """The data of every entry that a node has saved before it let go of it."""
+    found: list[bytes] = []
+    if server.disk.exists("data/forks"):
+        for name in server.disk.list_directory("data/forks"):
+            file = server.disk.open(f"data/forks/{name}")
+            found += [entry.data for entry in read_fork(file.read(0, file.size()), name)[1]]
+    return found
+
+
+@on_regions
 async def test_a_fenced_failover_loses_nothing_and_two_sides_never_acknowledge(trio: Trio) -> None:
     primary, (one, _) = await ready(trio)
     leader = await trio.leading()

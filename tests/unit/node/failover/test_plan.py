@@ -40,6 +40,7 @@ def report(node_id: int, index: int = 900, term: int = 3, **more: Any) -> Report
         "last_index": index,
         "last_term": term,
         "commit_index": index,
+        "commit_term": term,
         "first_index": 1,
         "membership": encode_membership(MEMBERS),
         "now_ms": 100_000,
@@ -65,10 +66,29 @@ REPLICAS = [report(node_id) for node_id in (*EU, *ASIA)]
 
 
 def test_the_most_advanced_node_wins_wherever_it_stands() -> None:
-    made = plan([report(4), report(5), report(6, 950), report(3, 940, 4, commit_index=900)])
+    longer = report(1, 950, commit_index=900)
+    made = plan([report(4), report(5), longer, report(3, 940, 4, commit_index=900, commit_term=3)])
     assert made.source.node_id == 3, "a later term, though a shorter log: it may have acknowledged that"
-    assert (made.epoch, split(made.last_versionstamp)[:2]) == (3, (1, 940))
-    assert [m.node_id for m in made.silent] == [1, 2, 7]
+    assert (made.epoch, split(made.last_versionstamp)[:2]) == (2, (1, 940))
+    assert [m.node_id for m in made.silent] == [2, 6, 7]
+    assert not any("forks/" in warning for warning in made.warnings)
+
+
+def test_without_a_fence_only_what_is_known_to_be_committed_goes_on() -> None:
+    """Two others may have put something else in the place of what the survivor holds, and acknowledged it."""
+    made = plan([*REPLICAS, report(3, 940, 4, commit_index=900, commit_term=3)])
+    assert made.end == (3, 900) and made.entry.index == 901
+    assert split(made.last_versionstamp)[:2] == (1, 900)
+    assert any("'n3' holds entries 901 to 940" in warning for warning in made.warnings)
+    newer = report(5, 920)
+    assert plan([report(4), newer, report(3, 940, 4, commit_index=900, commit_term=3)]).source.node_id == 5
+    begun = report(5, 901, first_term(2), log_epoch=2, commit_index=900, commit_term=3)
+    assert plan([*REPLICAS, begun]).end == (3, 900), "it may have gone on elsewhere"
+
+
+def test_the_last_versionstamp_is_of_the_epoch_in_which_it_was_committed() -> None:
+    later = [report(node_id, 950, first_term(4), state_epoch=4, log_epoch=4) for node_id in (*EU, *ASIA)]
+    assert split(plan(later).last_versionstamp)[:2] == (4, 950)
 
 
 def test_what_begins_has_the_region_as_voters_and_all_others_as_replicas() -> None:

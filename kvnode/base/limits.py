@@ -90,8 +90,8 @@ SHUTDOWN_TIMEOUT_MS = 10_000
 # Client.
 CLIENT_DIAL_TIMEOUT_MS = 1_000
 CLIENT_HANG_TIMEOUT_MS = 2_000  # no answer for this long while operations wait: on to the next endpoint
-CLIENT_PROBE_AFTER_MS = 500  # nothing heard for this long while operations wait: ask whether the node is alive
-CLIENT_PROBE_TIMEOUT_MS = 500  # and no longer than this for the answer
+CLIENT_PROBE_AFTER_MS = 400  # nothing heard for this long while operations wait: ask whether the node is alive
+CLIENT_PROBE_TIMEOUT_MS = 400  # and no longer than this for the answer
 MAX_CLIENT_HANG_TIMEOUT_MS = 16_000  # doubled up to this while no endpoint answers
 CLIENT_RETURN_INTERVAL_MS = 5_000  # at an address that it does not prefer, a session looks this often for a better one
 CLIENT_RETURN_TIMEOUT_MS = 1_000  # and waits no longer than this for its answer

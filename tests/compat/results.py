@@ -99,8 +99,10 @@ def failures(results: Iterable[Result]) -> list[Result]:
 
 
 def steady(text: str) -> str:
-    """A refusal's text without what differs from run to run: ports, identifiers, prefixes of keys."""
+    """A refusal's text without what differs from run to run: ports, identifiers, prefixes of keys, addresses, waits."""
     text = re.sub(r"\d+\.\d+\.\d+\.\d+:\d+|localhost:\d+", "HOST:4512", text)
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "UUID", text)
+    text = re.sub(r"\b0x[0-9a-f]+", "0x…", text)
+    text = re.sub(r"send it again in \d+ ms", "send it again in N ms", text)
     text = re.sub(r"'compat', '[0-9a-f]{12}', \d+", "…", text)
     return " ".join(text.split())

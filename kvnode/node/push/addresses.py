@@ -77,9 +77,10 @@ async def allowed_addresses(url: PushUrl, policy: AddressPolicy) -> list[str]:
     found = await _resolve(url)
     allowed = [text for text in found if policy.allows(ipaddress.ip_address(text))]
     if not allowed:
+        who = f"{url.host} is" if found == [url.host] else f"{url.host} is {', '.join(found[:3])}, which is"
         raise NotCalled(
-            f"{url.host} is {', '.join(found[:3])}, which is not an address of the public internet: nothing is called "
-            "there unless `push_allow` in the configuration of the nodes names its network"
+            f"{who} not an address of the public internet: nothing is called there unless `push_allow` in the "
+            "configuration of the nodes names its network"
         )
     return allowed
 

@@ -220,7 +220,7 @@ def ignore_request_ids() -> Patch:
 def forget_the_log_at_install() -> Patch:
     """A snapshot is installed and the log is not begun anew behind it."""
 
-    async def reset(self: Log, index: int, term: int) -> None:
+    async def reset(self: Log, index: int, term: int, *, discard: bool = False) -> None:
         return None
 
     return replaced(Log, "reset", reset)

@@ -107,9 +107,9 @@ def forget_the_term_at_install() -> Patch:
     """Beginning the log anew behind a snapshot takes the hard state along."""
     original = Log.reset
 
-    async def reset(self: Log, index: int, term: int) -> None:
+    async def reset(self: Log, index: int, term: int, *, discard: bool = False) -> None:
         self.hard_state = HardState()
-        await original(self, index, term)
+        await original(self, index, term, discard=discard)
 
     return replaced(Log, "reset", reset)
 
@@ -173,7 +173,7 @@ def fresh_before_it_is_applied() -> Patch:
 
 def ignore_the_bound_on_staleness() -> Patch:
     """An eventual read is answered by the node's own state, however old it may be."""
-    return replaced(reads, "_allows", lambda request, age_ms: True)
+    return replaced(reads, "is_within", lambda age_ms, max_staleness_ms: True)
 
 
 def ignore_the_wanted_versionstamp() -> Patch:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.simulation.mutants import hunt
+from tests.simulation.mutants import MUTANTS, TESTED, hunt
 from tests.simulation.run import describe, pinned_seeds, run_seeds
 
 SEEDS = 200
@@ -42,6 +42,15 @@ def test_a_seed_always_runs_the_same(seed: int) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         traces.add(done.stdout)
     assert len(traces) == 1
+
+
+def test_every_planted_bug_fits_what_it_changes() -> None:
+    """Or `make mutants`, which takes long and is run seldom, would find out."""
+    plants = [*MUTANTS.values(), *(plant for plant, _ in TESTED.values())]
+    for plant in plants:
+        with plant():
+            pass
+    assert len(plants) > 80
 
 
 @pytest.mark.parametrize(

@@ -193,8 +193,7 @@ NAMED: dict[Callable[[], Patch], str] = {
     "::test_a_node_whose_log_is_damaged_stays_up_says_so_and_takes_no_part",
     take_damage_for_a_torn_tail: "tests/unit/storage/test_log_damage.py",
     end_leases_while_nobody_leads: "tests/unit/machine/queue/test_transactions.py",
-    extend_what_has_ended: "tests/unit/machine/queue/test_transactions.py"
-    "::test_a_new_leader_gives_leases_the_time_back",
+    extend_what_has_ended: "tests/unit/machine/queue/test_against_model.py::test_queues_are_the_model",
 }
 
 

@@ -38,6 +38,7 @@ from kvnode.base import egress, limits
 from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import PROMOTION_PRICE, NodeConfig
 from kvnode.base.errors import ConfigError, KvError, StateDamaged
+from kvnode.codec.epoch import FIRST_EPOCH
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership, encode_membership
 from kvnode.node.directory_changes import learn_directory
 from kvnode.node.directory_keeper import DirectoryKeeper
@@ -67,7 +68,6 @@ DRAIN_S = 1.0  # for what is owed when the node stops
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
-FIRST_EPOCH = 1
 _REJOIN = -1  # no exit status: the node is to be started again
 
 
@@ -187,7 +187,7 @@ async def _fit_together(log: Log, state: State, identity: Identity, min_commit_d
     """Found a new state; begin the log behind a state that a snapshot brought. Raises StateDamaged."""
     if not state.meta.membership:
         initial = identity.initial_membership or encode_membership(Membership((), min_commit_dcs))
-        state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=identity.epoch, membership=initial)
+        state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=FIRST_EPOCH, membership=initial)
         await state.make_durable()
     if log.damage is not None:
         return

@@ -18,6 +18,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import Membership, decode_membership, encode_membership
 
 TERMS_PER_EPOCH = 1_000_000_000  # elections of one epoch; in decimal, so that 2000000003 reads as epoch 2, term 3
+FIRST_EPOCH = 1  # of a cluster that was founded, and of a state that holds no entry yet
 MAX_EPOCH = 65_535  # it has 16 bits of a versionstamp
 
 

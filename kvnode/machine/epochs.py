@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvnode.codec.entry import Entry
-from kvnode.codec.epoch import EpochStart, decode_epoch_start
+from kvnode.codec.epoch import FIRST_EPOCH, EpochStart, decode_epoch_start
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import split, versionstamp
 from kvnode.machine.keyspace import EPOCH_PREFIX, EPOCHS_END, SEAL_KEY
 from kvnode.machine.state_reader import StateReader
 
 _MAX_ROWS = 65_536
-_FIRST_EPOCH = 1  # of a cluster that was founded; one that was restored has a row for its first one
 
 
 class EpochRow(NamedTuple):
@@ -95,7 +94,7 @@ def is_lost(stamp: bytes, table: Sequence[EpochRow]) -> bool:
     if fork_index is not None and index > fork_index:
         return True
     # An epoch that was begun and never became part of this history.
-    is_of_another = epoch != _FIRST_EPOCH and all(row.epoch != epoch for row in table)
+    is_of_another = epoch != FIRST_EPOCH and all(row.epoch != epoch for row in table)
     return fork_index is not None and is_of_another
 
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 
 from kvnode.base.errors import KvError
-from kvnode.codec.epoch import EpochStart
+from kvnode.codec.epoch import FIRST_EPOCH, EpochStart
 from kvnode.machine.epochs import EpochRow, read_epochs, read_seal
 from kvnode.machine.state_reader import StateReader
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -30,9 +30,18 @@ class Epochs:
         state: shows the applied state.
         meta: of the applied state, as of now.
         wake: tells the driver that the core has news.
+        adopted_in: the epoch in which the cluster took this node in.
     """
 
-    def __init__(self, raft: Raft, state: StateReader, meta: Callable[[], StateMeta], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        raft: Raft,
+        state: StateReader,
+        meta: Callable[[], StateMeta],
+        wake: Callable[[], None],
+        adopted_in: int = FIRST_EPOCH,
+    ) -> None:
+        self._adopted_in = adopted_in
         self._raft = raft
         self._state = state
         self._meta = meta
@@ -64,7 +73,7 @@ class Epochs:
     @property
     def latest(self) -> int:
         """The latest epoch that this node knows of."""
-        return max(self.established, self._raft.epoch)
+        return max(self.established, self._raft.epoch, self._adopted_in)
 
     @property
     def ballot(self) -> int:

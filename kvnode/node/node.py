@@ -119,7 +119,7 @@ class Node:
         view = log if log.damage is None else AbsentLog(meta.applied_index, meta.applied_term)
         sealed = read_seal(state) is not None
         self.raft = Raft(config, view, log.hard_state, membership, meta.applied_index, random_source, sealed=sealed)
-        self.epochs = Epochs(self.raft, state, lambda: state.meta, self._epoch_heard)
+        self.epochs = Epochs(self.raft, state, lambda: state.meta, self._epoch_heard, settings.epoch)
         self._fork_keeper = forks
         self._random_source = random_source
         self.clock_guard = ClockGuard(clock, settings.max_clock_offset_ms)

@@ -5,7 +5,7 @@ keeps one slot for each key that changed since the watch's last frame; a later c
 A run is published whole before any frame is taken, and a frame takes all slots at once, so each frame is one
 state that the database really had, however slow the reader: it skips states, never mixes them, and always ends
 with the last one. After a snapshot install nothing is known of what changed, so watches of keys read theirs
-anew and watches of a range are told to.
+anew and watches of a range are told to; a frame that falls between the install and the news of it as well.
 
 A watch may bound how old its states may be, the one that its reader holds included. So the age is looked at before each
 frame, and while nothing changes whenever it may have grown past the bound; then the watch ends with TooStale, and its
@@ -88,6 +88,7 @@ class WatchHub:
         self._watches: dict[Watch, None] = {}
         self._range_count = 0
         self._closed = False
+        self._told_of = self._place()
 
     def __len__(self) -> int:
         return len(self._watches)
@@ -126,6 +127,7 @@ class WatchHub:
             versionstamp: of the state after the run.
             log_time_ms: its log time.
         """
+        self._told_of = self._place()
         if not self._watches:
             return
         if self._by_key:
@@ -138,6 +140,7 @@ class WatchHub:
 
     def resync(self) -> None:
         """The state was replaced: every watch starts from it anew."""
+        self._told_of = self._place()
         for watch in self._watches:
             watch.resync()
 
@@ -182,7 +185,21 @@ class WatchHub:
         self._watches[watch] = None
         self._stats.watches = len(self._watches)
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the state is the one of which the watches were told last. An install replaces it a moment before."""
+        return self._told_of == self._place()
+
+    def _place(self) -> tuple[int, int]:
+        meta = self._state.meta
+        return meta.epoch, meta.applied_index
+
     # For the watches.
+
+    def settle(self) -> None:
+        """Before a frame, which names the state of now: nothing that is remembered of another one may be in it."""
+        if not self.is_told:
+            self.resync()
 
     def forget(self, watch: Watch) -> None:
         """The watch has ended."""
@@ -260,6 +277,7 @@ class Watch:
         silent_ms = 0  # since the last change, as far as was waited here
         while self._open:
             age_ms = self._age_ms()
+            self._hub.settle()
             frame = self._frame()
             ping_in_ms = ping_interval_ms(self._bound_ms) - silent_ms
             if frame is None and ping_in_ms <= 0:

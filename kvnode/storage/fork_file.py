@@ -56,9 +56,9 @@ class ForkFiles:
         self._directory = f"{directory}/{FOLDER}"
         self._parent = directory
 
-    async def decide_to_rejoin(self, membership: bytes, epoch: int) -> None:
+    async def decide_to_rejoin(self, membership: bytes) -> None:
         """See storage/rejoin.py."""
-        await decide_to_rejoin(self._disk, self._parent, membership, epoch)
+        await decide_to_rejoin(self._disk, self._parent, membership)
 
     async def save(self, header: ForkHeader, entries: Iterable[Entry]) -> str:
         """Write the file durably; returns its path. Raises StorageFailed."""

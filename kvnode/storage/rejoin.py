@@ -19,6 +19,7 @@ from typing import Protocol
 from zlib import crc32
 
 from kvnode.base.errors import StorageFailed
+from kvnode.codec.epoch import FIRST_EPOCH
 from kvnode.codec.row import Row
 from kvnode.storage.disk import Disk
 from kvnode.storage.generations import create_empty_state
@@ -59,10 +60,9 @@ class RejoiningState(Protocol):
         """See State."""
 
 
-async def decide_to_rejoin(disk: Disk, directory: str, membership: bytes, epoch: int) -> None:
+async def decide_to_rejoin(disk: Disk, directory: str, membership: bytes) -> None:
     """Make it durable that this node is to begin anew, as a member of `membership`. Raises StorageFailed."""
-    fields = {"membership": base64.b64encode(membership).decode(), "epoch": epoch}
-    body = json.dumps(fields).encode()
+    body = json.dumps({"membership": base64.b64encode(membership).decode()}).encode()
     path = f"{directory}/{_NAME}"
     try:
         file = disk.open(f"{path}.new", create=True)
@@ -86,21 +86,23 @@ async def rejoin_if_decided(disk: Disk, directory: str, log: Log, state: Rejoini
     path = f"{directory}/{_NAME}"
     if not disk.exists(path) or log.damage is not None:
         return False
-    membership, epoch = _read(disk, path)
+    membership = _read(disk, path)
     empty = state.incoming_directory / "empty.db"
     with storage_errors(empty):
         empty.parent.mkdir(parents=True, exist_ok=True)
         create_empty_state(empty)
     await state.install_snapshot(empty, index=0, term=0)
     await log.reset(0, 0, discard=True)
-    state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=epoch, membership=membership)
+    # The epoch is that of what the state holds, not of what the node knows: reads would take an empty state in a later
+    # epoch for one that is beyond all versionstamps of the earlier ones.
+    state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=FIRST_EPOCH, membership=membership)
     await state.make_durable()
     disk.remove(path)
     await disk.sync_directory(directory)
     return True
 
 
-def _read(disk: Disk, path: str) -> tuple[bytes, int]:
+def _read(disk: Disk, path: str) -> bytes:
     file = disk.open(path)
     try:
         body, _, checksum = file.read(0, file.size()).partition(b"\n")
@@ -108,5 +110,4 @@ def _read(disk: Disk, path: str) -> tuple[bytes, int]:
         file.close()
     if checksum != b"%08x\n" % crc32(body):
         raise StorageFailed(f"{path} is damaged: let the cluster replace this node", code="IDENTITY_DAMAGED")
-    fields = json.loads(body)
-    return base64.b64decode(fields["membership"]), int(fields["epoch"])
+    return base64.b64decode(json.loads(body)["membership"])

@@ -159,14 +159,12 @@ class SimulatedDisk:
 
     async def sync_directory(self, path: str) -> None:
         self.step()
-        count = len(self._pending)
+        begun = [change for change in self._pending if posixpath.dirname(change[0]) == path]
         await self.take_time()
-        pending, self._pending = self._pending[:count], self._pending[count:]
-        for changed, inode in pending:
-            if posixpath.dirname(changed) == path:
-                _change(self._kept_names, changed, inode)
-            else:
-                self._pending.insert(0, (changed, inode))
+        for change in begun:
+            if change in self._pending:  # another sync, begun later, may have been faster
+                self._pending.remove(change)
+                _change(self._kept_names, *change)
         self.step()
 
     def lock(self, path: str) -> SimulatedLock:

@@ -47,7 +47,10 @@ class EpochObserver(Observer):
     lost_count: int = 0
     now_ms: Callable[[], float] = lambda: 0.0  # true time
     committed_at_ms: dict[int, float] = field(default_factory=dict)
-    lost_between_ms: list[tuple[float, float]] = field(default_factory=list)  # from the first lost commit to the cut
+    # When refusals may have been judged on what was lost: from the first lost commit to the cut, and for as long as a
+    # node went on in a history that had ended.
+    lost_between_ms: list[tuple[float, float]] = field(default_factory=list)
+    in_the_past_since_ms: dict[int, float] = field(default_factory=dict)  # node: it is still in such a history
 
     def proposed(self, entries: Sequence[Entry]) -> None:
         """The membership of an epoch's first entry counts as one that was proposed."""
@@ -134,6 +137,8 @@ class EpochObserver(Observer):
         past = [entry for entry in entries if self._of_the_past(entry)]
         if past:
             self._applied_in_the_past(node_id, past)
+        else:
+            self._is_back(node_id)
         durable = self.durable.setdefault(node_id, DurableLog())
         for entry in entries:
             if entry in past:
@@ -163,8 +168,11 @@ class EpochObserver(Observer):
         self.note(f"epoch {start.epoch} at {entry.index}, {len(lost)} lost;")
         self.lost_count += len(lost)
         if lost:
-            self.lost_between_ms.append((min(self.committed_at_ms[index] for index in lost), self.now_ms()))
-        if lost:
+            since_ms = min(self.committed_at_ms[index] for index in lost)
+            self.lost_between_ms.append((since_ms, self.now_ms()))
+            for node, (index, term) in self.applied_terms.items():
+                if index in lost and lost[index].term == term:
+                    self.in_the_past_since_ms.setdefault(node, since_ms)
             self.past.append(dict(self.committed))
         if lost and (start.planned or start.epoch not in self.vouched):
             how = "a planned move" if start.planned else "a fenced failover"
@@ -176,7 +184,18 @@ class EpochObserver(Observer):
         self.cuts.append((start.epoch, entry.index - 1))
         self.outcomes = {key: found for key, found in self.outcomes.items() if not self.is_lost(found.versionstamp)}
 
+    def let_go(self, node_id: int) -> None:
+        """As an observer's; the node is in no ended history any more."""
+        super().let_go(node_id)
+        self._is_back(node_id)
+
+    def _is_back(self, node_id: int) -> None:
+        since_ms = self.in_the_past_since_ms.pop(node_id, None)
+        if since_ms is not None:
+            self.lost_between_ms.append((since_ms, self.now_ms()))
+
     def _applied_in_the_past(self, node_id: int, entries: Sequence[Entry]) -> None:
+        self.in_the_past_since_ms.setdefault(node_id, self.now_ms())
         for entry in entries:
             known = self.ended.setdefault((entry.index, entry.term), entry)
             if known != entry:

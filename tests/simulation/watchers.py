@@ -105,8 +105,12 @@ class Reader:
     def look(self) -> None:
         """While nothing changes, what was shown is the node's state, and may be no older than the bound."""
         watch = self._watch
-        if watch is not None and watch.open and self._has_begun and self._bound_ms and not self._process.frozen:
+        if watch is not None and watch.open and self._has_begun and self._bound_ms and self._is_at_rest:
             self._record(self._node.watches.stamp(), self._bound_ms)
+
+    @property
+    def _is_at_rest(self) -> bool:
+        return self._node.watches.is_told and not self._process.frozen
 
     def holds_the_last(self) -> bool:
         """Whether the reader has been shown the node's state, or has none to show."""

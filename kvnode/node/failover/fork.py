@@ -34,7 +34,7 @@ class ForkKeeper(Protocol):
     async def save(self, header: ForkHeader, entries: Iterable[Entry]) -> str:
         """Write the entries durably; returns where."""
 
-    async def decide_to_rejoin(self, membership: bytes, epoch: int) -> None:
+    async def decide_to_rejoin(self, membership: bytes) -> None:
         """Make it durable that this node begins anew."""
 
 
@@ -100,7 +100,7 @@ class Forks:
             _log.error("this node cannot begin anew: the epoch that goes on knows it as %s", own)
             self._leaving = False
             return
-        await self._keeper.decide_to_rejoin(response.membership, response.epoch)
+        await self._keeper.decide_to_rejoin(response.membership)
         _log.warning("what this node holds beyond entry %d was lost in a failover: it begins anew", response.fork_index)
         self._restart(RejoinNeeded())
 

@@ -153,6 +153,23 @@ async def test_after_a_snapshot_install_keys_are_read_anew() -> None:
     assert frame.versionstamp == versionstamp(1, 50, 65_535)
 
 
+async def test_a_frame_between_an_install_and_the_news_of_it_mixes_nothing() -> None:
+    world = World()
+    world.run({b"a": b"1", b"b": b"1"})
+    keys, of_range = world.keys(b"a", b"b"), world.range(b"a", b"c")
+    await take(keys)
+    await take(of_range)
+    world.run({b"a": b"2"})  # waits for its readers
+    for name in (b"a", b"b"):
+        full = PREFIX + name
+        world.state.rows[full] = Row(full, b"3", 3, versionstamp(1, 50, 0))
+    world.state.meta = world.state.meta._replace(applied_index=50)
+    frame = await take(keys)
+    assert shown(frame) == [(b"a", b"3"), (b"b", b"3")] and frame.versionstamp == versionstamp(1, 50, 65_535)
+    frame = await take(of_range)
+    assert frame.resync and frame.versionstamp == versionstamp(1, 50, 65_535)
+
+
 async def test_a_range_begins_with_a_resync_and_then_names_what_changed() -> None:
     world = World()
     stamp = world.run({b"p1": b"1"})

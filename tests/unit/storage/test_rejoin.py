@@ -76,7 +76,7 @@ async def test_whenever_it_crashes_the_node_begins_anew_and_keeps_its_promises(t
         log = await Log.open("data/log", disk, segment_bytes=4_096)
         await log.append([entry(index, 3) for index in range(1, 10)], PROMISE)
         state = state_at(tmp_path / str(step))
-        await decide_to_rejoin(disk, "data", MEMBERSHIP, 2)
+        await decide_to_rejoin(disk, "data", MEMBERSHIP)
         disk.stop_at = disk.operations_count + step if hasattr(disk, "operations_count") else step
         try:
             await rejoin_if_decided(disk, "data", log, state)  # type: ignore[arg-type]
@@ -90,7 +90,7 @@ async def test_whenever_it_crashes_the_node_begins_anew_and_keeps_its_promises(t
         await rejoin_if_decided(disk, "data", log, state)  # type: ignore[arg-type]
         assert log.damage is None and (log.first_index(), log.last_index()) == (1, 0)
         assert log.hard_state == PROMISE._replace(commit=0)
-        assert (state.meta.applied_index, state.meta.epoch, state.meta.membership) == (0, 2, MEMBERSHIP)
+        assert (state.meta.applied_index, state.meta.epoch, state.meta.membership) == (0, 1, MEMBERSHIP)
         assert not await rejoin_if_decided(disk, "data", log, state)  # type: ignore[arg-type]
         await log.close()
     assert step > 5, "no step was interrupted"

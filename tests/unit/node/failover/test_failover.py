@@ -152,6 +152,35 @@ async def test_a_lone_survivor_that_takes_over_itself_saves_what_it_leaves_behin
     assert any(b"never committed" in data for data in saved_in(survivor))
 
 
+@on_regions
+async def test_a_node_that_begins_anew_answers_no_stamp_from_its_empty_state(trio: Trio) -> None:
+    primary, replicas = await ready(trio)
+    stamp = await trio.put(primary[0], b"also kept")
+    await trio.everywhere()
+    for server in replicas:
+        trio.cut(server)
+    for number in range(5):
+        await trio.put(primary[0], b"lost %d" % number)  # each append makes the commit of the one before durable
+    await lose_the_primary(trio, primary)
+    trio.heal()
+    await trio.within(replicas[0], trio.node(replicas[0]).coordinator.execute(DOWN))
+    returning = primary[0]
+    let_go = trio.observer.let_go
+
+    def cut_then(node_id: int) -> None:
+        let_go(node_id)
+        trio.cut(returning)
+
+    trio.observer.let_go = cut_then  # type: ignore[method-assign]
+    trio.start(returning)
+    await until(lambda: returning.node is not None and returning.node.applied_index == 0)
+    asked = trio.ask(returning, read(b"also kept", eventual=True, min_versionstamp=stamp, timeout_ms=30_000))
+    await asyncio.sleep(0.5)
+    assert not asked.done
+    trio.heal()
+    assert (await asked.read()).ranges[0].entries
+
+
 def saved_in(server: Server) -> list[bytes]:
     """The data of every entry that a node has saved before it let go of it."""
     found: list[bytes] = []

@@ -163,7 +163,8 @@ def _problems(node: Node, voters: list[int]) -> list[str]:
     if node.raft.fenced and not node.raft.leader_id and node.raft.promised_epoch:
         problems.append(
             f"this node has promised epoch {node.raft.promised_epoch} and found nobody in it yet: if no failover is "
-            "under way, repeat `kvnode failover`"
+            "under way, repeat `kvnode failover`; if the primary region lives, `kvnode failover --plan --to` that "
+            "region"
         )
     offset_ms = node.clock_guard.offset_ms(voters)
     if abs(offset_ms) > node.settings.max_clock_offset_ms:

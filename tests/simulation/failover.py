@@ -84,7 +84,9 @@ class Failovers:
             if self._cluster.leader() is None or not self._serves(self._cluster.leader()):
                 await asyncio.sleep(4 * MEND_S)  # an election may be on
                 if not self._serves(self._cluster.leader()):
-                    await self._force(self._random.choice(self._regions()), Wishes)
+                    region = self._random.choice(self._regions())
+                    if not await self._force(region, Wishes) and region == self._primary():
+                        await self._move_to(region)  # for those who have promised what never began
 
     def _serves(self, server: Server | None) -> bool:
         node = None if server is None else server.node
@@ -103,7 +105,9 @@ class Failovers:
         return next(region for region in self._regions() if region != primary)
 
     async def _move(self) -> None:
-        region = self._other()
+        await self._move_to(self._other())
+
+    async def _move_to(self, region: str) -> None:
         await self._coordinate(region, lambda node: node.coordinator.move(region))
 
     async def _fence(self) -> None:

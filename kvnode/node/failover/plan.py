@@ -207,8 +207,16 @@ def require_fenced(plan: Plan, wishes: Wishes) -> None:
     )
 
 
+def waits_in_vain(report: Report, epoch: int) -> bool:
+    """Whether a node has promised an epoch that never began, while the cluster is in `epoch`: it follows nobody."""
+    return report.promised_epoch > epoch >= max(report.state_epoch, report.log_epoch)
+
+
 def make_move(reports: Sequence[Report], region: str, ballot: int) -> Plan:
     """What a planned move would do: its source is the leader, who ends the epoch.
+
+    To the primary region itself it moves only for the sake of nodes that have promised an epoch which never began, in a
+    failover that broke off: they take part in none but a later one, which then begins with the same voters.
 
     Raises:
         InvalidRequest: REGION_UNKNOWN, REGION_IS_PRIMARY, FAILOVER_IN_PROGRESS, REGION_TOO_SMALL, or
@@ -224,6 +232,8 @@ def make_move(reports: Sequence[Report], region: str, ballot: int) -> Plan:
             "no leader answers that could hand over: without --plan the region takes over with what it has",
             phase="failover",
         )
+    if leader.region == region and any(waits_in_vain(report, latest) for report in reports):
+        return make_renewal(reports, leader.node_id, ballot)
     _check_primary(reports, decode_membership(leader.membership), Wishes(region, force=True))
     membership = decode_membership(leader.membership)
     voters = tuple(_candidates(reports, membership, leader, region))
@@ -282,8 +292,12 @@ def _check_primary(reports: Sequence[Report], membership: Membership, wishes: Wi
     if leader is None:
         return
     if leader.region == wishes.region:
+        stuck = [report.name for report in reports if waits_in_vain(report, latest)]
+        remedy = f"; --plan brings {', '.join(stuck)} back, of a failover that broke off" if stuck else ""
         raise InvalidRequest(
-            "REGION_IS_PRIMARY", f"'{wishes.region}' is the primary region, and '{leader.name}' leads", phase="failover"
+            "REGION_IS_PRIMARY",
+            f"'{wishes.region}' is the primary region, and '{leader.name}' leads{remedy}",
+            phase="failover",
         )
     if not wishes.force:
         raise InvalidRequest(

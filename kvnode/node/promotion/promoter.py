@@ -17,7 +17,7 @@ from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.base.errors import KvError
 from kvnode.node.failover.coordinator import Coordinator
-from kvnode.node.failover.plan import Report
+from kvnode.node.failover.plan import Report, waits_in_vain
 from kvnode.node.promotion.ballot import turn_of
 from kvnode.node.promotion.promotion import Promotion
 from kvnode.node.settings import NodeSettings
@@ -118,5 +118,4 @@ class Promoter:
 
 def _is_stuck(report: Report, epoch: int) -> bool:
     """Whether it waits for an epoch that was to begin long ago."""
-    waits = report.promised_epoch > epoch >= max(report.state_epoch, report.log_epoch)
-    return waits and not 0 <= report.promised_ago_ms < limits.RENEWAL_AFTER_MS
+    return waits_in_vain(report, epoch) and not 0 <= report.promised_ago_ms < limits.RENEWAL_AFTER_MS

@@ -271,6 +271,21 @@ async def test_an_epoch_that_was_begun_on_one_node_is_found_by_the_repeat(trio: 
 
 
 @on_regions
+async def test_who_promised_what_never_began_comes_back_by_a_move_to_the_living_primary(trio: Trio) -> None:
+    primary, replicas = await ready(trio)
+    leader = await trio.leading()
+    plan = await trio.within(leader, trio.node(replicas[0]).coordinator.prepare(Wishes("r2", force=True)))
+    await tell(trio, replicas[1], plan, promise=failover_pb2.FailoverPromise(voter_ids=[4, 5]))
+    await asyncio.sleep(11)  # nobody goes on with it
+    problems = trio.node(replicas[1]).status().problems
+    assert any("`kvnode failover --plan --to` that region" in problem for problem in problems), problems
+    await trio.within(leader, trio.node(leader).coordinator.move("r1"))
+    await trio.put(leader, b"together")
+    await in_epoch(trio, [*primary, *replicas], plan.epoch + 1)
+    await trio.everywhere()
+
+
+@on_regions
 async def test_another_coordinator_gets_no_promise_for_the_same_epoch(trio: Trio) -> None:
     _, (one, other) = await ready(trio)
     coordinator = trio.node(one).coordinator

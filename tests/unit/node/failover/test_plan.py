@@ -13,7 +13,7 @@ from kvnode.codec.entry import EntryKind
 from kvnode.codec.epoch import decode_epoch_start, first_term
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
 from kvnode.codec.versionstamp import split
-from kvnode.node.failover.plan import Plan, Report, Wishes, make_plan, require_fenced, unfenced
+from kvnode.node.failover.plan import Plan, Report, Wishes, make_move, make_plan, require_fenced, unfenced
 
 US, EU, ASIA = (1, 2, 3), (4, 5), (6, 7)
 
@@ -131,6 +131,20 @@ def test_a_primary_that_lives_is_not_cut_off_unawares() -> None:
     stale = report(1, leads=True)  # of epoch 1, while somebody is in epoch 2 already
     newer = report(5, 990, first_term(2) + 1, state_epoch=2, log_epoch=2)
     assert plan([*REPLICAS, stale, report(2), newer]).epoch == 3
+
+
+def test_nodes_that_wait_for_what_never_began_come_back_by_a_move_to_the_primary_region_itself() -> None:
+    stuck = report(4, 10, promised_epoch=5, promised_ago_ms=60_000)
+    living = [report(1, leads=True, first_index=500), report(2), report(3)]
+    assert code([*living, stuck]) == "FAILOVER_PRIMARY_ALIVE"
+    assert code([*living, stuck], force=True) == "REGION_TOO_SMALL", "a repeat does not help: the tail is gone"
+    with pytest.raises(InvalidRequest, match="--plan brings n4 back"):
+        plan([*living, stuck], "us")
+    made = make_move([*living, stuck], "us", 7)
+    assert (made.epoch, [m.node_id for m in made.voters], made.source.node_id) == (6, [1, 2, 3], 1)
+    with pytest.raises(InvalidRequest) as caught:
+        make_move([*living, report(4)], "us", 7)
+    assert caught.value.code == "REGION_IS_PRIMARY"
 
 
 def test_a_region_with_too_few_nodes() -> None:

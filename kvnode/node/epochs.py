@@ -41,7 +41,7 @@ class Epochs:
         wake: Callable[[], None],
         adopted_in: int = FIRST_EPOCH,
     ) -> None:
-        self._adopted_in = adopted_in
+        self.adopted_in = adopted_in
         self._raft = raft
         self._state = state
         self._meta = meta
@@ -73,7 +73,7 @@ class Epochs:
     @property
     def latest(self) -> int:
         """The latest epoch that this node knows of."""
-        return max(self.established, self._raft.epoch, self._adopted_in)
+        return max(self.established, self._raft.epoch, self.adopted_in)
 
     @property
     def ballot(self) -> int:

@@ -24,6 +24,7 @@ smaller; with range watches one sort of the run's keys and two bisections a watc
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
@@ -252,7 +253,7 @@ class WatchHub:
         return frame
 
 
-class Watch:
+class Watch(ABC):
     """One watch in progress: an asynchronous iterator of frames that ends when it is closed.
 
     After some seconds without a change (ping_interval_ms) the frame is a ping.
@@ -319,9 +320,9 @@ class Watch:
             self._hub.forget(self)
             self._wake()
 
+    @abstractmethod
     def _frame(self) -> kv_pb2.WatchResponse | None:
         """The next frame, None when there is nothing new."""
-        raise NotImplementedError
 
     def _wake(self) -> None:
         waiter = self._waiter

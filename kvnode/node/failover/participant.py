@@ -118,7 +118,8 @@ class Participant:
             dc=settings.dc,
             state_epoch=meta.epoch,
             log_epoch=raft.history.epoch or meta.epoch,
-            promised_epoch=max(raft.epoch, sealed.epoch if sealed is not None else 0),
+            # One that was taken in later and holds nothing yet knows of that epoch too: its number is not free.
+            promised_epoch=max(raft.epoch, sealed.epoch if sealed is not None else 0, self._epochs.adopted_in),
             promised_ballot=raft.promised_ballot,
             promised_region=self._promised_region,
             promised_ago_ms=ago_ms,

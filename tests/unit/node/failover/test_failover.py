@@ -181,6 +181,16 @@ async def test_a_node_that_begins_anew_answers_no_stamp_from_its_empty_state(tri
     assert (await asked.read()).ranges[0].entries
 
 
+@on_regions
+async def test_the_epoch_in_which_a_node_was_taken_in_is_not_begun_again(trio: Trio) -> None:
+    primary, (one, other) = await ready(trio)
+    await lose_the_primary(trio, primary)
+    trio.crash(other)
+    trio.node(one).epochs.adopted_in = 7  # as of one that has applied nothing yet
+    plan = await trio.within(one, trio.node(one).coordinator.prepare(Wishes("r2", force=True, primary_is_down=True)))
+    assert plan.epoch > 7
+
+
 def saved_in(server: Server) -> list[bytes]:
     """The data of every entry that a node has saved before it let go of it."""
     found: list[bytes] = []

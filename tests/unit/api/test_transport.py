@@ -149,8 +149,8 @@ async def test_a_stream_that_ends_closes_its_lane() -> None:
     async with pair() as p:
         await until(lambda: p.transport.has_lane(PEER))
         p.transport.set_members([])
-        await until(lambda: not p.server._lanes._lanes)
-        assert not p.server._lanes._takers
+        await until(lambda: not p.server._lanes._takers)
+        assert not p.server._lanes._lanes, "what ends the offer cuts the lane"
 
 
 async def test_only_the_offered_token_opens_a_lane() -> None:

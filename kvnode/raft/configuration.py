@@ -71,6 +71,16 @@ class MembershipHistory:
         return self._history[-1].epoch
 
     @property
+    def begun(self) -> list[tuple[int, int]]:
+        """(epoch, index of its first entry) of the epochs that began behind what is applied."""
+        begun, epoch = [], self._history[0].epoch
+        for mark in self._history:
+            if mark.epoch != epoch:
+                begun.append((mark.epoch, mark.index))
+            epoch = mark.epoch
+        return begun
+
+    @property
     def sealed_at(self) -> int:
         """The index of the seal that ends the log's epoch; 0 = it is not sealed."""
         last = self._history[-1]

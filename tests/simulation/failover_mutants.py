@@ -56,6 +56,16 @@ def keep_what_may_not_be_committed() -> Patch:
     return replaced(plan, "_end", lambda report, is_fenced: (report.last_term, report.last_index))
 
 
+def number_by_what_is_known() -> Patch:
+    """Without a fence, too, an epoch takes the next number."""
+    return replaced(plan, "unfenced_epoch", lambda latest, members, voters: latest + 1)
+
+
+def have_anybody_vote() -> Patch:
+    """Who has committed what an earlier failover left behind is to vote with the others."""
+    return replaced(plan, "is_forked", lambda report, source: False)
+
+
 FAILOVER_NAMED: dict[Callable[[], Patch], str] = {
     forget_the_promise: f"{_EPOCHS}::test_a_promise_is_durable_and_survives_a_restart",
     acknowledge_in_an_ended_epoch: f"{_EPOCHS}::test_who_has_promised_takes_no_part_in_what_came_before",
@@ -64,6 +74,12 @@ FAILOVER_NAMED: dict[Callable[[], Patch], str] = {
     campaign_in_an_ended_epoch: f"{_EPOCHS}::test_a_promise_is_durable_and_survives_a_restart",
     keep_what_may_not_be_committed: (
         f"{_FAILOVER}::test_without_a_fence_nothing_goes_on_that_may_never_have_been_committed"
+    ),
+    number_by_what_is_known: (
+        "tests/unit/node/failover/test_plan.py::test_who_cannot_fence_takes_a_number_that_nobody_else_takes"
+    ),
+    have_anybody_vote: (
+        "tests/unit/node/failover/test_plan.py::test_who_has_committed_what_an_earlier_failover_left_behind_does_not_vote"
     ),
     any_fence_will_do: f"{_FAILOVER}::test_too_few_old_voters_are_no_fence",
 }

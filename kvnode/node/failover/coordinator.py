@@ -217,6 +217,8 @@ class Coordinator:
             raise _less_than_shown(fenced, plan.end[1])
         if not wishes.automatic:
             require_fenced(fenced, wishes)
+            if fenced.unfenced and not plan.unfenced:
+                raise _fewer_than_shown(fenced)  # the epoch's number is one for behind a fence
         return fenced
 
     async def _pull(self, plan: Plan) -> None:
@@ -298,6 +300,16 @@ def _less_than_shown(plan: Plan, index: int) -> KvError:
     return Unavailable(
         f"entry {index} was to be kept, and the most advanced node that answers now ends at {plan.end[1]}: "
         "who had more does not answer any more. Nothing was begun; run the command again to see what would be lost",
+        code="FAILOVER_LESS_THAN_SHOWN",
+        phase="failover",
+    )
+
+
+def _fewer_than_shown(plan: Plan) -> KvError:
+    names = ", ".join(f"'{member.name}'" for member in plan.unfenced)
+    return Unavailable(
+        f"a majority of the old voters answered and would have been fenced; {names} did not promise any more. Nothing "
+        "was begun; run the command again to see what it is without them",
         code="FAILOVER_LESS_THAN_SHOWN",
         phase="failover",
     )

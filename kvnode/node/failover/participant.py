@@ -129,6 +129,7 @@ class Participant:
             last_term=log.last_term,
             commit_index=log.commit,
             commit_term=log.term(log.commit) or 0,
+            epochs=self._epochs_of_log(),
             first_index=log.first_index(),
             leads=raft.own_term_committed and not raft.sealed,
             leader_id=raft.leader_id,
@@ -144,6 +145,11 @@ class Participant:
             ballot_wait_ms=self._ballot_wait_ms(),
             holds_lease=raft.own_term_committed and not raft.sealed and self._vouches(),
         )
+
+    def _epochs_of_log(self) -> list[failover_pb2.FailoverEpoch]:
+        forks = {row.epoch: row.fork_index for row in self._epochs.current()}
+        forks.update((epoch, index - 1) for epoch, index in self._raft.history.begun)
+        return [failover_pb2.FailoverEpoch(epoch=epoch, fork_index=forks[epoch]) for epoch in sorted(forks)]
 
     def _sealed(self) -> EpochStart | None:
         """What the seal at the log's end, committed or not, says will follow."""

@@ -23,9 +23,10 @@ from random import Random
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec.entry import Entry
-from kvnode.codec.epoch import MAX_EPOCH, EpochStart, epoch_entry, epoch_of_term
+from kvnode.codec.epoch import EpochStart, epoch_entry, epoch_of_term
 from kvnode.codec.membership import Member, Membership, decode_membership
 from kvnode.codec.versionstamp import versionstamp
+from kvnode.node.failover.numbers import fenced_epoch, unfenced_epoch
 from kvnode.node.failover.participant import failover_in_progress
 from kvnode.node.failover.start import epoch_start
 from kvnode.proto.kv.internal.v1 import failover_pb2
@@ -134,15 +135,10 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
             "node that has more, or say --force",
             phase="failover",
         )
-    epoch = _next_epoch(reports)
-    if not_fenced:
-        # Those who do not answer may begin an epoch too, elsewhere: no two regions take one number.
-        epoch += sorted({member.region for member in membership.members}).index(wishes.region)
-    if epoch > MAX_EPOCH:
-        raise InvalidRequest("EPOCHS_EXHAUSTED", f"epoch {epoch} has no place in a versionstamp", phase="failover")
+    latest = latest_epoch_known(reports)
     return Plan(
         wishes.region,
-        epoch,
+        unfenced_epoch(latest, membership.members, voters) if not_fenced else fenced_epoch(latest),
         ballot,
         source,
         membership,
@@ -151,13 +147,12 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
         unfenced=not_fenced,
         lag_ms=lag_ms,
         age_ms=age_ms,
-        warnings=(*_warnings(membership, voters), *_uncommitted(reports, source, is_fenced=not not_fenced)),
+        warnings=(
+            *_warnings(membership, voters),
+            *_left_behind(reports, source),
+            *_uncommitted(reports, source, is_fenced=not not_fenced),
+        ),
     )
-
-
-def _next_epoch(reports: Sequence[Report]) -> int:
-    """Above all that anybody who answers knows of."""
-    return 1 + latest_epoch_known(reports)
 
 
 def latest_epoch_known(reports: Sequence[Report]) -> int:
@@ -238,11 +233,10 @@ def make_move(reports: Sequence[Report], region: str, ballot: int) -> Plan:
     membership = decode_membership(leader.membership)
     voters = tuple(_candidates(reports, membership, leader, region))
     _check_size(membership, voters, leader, Wishes(region))
-    epoch = _next_epoch(reports)
     answered = {report.node_id for report in reports}
     return Plan(
         region,
-        epoch,
+        fenced_epoch(latest_epoch_known(reports)),
         ballot,
         leader,
         membership,
@@ -266,7 +260,8 @@ def make_renewal(reports: Sequence[Report], own_id: int, ballot: int) -> Plan:
     _check_alone(reports)
     leader = next(report for report in reports if report.node_id == own_id)
     membership = decode_membership(leader.membership)
-    return Plan(leader.region, _next_epoch(reports), ballot, leader, membership, membership.voters, lag_ms=0, age_ms=0)
+    epoch = fenced_epoch(latest_epoch_known(reports))
+    return Plan(leader.region, epoch, ballot, leader, membership, membership.voters, lag_ms=0, age_ms=0)
 
 
 def behind_count(plan: Plan, reports: Sequence[Report]) -> int:
@@ -322,8 +317,23 @@ def _candidates(reports: Sequence[Report], membership: Membership, source: Repor
     by_id = {report.node_id: report for report in reports}
     for member in membership.members:
         report = by_id.get(member.node_id)
-        if member.region == region and report is not None and report.commit_index + 1 >= source.first_index:
+        if member.region != region or report is None or is_forked(report, source):
+            continue
+        if report.commit_index + 1 >= source.first_index:
             yield member
+
+
+def is_forked(report: Report, source: Report) -> bool:
+    """Whether a node knows something to be committed that is not in the source's history: it has to begin anew.
+
+    Inside one epoch nobody commits what others do not, so that the epochs of the source's log tell.
+    """
+    epoch = epoch_of_term(report.commit_term)
+    epochs = [began.epoch for began in source.epochs]
+    if epoch and epoch not in epochs:
+        return True
+    fork_index = next((began.fork_index for began in source.epochs if began.epoch > epoch), report.commit_index)
+    return report.commit_index > fork_index
 
 
 def _check_size(membership: Membership, voters: Sequence[Member], source: Report, wishes: Wishes) -> None:
@@ -336,7 +346,8 @@ def _check_size(membership: Membership, voters: Sequence[Member], source: Report
     raise InvalidRequest(
         "REGION_TOO_SMALL",
         f"of the nodes in '{wishes.region}' too few can take over: they stand in {len(dcs)} data center(s), and "
-        f"{needed} are needed; {missing} did not answer, or lag behind what '{source.name}' still has in its log. "
+        f"{needed} are needed; {missing} did not answer, lag behind what '{source.name}' still has in its log, or "
+        f"hold what an earlier failover has left behind, and have to follow '{source.name}' as replicas first. "
         "Start them" + (", or say --force to go on with fewer" if voters else ""),
         phase="failover",
     )
@@ -363,6 +374,15 @@ def _warnings(membership: Membership, voters: Sequence[Member]) -> Iterable[str]
     behind = [m.name for m in membership.members if m.region == voters[0].region and m not in voters]
     if behind:
         yield f"{', '.join(behind)} in the same region will not vote: promote them when they have caught up"
+
+
+def _left_behind(reports: Sequence[Report], source: Report) -> Iterable[str]:
+    names = [report.name for report in reports if is_forked(report, source)]
+    if names:
+        yield (
+            f"{', '.join(names)}: what an earlier failover has left behind is committed there. It is saved in forks/ "
+            f"under the data directory, and not kept: '{source.name}' is in a later epoch"
+        )
 
 
 def _uncommitted(reports: Sequence[Report], source: Report, *, is_fenced: bool) -> Iterable[str]:

@@ -7,6 +7,7 @@ import asyncio
 from kvnode.codec.epoch import epoch_entry
 from kvnode.codec.membership import MemberRole
 from kvnode.codec.versionstamp import split
+from kvnode.node.failover.numbers import BLOCK
 from kvnode.node.failover.participant import entry_to_wire, question
 from kvnode.node.failover.plan import Plan, Wishes
 from kvnode.node.node import Node
@@ -17,7 +18,7 @@ from tests.simulation.failover_observer import EpochObserver
 from tests.unit.node.cluster import Trio, on_regions, put, read, until, write
 
 DOWN = Wishes("r2", primary_is_down=True)
-UNFENCED = 3  # the first epoch of a failover to r2 without a fence: 2 is left to r1
+UNFENCED = 19  # the first epoch without a fence of two voters of r2, behind three nodes of r1
 
 
 def regions(trio: Trio) -> tuple[list[Server], list[Server]]:
@@ -67,7 +68,10 @@ async def test_the_other_region_takes_over_and_the_old_one_follows(trio: Trio) -
     held = trio.ask(other, write(put(b"held"), timeout_ms=60_000))
     plan = await trio.within(one, trio.node(one).coordinator.execute(DOWN))
     await in_epoch(trio, [one, other])
-    assert split((await held.write()).versionstamp)[:1] == (3,) and plan.epoch == 3
+    for server in (one, other):
+        epochs = trio.node(server).failover.report().epochs
+        assert [(began.epoch, began.fork_index) for began in epochs] == [(UNFENCED, plan.end[1])]
+    assert split((await held.write()).versionstamp)[:1] == (UNFENCED,) and plan.epoch == UNFENCED
     assert await trio.get(other, b"kept") == b"v"
     for server in primary:
         trio.start(server)
@@ -240,17 +244,17 @@ async def test_one_that_promised_takes_part_in_nothing_until_it_is_repeated(trio
     trio.crash(one)
     trio.start(one)
     await until(lambda: one.node is not None)
-    assert (trio.node(one).raft.promised_epoch, trio.node(one).raft.promised_ballot) == (3, plan.ballot)
+    assert (trio.node(one).raft.promised_epoch, trio.node(one).raft.promised_ballot) == (UNFENCED, plan.ballot)
     assert (await trio.ask(one, read(b"kept", eventual=True)).read()).ranges[0].entries
-    assert any("has promised epoch 3" in problem for problem in trio.node(one).status().problems)
+    assert any(f"has promised epoch {UNFENCED}" in problem for problem in trio.node(one).status().problems)
     strong = trio.ask(other, read(b"kept", timeout_ms=60_000))
     refused = await trio.refused(one, trio.node(one).coordinator.execute(DOWN))
     assert refused.code == "FAILOVER_IN_PROGRESS", "the other one remembers that it promised a moment ago"
     await asyncio.sleep(11)
     assert not strong.done
-    vouch(trio, 5)
+    vouch(trio, UNFENCED + BLOCK)
     await trio.within(one, trio.node(one).coordinator.execute(DOWN))
-    await in_epoch(trio, [one, other], 5)
+    await in_epoch(trio, [one, other], UNFENCED + BLOCK)
     assert (await strong.read()).ranges[0].entries
 
 
@@ -276,8 +280,8 @@ async def test_an_epoch_that_was_begun_on_one_node_is_found_by_the_repeat(trio: 
     entry = epoch_entry(plan.start, trio.node(one).raft.last_index + 1)
     await tell(trio, one, plan, begin=failover_pb2.FailoverBegin(entry=entry_to_wire(entry)))
     again = await trio.within(other, trio.node(other).coordinator.execute(DOWN))
-    assert (again.epoch, again.source.last_index) == (4, entry.index), "what was begun is the most advanced log"
-    await in_epoch(trio, [one, other], 4)
+    assert (again.epoch, again.source.last_index) == (BLOCK, entry.index), "what was begun is the most advanced log"
+    await in_epoch(trio, [one, other], BLOCK)
 
 
 @on_regions
@@ -373,13 +377,13 @@ async def test_a_move_that_is_stuck_behind_its_seal_is_taken_back_by_force(trio:
     one = primary[0]
     refused = await trio.refused(one, trio.node(one).coordinator.execute(Wishes("r1")))
     assert refused.code == "FAILOVER_NOT_FENCED", "the new voters may have begun the next epoch already"
-    vouch(trio, 3)
+    vouch(trio, 16)  # of the first node of r1
     await trio.within(one, trio.node(one).coordinator.execute(Wishes("r1", primary_is_down=True)))
-    await in_epoch(trio, primary, 3)
+    await in_epoch(trio, primary, 16)
     await trio.put(one, b"again")
     for server in replicas:
         trio.start(server)
-    await in_epoch(trio, replicas, 3)
+    await in_epoch(trio, replicas, 16)
 
 
 @on_regions

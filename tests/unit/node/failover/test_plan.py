@@ -10,10 +10,11 @@ import pytest
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.client.status import is_retryable
 from kvnode.codec.entry import EntryKind
-from kvnode.codec.epoch import decode_epoch_start, first_term
+from kvnode.codec.epoch import decode_epoch_start, epoch_of_term, first_term
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
 from kvnode.codec.versionstamp import split
-from kvnode.node.failover.plan import Plan, Report, Wishes, make_move, make_plan, require_fenced, unfenced
+from kvnode.node.failover.plan import Plan, Report, Wishes, is_forked, make_move, make_plan, require_fenced, unfenced
+from kvnode.proto.kv.internal.v1.failover_pb2 import FailoverEpoch
 
 US, EU, ASIA = (1, 2, 3), (4, 5), (6, 7)
 
@@ -47,6 +48,7 @@ def report(node_id: int, index: int = 900, term: int = 3, **more: Any) -> Report
         "heard_sent_at_ms": 90_000,
         "reached_sent_at_ms": 90_000,
         "wanted_commit_dcs": 2,
+        "epochs": [FailoverEpoch(epoch=of, fork_index=850)] if (of := epoch_of_term(term)) else [],
     }
     return Report(**(fields | more))
 
@@ -86,6 +88,41 @@ def test_without_a_fence_only_what_is_known_to_be_committed_goes_on() -> None:
     assert plan([*REPLICAS, begun]).end == (3, 900), "it may have gone on elsewhere"
 
 
+def test_who_has_committed_what_an_earlier_failover_left_behind_does_not_vote() -> None:
+    """It would refuse the tail, after all had promised: every repeat would end the same way."""
+    begun = report(
+        4, 901, first_term(18), commit_index=900, commit_term=3, epochs=[FailoverEpoch(epoch=18, fork_index=900)]
+    )
+    behind = report(5, 905)
+    primary = [report(1, 905), report(2, 905)]
+    made = plan([begun, behind, *primary], force=True)
+    assert (made.source.node_id, [m.node_id for m in made.voters]) == (4, [4])
+    assert any(warning.startswith("n5, n1, n2: what an earlier failover") for warning in made.warnings)
+    assert code([begun, behind, *primary]) == "REGION_TOO_SMALL"
+    assert code([begun, behind, *primary], "us", force=True) == "REGION_TOO_SMALL", (
+        "not even with force: nobody is left"
+    )
+    follower = report(5, 900)
+    assert [m.node_id for m in plan([begun, follower, *primary]).voters] == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("term", "index", "forked"),
+    [
+        (3, 850, False),
+        (3, 851, True),
+        (first_term(2) + 1, 900, False),
+        (first_term(2) + 1, 901, True),
+        (first_term(3), 860, True),
+        (first_term(18) + 9, 2_000, False),
+    ],
+)
+def test_the_epochs_of_the_source_tell_who_is_in_its_history(term: int, index: int, *, forked: bool) -> None:
+    epochs = [FailoverEpoch(epoch=2, fork_index=850), FailoverEpoch(epoch=18, fork_index=900)]
+    source = report(4, 2_000, first_term(18) + 9, epochs=epochs)
+    assert is_forked(report(5, index, term), source) is forked
+
+
 def test_the_last_versionstamp_is_of_the_epoch_in_which_it_was_committed() -> None:
     later = [report(node_id, 950, first_term(4), state_epoch=4, log_epoch=4) for node_id in (*EU, *ASIA)]
     assert split(plan(later).last_versionstamp)[:2] == (4, 950)
@@ -94,7 +131,7 @@ def test_the_last_versionstamp_is_of_the_epoch_in_which_it_was_committed() -> No
 def test_what_begins_has_the_region_as_voters_and_all_others_as_replicas() -> None:
     entry = plan(REPLICAS).entry
     start = decode_epoch_start(entry.data)
-    assert (entry.kind, entry.index, entry.term) == (EntryKind.EPOCH, 901, first_term(3))
+    assert (entry.kind, entry.index, entry.term) == (EntryKind.EPOCH, 901, first_term(18))
     assert [m.node_id for m in start.membership.voters] == [4, 5] and start.membership.min_commit_dcs == 2
     assert {m.role for m in start.membership.members if m.node_id not in EU} == {MemberRole.REPLICA}
     assert (start.ballot, start.region, start.planned) == (7, "eu", False)
@@ -113,10 +150,14 @@ def test_an_epoch_is_above_all_that_anybody_knows() -> None:
     assert plan([*REPLICAS[1:], *fence, report(4, sealed_epoch=9)]).epoch == 10
 
 
-def test_two_regions_that_cannot_fence_take_different_numbers() -> None:
+def test_who_cannot_fence_takes_a_number_that_nobody_else_takes() -> None:
     numbers = [plan(REPLICAS, region).epoch for region in ("asia", "eu")]
     numbers.append(plan([report(1)], "us", force=True).epoch)
-    assert numbers == [2, 3, 4], "asia, eu, us"
+    assert numbers == [16, 18, 20], "asia's first, eu's first, us's first"
+    sides = [plan([report(5)], "eu", force=True).epoch, plan([report(4)], "eu", force=True).epoch]
+    assert sides == [19, 18], "a cut through one region"
+    again = report(4, promised_epoch=18, promised_ago_ms=60_000)
+    assert plan([again], "eu", force=True).epoch == 50, "who promised says so"
     assert plan([*REPLICAS, report(1), report(2)], "eu").epoch == 2, "fenced: nobody else can"
 
 
@@ -129,7 +170,8 @@ def test_a_primary_that_lives_is_not_cut_off_unawares() -> None:
     assert code(living) == "FAILOVER_PRIMARY_ALIVE" and code(living, "us") == "REGION_IS_PRIMARY"
     assert plan([*living, report(2)], force=True).epoch == 2
     stale = report(1, leads=True)  # of epoch 1, while somebody is in epoch 2 already
-    newer = report(5, 990, first_term(2) + 1, state_epoch=2, log_epoch=2)
+    epochs = [FailoverEpoch(epoch=2, fork_index=900)]
+    newer = report(5, 990, first_term(2) + 1, state_epoch=2, log_epoch=2, epochs=epochs)
     assert plan([*REPLICAS, stale, report(2), newer]).epoch == 3
 
 

@@ -7,10 +7,12 @@ a run in which everything happens at once seldom gets far enough to show what on
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable
 
 from kvnode.base.errors import KvError
+from kvnode.base.limits import MAX_CLOCK_OFFSET_MS
 from kvnode.codec.membership import Member, MemberRole
 from kvnode.node.node import Node
 from tests.simulation.cluster import Cluster, Server
@@ -29,6 +31,7 @@ class Nemesis:
         self._cluster = cluster
         self._random = random_source
         self._tasks: list[asyncio.Task[None]] = []
+        self._clock_steps_count = 0
         self._skewed: dict[int, float] = {}
         self._stop = False
         self._figure_8: random.Random | None = None
@@ -283,12 +286,19 @@ class Nemesis:
             self._cluster.network.slow.pop(server.member.node_id, None)
 
     async def _clock(self) -> None:
-        """At most a minority has a wrong clock at a time."""
+        """At most a minority has a wrong clock at a time, and no two are wrong alike.
+
+        A peer that has just been set right bears witness until it is asked again. A clock that is then wrong by as
+        much would be believed, and that one is allowed to: a majority was wrong alike.
+        """
         server = self._victim()
         voters = len(self._cluster.initial.voters)
         if server is None or (server.member.node_id not in self._skewed and len(self._skewed) >= (voters - 1) // 2):
             return
         by_ms = self._random.choice((HOUR_MS, -HOUR_MS, 300.0, -300.0, 2_000.0, -2_000.0))
+        if abs(by_ms) > MAX_CLOCK_OFFSET_MS:
+            by_ms += math.copysign(3 * MAX_CLOCK_OFFSET_MS * self._clock_steps_count, by_ms)
+            self._clock_steps_count += 1
         server.clock.step(by_ms)
         self._skewed[server.member.node_id] = self._skewed.get(server.member.node_id, 0.0) + by_ms
         await self._pause(1.0, 5.0)

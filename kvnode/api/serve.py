@@ -34,7 +34,7 @@ from kvnode.api.self_join import SelfJoin
 from kvnode.api.serve_gateway import serve_gateway
 from kvnode.api.stop_signals import stop_signals
 from kvnode.api.tls import GrpcTls, grpc_tls
-from kvnode.base import egress, limits
+from kvnode.base import egress, garbage, limits
 from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.config import PROMOTION_PRICE, NodeConfig
 from kvnode.base.errors import ConfigError, KvError, StateDamaged
@@ -320,6 +320,7 @@ async def _run_node(
             config.ops_listen,
             identity.cluster_id,
         )
+        garbage.settle()
         return await _until_stopped(node, stopping)
     finally:
         for helper in helpers:

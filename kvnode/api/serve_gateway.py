@@ -29,7 +29,7 @@ from kvnode.api.remote_directory import RemoteDirectory
 from kvnode.api.remote_queues import RemoteQueues
 from kvnode.api.stop_signals import stop_signals
 from kvnode.api.tls import grpc_tls
-from kvnode.base import limits
+from kvnode.base import garbage, limits
 from kvnode.base.clock import SystemClock
 from kvnode.base.config import NodeConfig
 
@@ -67,6 +67,7 @@ async def serve_gateway(config: NodeConfig) -> int:
             config.connect_listen,
             config.ops_listen,
         )
+        garbage.settle()
         await stopping.wait()
         _log.info("stopping: draining")
     finally:

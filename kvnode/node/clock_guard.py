@@ -1,10 +1,11 @@
 """Whose clock may set log time.
 
 A node whose clock is far from the voters' median would, as leader, let keys expire early or hold them for
-ever; so it does not campaign and steps down. The offsets come from round trips to the peers, and the sample
-with the shortest recent round trip is kept (Cristian's algorithm: its error is at most half of that trip).
-A sample is kept against our monotonic clock, so that a step of our own wall clock shows at once, also while
-no peer can be asked.
+ever; so it does not campaign and steps down. One or two voters, as a failover may leave them, are no jury: there
+the members of all regions are asked too, and those that died lately have their say. The offsets come from round
+trips to the peers, and the sample with the shortest recent round trip is kept (Cristian's algorithm: its error is
+at most half of that trip). A sample is kept against our monotonic clock, so that a step of our own wall clock shows
+at once, also while no peer can be asked.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from kvnode.base.clock import Clock
 
 # A peer that has died still bears witness: at 100 ppm the two clocks drift apart by 60 ms in this time.
 SAMPLE_LIFETIME_MS = 600_000
+JURY_COUNT = 3  # clocks of voters, ours among them, that can tell which of them is wrong
 
 
 class ClockGuard:
@@ -36,22 +38,38 @@ class ClockGuard:
         if old is None or moved or round_trip_ms <= old[1] or now - old[2] > fresh_ms:
             self._samples[peer] = (theirs, round_trip_ms, now)
 
-    def offset_ms(self, others: Iterable[int]) -> float:
-        """Our clock minus the voters' median, `others` and we; 0 while it lies between the two middle ones."""
-        known = sorted([0.0, *self._known(others)])
+    def offset_ms(self, voters: Sequence[int], members: Iterable[int] = ()) -> float:
+        """Our clock minus the median of the others' and it; 0 while it lies between the two middle ones.
+
+        Args:
+            voters: the other ones.
+            members: all others, who count where the voters are too few.
+        """
+        known = sorted([0.0, *self._known(voters if len(voters) + 1 >= JURY_COUNT else members)])
         low, high = known[(len(known) - 1) // 2], known[len(known) // 2]
         if low <= 0.0 <= high:
             return 0.0
         return -low if low > 0 else -high
 
-    def trusted(self, others: Sequence[int]) -> bool:
+    def trusted(self, voters: Sequence[int], members: Iterable[int] = ()) -> bool:
         """Whether this node's clock may set log time: the clocks of a majority of the voters agree with it.
+
+        Args:
+            voters: the other ones.
+            members: all others. Where the voters are too few, no majority of those that were heard may disagree.
 
         Which is more than to be near the median of those that were heard: of two clocks that differ, either would
         be. Those who could elect us can also be asked, so a majority of sound clocks always finds its leader.
         """
-        agreeing = sum(abs(offset) <= self._max_offset_ms for offset in self._known(others))
-        return 2 * (agreeing + 1) > len(others) + 1
+        if 2 * (self._agreeing_count(voters) + 1) <= len(voters) + 1:
+            return False
+        if len(voters) + 1 >= JURY_COUNT:
+            return True
+        heard = [member for member in members if self._known([member])]
+        return 2 * (self._agreeing_count(heard) + 1) >= len(heard) + 1
+
+    def _agreeing_count(self, others: Iterable[int]) -> int:
+        return sum(abs(offset) <= self._max_offset_ms for offset in self._known(others))
 
     def _known(self, others: Iterable[int]) -> list[float]:
         now = self._clock.monotonic_ms()

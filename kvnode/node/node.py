@@ -530,12 +530,22 @@ class Node:
     # Leadership and time.
 
     def _judge_clock(self) -> None:
-        voters = [m.node_id for m in self.raft.membership.voters if m.node_id != self.node_id]
-        trusted = self.clock_guard.trusted(voters)
+        trusted = self.clock_guard.trusted(*self._jury())
         self.raft.campaign_allowed = trusted
         if not trusted and self.raft.is_leader:
             self.stats.step_downs += 1
-            self.raft.step_down(f"the clock is {self.clock_guard.offset_ms(voters):.0f} ms from the voters' median")
+            self.raft.step_down(f"the clock is {self.clock_offset_ms:.0f} ms from the others' median")
+
+    @property
+    def clock_offset_ms(self) -> float:
+        """This node's clock minus the median of those by which it is judged."""
+        return self.clock_guard.offset_ms(*self._jury())
+
+    def _jury(self) -> tuple[list[int], list[int]]:
+        """The other voters, and all other members."""
+        membership = self.raft.membership
+        voters = [m.node_id for m in membership.voters if m.node_id != self.node_id]
+        return voters, [m.node_id for m in membership.members if m.node_id != self.node_id]
 
     def _next_log_time(self) -> int:
         self._log_time_ms = self._log_time.next_ms(max(self._log_time_ms, self.state.meta.log_time_ms))

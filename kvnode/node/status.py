@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 def node_status(node: Node) -> admin_pb2.StatusResponse:
     """Everything that `kvnode status` shows of one node."""
     raft, meta = node.raft, node.state.meta
-    voters = [m.node_id for m in raft.membership.voters if m.node_id != node.node_id]
     standing = node.member.role
     return admin_pb2.StatusResponse(
         self=member_to_wire(node.member),
@@ -32,12 +31,12 @@ def node_status(node: Node) -> admin_pb2.StatusResponse:
         first_index=node.log.first_index(),
         log_time_ms=meta.log_time_ms,
         peers=_peers(node),
-        problems=_problems(node, voters),
+        problems=_problems(node),
         version=kvnode.__version__,
         age_ms=node.freshness.age_ms(),
         resident_bytes=resident_bytes(),
         digest=f"{meta.digest:032x}",
-        clock_offset_ms=int(node.clock_guard.offset_ms(voters)),
+        clock_offset_ms=int(node.clock_offset_ms),
         members=[member_to_wire(m) for m in raft.membership.members],
         min_commit_dcs=raft.membership.min_commit_dcs,
         lag_ms=node.freshness.lag_ms(),
@@ -153,7 +152,7 @@ def _name_of(node: Node, node_id: int) -> str:
     return member.name if member is not None else ""
 
 
-def _problems(node: Node, voters: list[int]) -> list[str]:
+def _problems(node: Node) -> list[str]:
     problems = []
     is_ready, why = node.ready
     if not is_ready:
@@ -166,10 +165,10 @@ def _problems(node: Node, voters: list[int]) -> list[str]:
             "under way, repeat `kvnode failover`; if the primary region lives, `kvnode failover --plan --to` that "
             "region"
         )
-    offset_ms = node.clock_guard.offset_ms(voters)
+    offset_ms = node.clock_offset_ms
     if abs(offset_ms) > node.settings.max_clock_offset_ms:
         problems.append(
-            f"this node's clock is {offset_ms:.0f} ms from the voters' median: it does not "
+            f"this node's clock is {offset_ms:.0f} ms from the others' median: it does not "
             "lead until the clock is set right"
         )
     if stalled := node.replication.sentence():

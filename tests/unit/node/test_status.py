@@ -75,7 +75,7 @@ async def test_a_clock_that_is_off_is_named_with_its_offset(trio: Trio) -> None:
     node = trio.node(one)
     await until(lambda: any("clock" in problem for problem in node.status().problems), 30)
     told = node.status()
-    assert any("ms from the voters' median: it does not lead" in problem for problem in told.problems)
+    assert any("ms from the others' median: it does not lead" in problem for problem in told.problems)
     assert abs(abs(told.clock_offset_ms) - 3_600_000) < 1_000
 
 

@@ -243,10 +243,14 @@ class Scene:
                 raise Violation(
                     "liveness", f"no writes for {RECOVERY_S} s after everything was healed: {self._roles()}"
                 )
-            for server in self.cluster.servers.values():
-                if not server.running:  # it stopped because its disk had been hurt
-                    self.cluster.start(server)
+            self._revive()
             await asyncio.sleep(0.2)
+
+    def _revive(self) -> None:
+        """Start who stopped because its disk had been hurt, though that showed only after the healing."""
+        for server in self.cluster.servers.values():
+            if not server.running:
+                self.cluster.start(server)
 
     def _roles(self) -> str:
         parts = []
@@ -267,6 +271,7 @@ class Scene:
         while not self._converged():
             if self.loop.time() > end_s:
                 raise Violation("convergence", f"the replicas stay apart: {self._roles()}")
+            self._revive()
             await asyncio.sleep(0.2)
 
     def _converged(self) -> bool:
@@ -276,8 +281,6 @@ class Scene:
         wanted = leader.node.raft.commit
         for member in leader.node.membership.members:
             server = self.cluster.servers[member.node_id]
-            if not server.running:
-                self.cluster.start(server)
             if server.node is None or server.node.applied_index < wanted:
                 return False
         return True

@@ -117,11 +117,7 @@ READ: tuple[Metric, ...] = (
         "Of the leader's lease; 0 = run out, it answers nothing strong; -1 = this node does not lead, or needs none.",
     ),
     Metric("kvnode_promotions", _G, "Automatic promotions that this node has coordinated since its start."),
-    Metric(
-        "kvnode_clock_offset_ms",
-        _G,
-        "This clock less the voters' median, or all members'.",
-    ),
+    Metric("kvnode_clock_offset_ms", _G, "This clock less the voters' median, or all members'."),
     Metric("kvnode_resident_bytes", _G, "Resident memory of the process."),
     Metric("kvnode_peer_lag_entries_count", _G, "Entries that a peer lacks; shown by the leader.", labels=("peer",)),
     Metric("kvnode_peer_last_contact_ms", _G, "Since a peer's last message; shown by the leader.", labels=("peer",)),

@@ -51,22 +51,28 @@ class ClockGuard:
             return 0.0
         return -low if low > 0 else -high
 
-    def trusted(self, voters: Sequence[int], members: Iterable[int] = ()) -> bool:
+    def trusted(self, others: Sequence[int]) -> bool:
         """Whether this node's clock may set log time: the clocks of a majority of the voters agree with it.
-
-        Args:
-            voters: the other ones.
-            members: all others. Where the voters are too few, no majority of those that were heard may disagree.
 
         Which is more than to be near the median of those that were heard: of two clocks that differ, either would
         be. Those who could elect us can also be asked, so a majority of sound clocks always finds its leader.
         """
-        if 2 * (self._agreeing_count(voters) + 1) <= len(voters) + 1:
-            return False
+        return 2 * (self._agreeing_count(others) + 1) > len(others) + 1
+
+    def outvoted(self, voters: Sequence[int], members: Iterable[int]) -> bool:
+        """Whether the voters are too few to judge, and most of all the members that were heard disagree with us.
+
+        Enough to keep a node from standing for election, not to depose a leader: what it goes by is its clock as of
+        its election (LogTime), and replicas are not to stop those whom they follow.
+
+        Args:
+            voters: the other ones.
+            members: all others.
+        """
         if len(voters) + 1 >= JURY_COUNT:
-            return True
+            return False
         heard = [member for member in members if self._known([member])]
-        return 2 * (self._agreeing_count(heard) + 1) >= len(heard) + 1
+        return 2 * (self._agreeing_count(heard) + 1) < len(heard) + 1
 
     def _agreeing_count(self, others: Iterable[int]) -> int:
         return sum(abs(offset) <= self._max_offset_ms for offset in self._known(others))

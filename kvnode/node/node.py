@@ -530,8 +530,9 @@ class Node:
     # Leadership and time.
 
     def _judge_clock(self) -> None:
-        trusted = self.clock_guard.trusted(*self._jury())
-        self.raft.campaign_allowed = trusted
+        voters, members = self._jury()
+        trusted = self.clock_guard.trusted(voters)
+        self.raft.campaign_allowed = trusted and not self.clock_guard.outvoted(voters, members)
         if not trusted and self.raft.is_leader:
             self.stats.step_downs += 1
             self.raft.step_down(f"the clock is {self.clock_offset_ms:.0f} ms from the others' median")

@@ -167,9 +167,9 @@ def _problems(node: Node) -> list[str]:
         )
     offset_ms = node.clock_offset_ms
     if abs(offset_ms) > node.settings.max_clock_offset_ms:
+        result = "it leads, and would not be elected again" if node.raft.is_leader else "it does not lead"
         problems.append(
-            f"this node's clock is {offset_ms:.0f} ms from the others' median: it does not "
-            "lead until the clock is set right"
+            f"this node's clock is {offset_ms:.0f} ms from the others' median: {result} until the clock is set right"
         )
     if stalled := node.replication.sentence():
         problems.append(stalled)

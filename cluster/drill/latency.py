@@ -1,17 +1,25 @@
-"""The two tables without a fault: how long calls take by region, and how far replicas are behind under load."""
+"""The two tables without a fault: how long calls take by region, and how far replicas are behind under load.
+
+A client, the proxy and gRPC's Python take some milliseconds of their own; what an eventual read takes at the node is
+read from the node's histogram, whose buckets make each figure an upper bound.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.drill.clients import Client, GrpcClient
 from cluster.drill.measures import lags_ms, percentile, sights_ms
 from cluster.drill.record import Kind, Record
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Pace, Traffic
+from cluster.launcher import ClusterFailed
 
 LATENCY_PACE = Pace(5, 20, 5)
 LAG_WRITES_PER_SECOND = 1_000
@@ -21,6 +29,7 @@ EVENTUAL_MOST_MS = 2.0
 STRONG_EXTRA_MS = 5.0
 LAG_EXTRA_MS = 250.0
 LAG_MOST_MS = 10_000.0
+AT_THE_NODE = "eventual, at the node, at most"
 _KINDS: tuple[Kind, ...] = ("eventual", "strong", "write")
 
 
@@ -53,20 +62,48 @@ class Spread:
 
 async def latencies(stage: Stage, seconds: float) -> list[Spread]:
     """How long calls take at a node of each region, for a client beside it."""
+    before = {region: await _at_the_node(stage, region) for region in _regions(stage)}
     record = await _run(
         stage, [(_beside(stage, region), LATENCY_PACE) for region in _regions(stage)], seconds, "latency"
     )
-    found = []
+    found = [
+        _of_buckets(AT_THE_NODE, region, await _at_the_node(stage, region) - before[region])
+        for region in _regions(stage)
+    ]
     for kind in _KINDS:
         for region in _regions(stage):
             aim = 0.0
-            if kind == "eventual":
-                aim = EVENTUAL_MOST_MS
-            elif kind == "strong" and region != stage.home:
+            if kind == "strong" and region != stage.home:
                 aim = 2 * stage.topology.delays[stage.home, region] + STRONG_EXTRA_MS
             values = [call.latency_ms for call in record.of(kind, region) if call.ok]
             found.append(_spread(kind, region, values, aim_ms=aim))
     return found
+
+
+async def _at_the_node(stage: Stage, region: str) -> Counter[float]:
+    """How many eventual reads the node there has answered, by the upper bound of what they took."""
+    node = stage.cluster.nodes[stage.nodes_in(region)[0]]
+    status, page = await asyncio.to_thread(node.http, "/metrics")
+    return eventual_reads(page) if status == 200 else Counter()
+
+
+def eventual_reads(page: str) -> Counter[float]:
+    """Of a page of metrics: eventual reads by the upper bound of what they took, in milliseconds."""
+    counts: Counter[float] = Counter()
+    below = 0.0
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name == "kvnode_eventual_read_latency_ms_bucket":
+                counts[float(sample.labels["le"])] = int(sample.value - below)
+                below = sample.value
+    return counts
+
+
+def _of_buckets(what: str, region: str, counts: Counter[float]) -> Spread:
+    values = [bound for bound, count in sorted(counts.items()) for _ in range(count)]
+    if not values:
+        raise ClusterFailed(f"the node that was asked in '{region}' tells of no eventual read")
+    return _spread(what, region, values, aim_ms=EVENTUAL_MOST_MS)
 
 
 async def lags(stage: Stage, seconds: float, writes_per_second: int = LAG_WRITES_PER_SECOND) -> list[Spread]:

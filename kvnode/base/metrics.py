@@ -48,6 +48,12 @@ COUNTED: tuple[Metric, ...] = (
     Metric(
         "kvnode_read_latency_ms", _H, "From a strong read's arrival to its answer, at the leader.", "read_latency_ms"
     ),
+    Metric(
+        "kvnode_eventual_read_latency_ms",
+        _H,
+        "From an eventual read's arrival to its answer, at the node that answers.",
+        "eventual_latency_ms",
+    ),
     Metric("kvnode_read_age_ms", _H, "Age of the state, as said with each eventual read.", "read_age_ms"),
     Metric("kvnode_reads_onward", _C, "Attempts to have another node answer an eventual read.", "reads_onward"),
     Metric("kvnode_reads_too_stale", _C, "Eventual reads refused: no node was fresh enough.", "reads_too_stale"),

@@ -278,6 +278,7 @@ class Reads:
             self._onward.go(call, self._nobody_fresher)
             return
         self._stats.read_age_ms.observe(response.age_ms)
+        self._stats.eventual_latency_ms.observe(self._now_ms() - call.started_ms)
         call.answer(kv_pb2.OperationResult(id=call.operation.id, read=response))
 
     def _failed(self, call: Call, error: KvError) -> None:

@@ -70,6 +70,7 @@ class Stats:
         "conflicts_resent",
         "cron_late_ms",
         "elections",
+        "eventual_latency_ms",
         "expired_keys",
         "forwarded",
         "forwarded_served",
@@ -121,6 +122,7 @@ class Stats:
         self.reads_eventual = 0
         self.read_rounds = 0  # ReadIndex rounds begun
         self.read_latency_ms = Histogram()  # submit to answer, of strong reads
+        self.eventual_latency_ms = Histogram()  # submit to answer, of eventual reads answered here
         self.read_age_ms = Histogram(AGE_BUCKETS_MS)  # as said with each eventual read
         self.reads_onward = 0  # attempts to have another node answer an eventual read
         self.reads_too_stale = 0  # refused: no node was fresh enough

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from cluster.drill import faults
 from cluster.drill.__main__ import main
 from cluster.drill.judge import Measured, judge, waits
-from cluster.drill.latency import Spread
+from cluster.drill.latency import Spread, eventual_reads
 from cluster.drill.measures import lags_ms, longest_wait_ms, percentile, sights_ms, worst_wait_ms
 from cluster.drill.page import page
 from cluster.drill.record import Call, Kind, Record
@@ -135,6 +136,16 @@ def test_the_page_has_every_row_and_says_what_was_missed() -> None:
     assert "- lag in asia: p99 400.0 ms, 344 at most" in text
     assert "## Promises broken\n\nNone." in text
     assert findings.as_json()["ok"] is True
+
+
+def test_what_eventual_reads_take_at_the_node_is_read_from_its_metrics() -> None:
+    name = "kvnode_eventual_read_latency_ms"
+    counted = [("0.1", 1), ("0.2", 3), ("0.5", 3), ("5.0", 4), ("+Inf", 4)]
+    lines = [f"# TYPE {name} histogram", *(f'{name}_bucket{{le="{bound}"}} {count}.0' for bound, count in counted)]
+    text = "\n".join([*lines, f"{name}_count 4.0", f"{name}_sum 3.35", 'kvnode_other_ms_bucket{le="0.1"} 9.0', ""])
+    found = eventual_reads(text)
+    assert +found == Counter({0.1: 1, 0.2: 2, 5.0: 1})
+    assert eventual_reads("") == Counter()
 
 
 def test_two_data_centers_are_lost_also_when_the_leader_changes_meanwhile() -> None:

@@ -139,6 +139,8 @@ async def test_an_eventual_read_is_answered_where_it_arrives(trio: Trio) -> None
     response = await answer.read()
     assert value_of(response) == b"v" and not response.strongly_consistent
     assert 0 <= response.age_ms < 2_000
+    stats = trio.node(one).stats
+    assert (stats.eventual_latency_ms.count, stats.read_latency_ms.count) == (1, 0)
 
 
 @on_trio

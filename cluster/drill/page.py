@@ -38,7 +38,7 @@ def page(findings: Findings) -> str:
         "## Latency and lag",
         "",
         "Latency is that of a client beside the node; of eventual reads also what they take from their arrival at the",
-        "node to their answer (`kvnode_eventual_read_latency_ms`, whose buckets end at 0.1, 0.2, 0.5, 1, 2, 5 ms and so on).",
+        "node to their answer (`kvnode_eventual_read_latency_ms`, whose buckets end at 0.1, 0.2, 0.5, 1, 2, 5 ms, ...).",
         "Lag is how long the oldest acknowledged write that an eventual read did not show had been acknowledged,",
         "counted from its client's answer, so it may be below the way there.",
         "A write is seen so long after its start as the first eventual read in the region that shows it takes to end:",

@@ -434,7 +434,8 @@ async def _watch_prefix(
             print_json({"versionstamp": changes.versionstamp, "resync": changes.resync, "entries": shown})
             continue
         if changes.resync:
-            print(f"# at {changes.versionstamp}; earlier changes are not shown, list the prefix to see its state")
+            note = f"# at {changes.versionstamp}; earlier changes are not shown, list the prefix to see its state"
+            print(note, flush=True)
         for entry in changes.entries:
             print("  ".join(entry_row(entry)), flush=True)
 

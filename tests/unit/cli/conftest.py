@@ -35,7 +35,12 @@ class Cli:
         self.endpoint = endpoint
 
     def environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("KVNODE_")}
+        # Where PYTHONUNBUFFERED is set, a line that nobody flushes is seen all the same.
+        clean = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("KVNODE_") and name != "PYTHONUNBUFFERED"
+        }
         return {**clean, "KVNODE_ENDPOINTS": self.endpoint, "COLUMNS": "200", "NO_COLOR": "1"}
 
     async def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:

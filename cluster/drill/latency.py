@@ -73,7 +73,9 @@ async def latencies(stage: Stage, seconds: float) -> list[Spread]:
     for kind in _KINDS:
         for region in _regions(stage):
             aim = 0.0
-            if kind == "strong" and region != stage.home:
+            if kind == "eventual":
+                aim = EVENTUAL_MOST_MS
+            elif kind == "strong" and region != stage.home:
                 aim = 2 * stage.topology.delays[stage.home, region] + STRONG_EXTRA_MS
             values = [call.latency_ms for call in record.of(kind, region) if call.ok]
             found.append(_spread(kind, region, values, aim_ms=aim))

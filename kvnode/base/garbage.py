@@ -1,7 +1,7 @@
 """When the cyclic garbage collector runs in a server.
 
-Everything in kvnode that is made for one request is freed by its reference count; what lives as long as the process are
-the many thousand objects of modules and libraries. CPython's collector knows neither: under load it walks through all
+Nearly all that is made for one request is freed by its reference count; what lives as long as the process are the many
+thousand objects of modules and libraries. CPython's collector knows neither: under load it walks through all
 of them about once a second, and for 40 to 70 ms the event loop stands still. So what is there once a node serves is
 taken out of its sight, and it looks less often at what has come since, for the cycles that exceptions and libraries
 leave.

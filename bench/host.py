@@ -16,6 +16,7 @@ from typing import Any
 
 _PROBES_COUNT = 200
 _PROBE_BYTES = 4_096
+_CALLS_COUNT = 1_000
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "load_average_before": os.getloadavg()[0],
         "fdatasync_4k_overwrite_us": _fdatasync_us(folder),
+        "python_call_ns": _python_call_ns(),
     }
 
 
@@ -35,7 +37,7 @@ def versions() -> dict[str, str]:
     return {
         "kvnode": metadata.version("kvnode") if _installed("kvnode") else _commit(),
         "commit": _commit(),
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()} {' '.join(platform.python_build())} {platform.python_compiler()}",
         "sqlite": sqlite3.sqlite_version,
         "grpcio": metadata.version("grpcio"),
         "etcd": _first_line("etcd", "--version"),
@@ -49,6 +51,26 @@ def _processor() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.machine()
+
+
+def _python_call_ns() -> float:
+    """Median time of a call of a method in this interpreter: how fast processor and build are just now."""
+    counter = _Counter()
+    took = []
+    for _ in range(_PROBES_COUNT):
+        began = time.perf_counter_ns()
+        for number in range(_CALLS_COUNT):
+            counter.add(number)
+        took.append((time.perf_counter_ns() - began) / _CALLS_COUNT)
+    return round(statistics.median(took), 1)
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, number: int) -> None:
+        self.total += number
 
 
 def _fdatasync_us(folder: Path) -> float:

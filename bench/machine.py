@@ -138,7 +138,7 @@ def measure() -> dict[str, float]:
     key = b"\x00\x00\x00\x01" + write.mutations[0].key
     state.rows[key] = Row(key, VALUE, 3, bytes(10))
     read = kv_pb2.ReadRequest(ranges=[kv_pb2.ReadRange(start=key[4:], end=key[4:] + b"\x00", limit=1)])
-    figures["point read"] = per_call(lambda: read_ranges(state, read, 1, 1))
+    figures["point read"] = per_call(lambda: read_ranges(state, read, 1, 1, kv_pb2.ReadResponse()))
     figures["encode key"] = per_call(lambda: encode_key(("users", "user-000001")))
     encoded = encode_v8(NAME)
     figures["encode value"] = per_call(lambda: encode_v8(NAME))

@@ -108,6 +108,13 @@ class ServedNode(PeerHandler, Protocol):
     ) -> kv_pb2.AtomicWriteResponse:
         """One atomic write under the node's own session; `settle`: until its outcome is known."""
 
+    @property
+    def can_begin_writes(self) -> bool:
+        """Whether `begin` takes a write now: the node's own session is open."""
+
+    def begin(self, operation: kv_pb2.Operation, database: int, deliver: Deliver) -> None:
+        """As read, or as write with `settle`, by callback."""
+
     async def open_session(self, timeout_ms: int = 0) -> bytes:
         """A fresh client id, opened through the log."""
 

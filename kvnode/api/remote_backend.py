@@ -19,6 +19,7 @@ from kvnode.client.selection import CallMetadata, call_metadata
 from kvnode.client.session import Session
 from kvnode.client.watch import WatchStream
 from kvnode.machine.directory.view import DirectoryView
+from kvnode.node.ports import Deliver
 from kvnode.proto.kv.v1 import kv_pb2
 
 
@@ -67,6 +68,16 @@ class RemoteBackend:
         """Operations that no node has answered yet."""
         return sum(session.unanswered_count for session in self._sessions.values())
 
+    def can_begin(self, *, write: bool) -> bool:
+        """See Backend."""
+        del write
+        return True  # a session is opened by its first operation
+
+    def begin(self, operation: kv_pb2.Operation, *, database: int, deliver: Deliver) -> None:
+        """See Backend. Raises KvError."""
+        request = operation.write if operation.HasField("write") else operation.read
+        self._free_session(database).submit(request, deliver, limits.CONNECT_HOLD_TIMEOUT_MS, settle=True)
+
     async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
         """One read: a strong one by way of the leader, an eventual one from the node that the session is at."""
         return (await self._call(request, database)).read
@@ -108,10 +119,14 @@ class RemoteBackend:
     async def _call(
         self, request: kv_pb2.ReadRequest | kv_pb2.AtomicWriteRequest, database: int
     ) -> kv_pb2.OperationResult:
+        session = self._free_session(database)
+        return await session.call(request, limits.CONNECT_HOLD_TIMEOUT_MS, settle=True)
+
+    def _free_session(self, database: int) -> Session:
         session = self._session(database)
         if session.is_full:
             raise Unavailable("too many requests wait for an answer already; retry later", code="TOO_MANY_HELD")
-        return await session.call(request, limits.CONNECT_HOLD_TIMEOUT_MS, settle=True)
+        return session
 
     def _session(self, number: int) -> Session:
         session = self._sessions.get(number)

@@ -10,16 +10,16 @@ from kvnode.proto.kv.v1 import kv_pb2
 
 
 def read_ranges(
-    state: StateReader, request: kv_pb2.ReadRequest, database: int, log_time_ms: int
-) -> kv_pb2.ReadResponse:
+    state: StateReader, request: kv_pb2.ReadRequest, database: int, log_time_ms: int, response: kv_pb2.ReadResponse
+) -> None:
     """Answer every range of a validated request; the caller fills in versionstamp, consistency and age.
 
     Args:
         state: shows one applied index for as long as this runs.
         database: number of the database.
         log_time_ms: of that state; what expires at or before it is absent.
+        response: empty; gets the ranges.
     """
-    response = kv_pb2.ReadResponse()
     prefix = database_prefix(database)
     for wanted in request.ranges:
         result = response.ranges.add()
@@ -33,7 +33,6 @@ def read_ranges(
         else:
             for row in scan_live(state, prefix + start, prefix + end, wanted.limit, wanted.reverse, log_time_ms):
                 _add(result, row, wanted.keys_only)
-    return response
 
 
 def scan_live(state: StateReader, start: bytes, end: bytes, limit: int, reverse: bool, log_time_ms: int) -> list[Row]:

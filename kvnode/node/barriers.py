@@ -77,7 +77,8 @@ class Barriers:
     def confirmed(self, context: int, index: int) -> None:
         """A quorum acknowledged the round; its reads see everything up to `index`."""
         for item in self._rounds.pop(context, ()):
-            self._confirmed.append(item if item.min_index >= index else item._replace(min_index=index))
+            # Made anew by hand: _replace costs three times as much, once a read.
+            self._confirmed.append(item if item.min_index >= index else Item(index, item.call, item.negative))
 
     def applied(self, index: int) -> None:
         """Serve what was waiting for no more than `index`."""

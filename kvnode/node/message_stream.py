@@ -241,8 +241,9 @@ class MessageStream(PeerStream):
             return  # of an older sample, whose time of sending is no longer known
         self._unanswered_samples = 0
         round_trip_ms = self._clock.monotonic_ms() - monotonic_ms
-        offset_ms = sample.clock_ms - (wall_ms + round_trip_ms / 2)
-        self._handler.on_clock_sample(self._node_id, offset_ms, round_trip_ms)
+        # Against our monotonic clock: our wall clock may have been set while the sample was under way.
+        theirs_ms = sample.clock_ms - (monotonic_ms + round_trip_ms / 2)
+        self._handler.on_clock_sample(self._node_id, theirs_ms, round_trip_ms)
 
     def _sample(self) -> None:
         if self._call is None:

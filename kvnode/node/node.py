@@ -21,13 +21,11 @@ from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
 from kvnode.machine.epochs import read_seal
 from kvnode.machine.keyspace import DEFAULT_DATABASE
-from kvnode.machine.queue.validate import validate_pull
 from kvnode.machine.resolve import Resolver
-from kvnode.machine.validate import validate_read, validate_write
 from kvnode.node.absent_log import AbsentLog
 from kvnode.node.applier import Applier
 from kvnode.node.barriers import Barriers, Item
-from kvnode.node.calls import Call, OpenDeliver
+from kvnode.node.calls import Call
 from kvnode.node.changelog.follower import ChangelogFollower
 from kvnode.node.changelog.source import Sources
 from kvnode.node.clock_guard import ClockGuard, LogTime
@@ -40,6 +38,7 @@ from kvnode.node.failover.participant import Participant
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.gateway import Gateway
 from kvnode.node.guard import Guard
+from kvnode.node.intake import Intake
 from kvnode.node.leadership_log import LeadershipLog
 from kvnode.node.members import Members
 from kvnode.node.message_stream import hello_to
@@ -312,7 +311,18 @@ class Node:
             self._random_source,
             lambda: self.epoch,
         )
-        self._own_session = OwnSession(self._submit_one, self._open_call, self.settings.operation_timeout_ms)
+        timeout_ms = self.settings.operation_timeout_ms
+        self._intake = Intake(
+            self.gateway,
+            self.reads,
+            self.directory.view,
+            self.stats,
+            self.clock,
+            timeout_ms,
+            self._guard,
+            self._fail,
+        )
+        self._own_session = OwnSession(self._intake.submit_one, self._intake.open_session, timeout_ms)
 
     # What it is.
 
@@ -532,7 +542,11 @@ class Node:
     def _judge_clock(self) -> None:
         voters, members = self._jury()
         trusted = self.clock_guard.trusted(voters)
-        self.raft.campaign_allowed = trusted and not self.clock_guard.outvoted(voters, members)
+        outvoted = self.clock_guard.outvoted(voters, members)
+        self.raft.campaign_allowed = trusted and not outvoted
+        if self._log_time.is_held:
+            is_witnessed = self.clock_guard.is_witnessed(voters, members)
+            self._log_time.look(is_witnessed=is_witnessed, outvoted=outvoted)
         if not trusted and self.raft.is_leader:
             self.stats.step_downs += 1
             self.raft.step_down(f"the clock is {self.clock_offset_ms:.0f} ms from the others' median")
@@ -563,7 +577,9 @@ class Node:
             self._resolving_term = raft.term
             self._judge_clock()  # it may have stepped since the last tick
             if raft.is_leader:
-                self._log_time.re_anchor()
+                self._log_time.begin(
+                    self.state.meta.log_time_ms, is_witnessed=self.clock_guard.is_witnessed(*self._jury())
+                )
         if not raft.is_leader:
             self.queues.dispatcher.lose_leadership()
         self.promotion.gate.lose_leadership()
@@ -636,40 +652,7 @@ class Node:
             deliver: called on this loop, possibly before submit returns.
             forwarded: they come from another node and go no further.
         """
-        now = self.clock.monotonic_ms()
-        self.stats.operations += len(operations)
-        for operation in operations:
-            timeout_ms = min(
-                operation.timeout_ms or self.settings.operation_timeout_ms, limits.MAX_OPERATION_TIMEOUT_MS
-            )
-            call = Call(operation, origin, deliver, None, now, timeout_ms, forwarded=forwarded)
-            try:
-                self._admit(call, operation)
-            except KvError as error:
-                self.stats.operation_errors += 1
-                call.fail(error)
-            except InvariantViolation as error:
-                self._fail(error)
-                return
-
-    def _admit(self, call: Call, operation: kv_pb2.Operation) -> None:
-        if operation.HasField("write"):
-            # The node that took it in judged it by its database's limit; that this one's view is as new is not given.
-            limit = (
-                limits.HARD_MAX_VALUE_BYTES if call.forwarded else self.directory.view.max_value_bytes(call.database)
-            )
-            validate_write(operation.write, limit)
-        elif operation.HasField("read"):
-            read = operation.read
-            validate_read(read)
-            if read.consistency == kv_pb2.CONSISTENCY_EVENTUAL:
-                self.reads.eventual(call)
-                return
-        elif operation.HasField("pull"):
-            validate_pull(operation.pull)
-        else:
-            raise InvalidRequest("EMPTY_OPERATION", f"operation {operation.id} has neither read, write nor pull")
-        self.gateway.route(call)
+        self._intake.submit(operations, origin, deliver, forwarded=forwarded)
 
     async def read(
         self, request: kv_pb2.ReadRequest, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE
@@ -691,17 +674,21 @@ class Node:
         result = await self._own_session.run(operation, database, settle=settle)
         return result.write
 
+    @property
+    def can_begin_writes(self) -> bool:
+        """Whether `begin` takes a write now: this node's own session is open."""
+        return self._own_session.is_open
+
+    def begin(self, operation: kv_pb2.Operation, database: int, deliver: Deliver) -> None:
+        """As read, or as write with `settle`, without a task: see OwnSession.begin."""
+        self._own_session.begin(operation, database, deliver)
+
     async def open_session(self, timeout_ms: int = 0) -> bytes:
         """A fresh client id, opened through the log. Raises KvError."""
         return await self._own_session.open(timeout_ms)
 
     def _submit_one(self, operation: kv_pb2.Operation, origin: Origin, deliver: Deliver) -> None:
-        self.submit((operation,), origin, deliver)
-
-    def _open_call(self, deliver: OpenDeliver, timeout_ms: int, *, forwarded: bool = False) -> None:
-        call = Call(None, Origin(b"", 0), None, deliver, self.clock.monotonic_ms(), timeout_ms, forwarded=forwarded)
-        with self._guard:
-            self.gateway.route(call)
+        self._intake.submit_one(operation, origin, deliver)
 
     def _take_back(self, calls: list[Call], unknown: bool) -> None:
         self.gateway.take_back(calls, unknown)
@@ -797,9 +784,9 @@ class Node:
         if self.log.damage is None and not self.failed.done():
             self.promotion.take(news)
 
-    def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
+    def on_clock_sample(self, sender: int, theirs_ms: float, round_trip_ms: float) -> None:
         """See ports.PeerHandler."""
-        self.clock_guard.sample(sender, offset_ms, round_trip_ms)
+        self.clock_guard.sample(sender, theirs_ms, round_trip_ms)
 
     def on_unreachable(self, node_id: int) -> None:
         """See ports.PeerHandler."""
@@ -816,7 +803,7 @@ class Node:
 
     def on_forwarded_open(self, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
         """See ports.PeerHandler."""
-        self._open_call(deliver, self.settings.operation_timeout_ms, forwarded=True)
+        self._intake.open_session(deliver, self.settings.operation_timeout_ms, forwarded=True)
 
     def snapshot_sink(self) -> SnapshotSink:
         """For one incoming snapshot."""

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
 from kvnode.machine.keyspace import DEFAULT_DATABASE
-from kvnode.node.calls import OpenDeliver, error_from_message
+from kvnode.node.calls import OpenDeliver, error_from_message, error_message
 from kvnode.node.ports import Deliver, Origin
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -40,6 +40,60 @@ class OwnSession:
         self._opening: asyncio.Task[None] | None = None
         self._sequence = 0
         self._unanswered: dict[int, None] = {}  # in order of their ids
+        self._settling: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a client id, under which writes can be begun."""
+        return bool(self._client_id)
+
+    def begin(self, operation: kv_pb2.Operation, database: int, deliver: Deliver) -> None:
+        """Run one operation as `run` with `settle` does, without a task unless it must be sent again.
+
+        Args:
+            operation: gets its id here; a write only while the session `is_open`.
+            database: number of its database.
+            deliver: given the result once, possibly before this returns; a failure is a result with `error`. The
+                node itself answers at the deadline.
+        """
+        self._sequence += 1
+        sequence = operation.id = self._sequence
+        if not operation.HasField("write"):
+            self._submit(operation, Origin(b"", sequence, database), deliver)
+            return
+        client_id = self._client_id
+
+        def answered(result: kv_pb2.OperationResult) -> None:
+            if result.HasField("error") and (_unsettled(result) or _session_lost(result)):
+                task = asyncio.get_running_loop().create_task(
+                    self._settle(operation, client_id, database, result, deliver)
+                )
+                self._settling.add(task)
+                task.add_done_callback(self._settling.discard)
+            else:
+                self._unanswered.pop(sequence, None)
+                deliver(result)
+
+        self._unanswered[sequence] = None
+        self._submit(operation, Origin(client_id, next(iter(self._unanswered)), database), answered)
+
+    async def _settle(
+        self,
+        operation: kv_pb2.Operation,
+        client_id: bytes,
+        database: int,
+        result: kv_pb2.OperationResult,
+        deliver: Deliver,
+    ) -> None:
+        """Find out what became of a write that was started, and deliver that."""
+        try:
+            result = await self._settled(operation, client_id, database, result)
+            if _session_lost(result):
+                operation.resend = False
+                result = await self.run(operation, database, settle=True)
+        except KvError as error:
+            result = kv_pb2.OperationResult(id=operation.id, error=error_message(error))
+        deliver(result)
 
     async def run(
         self, operation: kv_pb2.Operation, database: int = DEFAULT_DATABASE, *, settle: bool = False
@@ -87,14 +141,29 @@ class OwnSession:
         client_id = self._client_id if is_write else b""
         try:
             result = await self._send(operation, client_id, database)
-            while settle and is_write and _unsettled(result):
+            if settle and is_write:
+                return await self._settled(operation, client_id, database, result)
+        finally:
+            self._unanswered.pop(sequence, None)
+        self._look_for_loss(client_id, result)
+        return result
+
+    async def _settled(
+        self, operation: kv_pb2.Operation, client_id: bytes, database: int, result: kv_pb2.OperationResult
+    ) -> kv_pb2.OperationResult:
+        """Send a write again until a result says what became of it; the first is that of its first copy."""
+        try:
+            while _unsettled(result):
                 operation.resend = True
                 result = await self._send(operation, client_id, database)
         finally:
-            self._unanswered.pop(sequence, None)
+            self._unanswered.pop(operation.id, None)
+        self._look_for_loss(client_id, result)
+        return result
+
+    def _look_for_loss(self, client_id: bytes, result: kv_pb2.OperationResult) -> None:
         if _session_lost(result) and self._client_id == client_id:
             self._client_id = b""  # unless another write has opened a fresh one already
-        return result
 
     async def _send(self, operation: kv_pb2.Operation, client_id: bytes, database: int) -> kv_pb2.OperationResult:
         lowest = next(iter(self._unanswered), operation.id)

@@ -99,8 +99,8 @@ class PeerHandler(Protocol):
     def on_lease(self, news: LeaseNews) -> None:
         """A leader asks for the primary lease, or a member says what was granted."""
 
-    def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
-        """The peer's clock minus ours, measured over one round trip."""
+    def on_clock_sample(self, sender: int, theirs_ms: float, round_trip_ms: float) -> None:
+        """The peer's wall clock minus our monotonic one, measured over one round trip."""
 
     def on_unreachable(self, node_id: int) -> None:
         """A stream to the peer broke or could not be opened."""

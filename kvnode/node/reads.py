@@ -25,6 +25,7 @@ from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.storage.state import State, StateMeta, StateTables
 
+_TRANSACTION_FROM_COUNT = 3  # from so many reads on, SQLite's transaction around them costs less than it saves
 _LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1  # a state holds whole entries
 
 
@@ -76,6 +77,8 @@ class Reads:
         self._wake = wake
         self._waiting: list[_Waiting] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stamped: StateMeta | None = None
+        self._last_stamp = b""
 
     def eventual(self, call: Call) -> None:
         """Answer from the state as it is, once it has the wanted versionstamp; from another node's if it is too old."""
@@ -134,6 +137,18 @@ class Reads:
 
     def strong(self, items: list[Item]) -> None:
         """Answer what has passed its barrier."""
+        if len(items) < _TRANSACTION_FROM_COUNT:
+            self._answer_strong(items)
+            return
+        try:
+            with self._state.reading():
+                self._answer_strong(items)
+        except KvError as error:
+            for item in items:
+                item.call.fail(error)
+            self._fail(error)
+
+    def _answer_strong(self, items: list[Item]) -> None:
         now = self._now_ms()
         for item in items:
             if item.negative is not None:
@@ -210,13 +225,14 @@ class Reads:
             self._leave_loop(self._serve_large(call, strong=strong))
             return
         reached = self._freshness.reached
+        result = kv_pb2.OperationResult(id=operation.id)
         try:
             meta = self._state.meta
-            response = read_ranges(self._state, request, call.database, meta.log_time_ms)
+            read_ranges(self._state, request, call.database, meta.log_time_ms, result.read)
         except KvError as error:
             self._failed(call, error)
             return
-        self._finish(call, response, meta, reached, strong=strong)
+        self._finish(call, result, meta, reached, strong=strong)
 
     def _leave_loop(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -228,11 +244,15 @@ class Reads:
         request = call.operation.read
         reached = self._freshness.reached  # the state that is read is no older
 
-        def read(state: StateTables) -> tuple[kv_pb2.ReadResponse, StateMeta] | None:
+        operation_id = call.operation.id
+
+        def read(state: StateTables) -> tuple[kv_pb2.OperationResult, StateMeta] | None:
             if self._now_ms() >= call.deadline_ms:
                 return None  # it waited for its turn for too long: nobody needs the answer
             # The state has moved on by now: the versionstamp is that of what is read.
-            return read_ranges(state, request, call.database, state.meta.log_time_ms), state.meta
+            result = kv_pb2.OperationResult(id=operation_id)
+            read_ranges(state, request, call.database, state.meta.log_time_ms, result.read)
+            return result, state.meta
 
         try:
             found = await self._state.read_off_loop(read)
@@ -257,21 +277,23 @@ class Reads:
             only = request.ranges[0]
             # The state has moved on by the time the reader begins: the versionstamp is that of what was counted.
             count, meta = await self._state.count_with_meta(prefix + only.start, prefix + only.end)
-            response = kv_pb2.ReadResponse(ranges=[kv_pb2.ReadRangeResult(count=count)])
+            result = kv_pb2.OperationResult(id=call.operation.id)
+            result.read.ranges.add(count=count)
         except KvError as error:
             self._failed(call, error)
             return
-        self._finish(call, response, meta, reached, strong=strong)
+        self._finish(call, result, meta, reached, strong=strong)
 
     def _finish(
-        self, call: Call, response: kv_pb2.ReadResponse, meta: StateMeta, reached: Confirmed | None, *, strong: bool
+        self, call: Call, result: kv_pb2.OperationResult, meta: StateMeta, reached: Confirmed | None, *, strong: bool
     ) -> None:
         """Answer with what was read. `reached`: as of before the read, because the state may have moved on since."""
         assert call.operation is not None
-        response.versionstamp = versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER)
+        response = result.read
+        response.versionstamp = self._stamp(meta)
         if strong:
             response.strongly_consistent = True
-            self._answers.answer(call, kv_pb2.OperationResult(id=call.operation.id, read=response))
+            self._answers.answer(call, result)
             return
         response.age_ms = -1 if reached is None else self._freshness.age_ms(reached)
         if not is_within(response.age_ms, call.operation.read.max_staleness_ms):  # it took too long
@@ -279,7 +301,14 @@ class Reads:
             return
         self._stats.read_age_ms.observe(response.age_ms)
         self._stats.eventual_latency_ms.observe(self._now_ms() - call.started_ms)
-        call.answer(kv_pb2.OperationResult(id=call.operation.id, read=response))
+        call.answer(result)
+
+    def _stamp(self, meta: StateMeta) -> bytes:
+        """The versionstamp of a state; many reads in a row are of one."""
+        if self._stamped is not meta:
+            self._stamped = meta
+            self._last_stamp = versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER)
+        return self._last_stamp
 
     def _failed(self, call: Call, error: KvError) -> None:
         call.fail(error)

@@ -17,8 +17,8 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -152,9 +152,11 @@ class State:
         with storage_errors(self._file.path):
             return self._file.tables.next_expiry()
 
-    def reading(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def reading(self) -> Iterator[None]:
         """One read transaction around many reads, which makes each cheaper; no await and no apply inside."""
-        return self._file.tables.reading()
+        with storage_errors(self._file.path), self._file.tables.reading():
+            yield
 
     async def read_off_loop(self, read: Callable[[StateTables], Result]) -> Result:
         """Run `read(tables)` on a reader's thread, in one read transaction: one real state, as `tables.meta` says.

@@ -20,7 +20,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.epoch import decode_epoch_start, epoch_of_term
 from kvnode.codec.membership import Membership
 from kvnode.codec.versionstamp import split
-from tests.simulation.observer import DurableLog, Observer
+from tests.simulation.observer import DurableLog, Observer, Violation
 
 
 @dataclass
@@ -41,7 +41,6 @@ class EpochObserver(Observer):
     vouched: set[int] = field(default_factory=set)
     cuts: list[tuple[int, int]] = field(default_factory=list)  # (epoch, fork index), of the history that goes on
     ended: dict[tuple[int, int], Entry] = field(default_factory=dict)  # (index, term): applied, and then cut off
-    past: list[dict[int, Entry]] = field(default_factory=list)  # histories that have ended, as they stood then
     digests_of: dict[tuple[int, int], int] = field(default_factory=dict)  # (index, term): of either history
     applied_terms: dict[int, tuple[int, int]] = field(default_factory=dict)  # node: (index, term) of its last entry
     lost_count: int = 0
@@ -94,16 +93,30 @@ class EpochObserver(Observer):
         return any(at == index and _epoch_of(entry) == epoch for (at, _), entry in self.ended.items())
 
     def histories(self) -> list[dict[int, Entry]]:
-        """As an observer's. A history that has ended holds what nodes that had not heard of it made of it later."""
-        found = []
-        for history in self.past:
-            history = dict(history)
-            epoch = max(_epoch_of(entry) for entry in history.values())
-            later = {at: entry for (at, _), entry in sorted(self.ended.items()) if _epoch_of(entry) == epoch}
-            while (following := later.get(max(history) + 1)) is not None:
-                history[following.index] = following
-            found.append(history)
-        return [*found, self.committed]
+        """As an observer's.
+
+        A history that has ended holds what nodes that had not heard of it made of it later, with epochs that began
+        there. So each is followed back from its last entry, by the term that every entry was appended behind: what a
+        log holds before an entry of that index and term is the same in all logs (Raft, section 5.3). Raises Violation.
+        """
+        applied = {(index, entry.term): entry for index, entry in self.committed.items()} | self.ended
+        continued = {self._place_before(place) for place in applied}
+        ends = [place for place in self.ended if place not in continued]
+        return [*(self._history_to(end, applied) for end in ends), self.committed]
+
+    def _place_before(self, place: tuple[int, int]) -> tuple[int, int]:
+        index, term = place
+        return index - 1, self.entries[index, term][1]
+
+    def _history_to(self, end: tuple[int, int], applied: dict[tuple[int, int], Entry]) -> dict[int, Entry]:
+        history: dict[int, Entry] = {}
+        while (entry := applied.get(end)) is not None:
+            history[entry.index] = entry
+            end = self._place_before(end)
+        first = min(history)
+        if first > 1:
+            raise Violation("histories", f"nobody has applied what entry {first} of an ended one was appended behind")
+        return dict(sorted(history.items()))
 
     def is_lost(self, stamp: bytes) -> bool:
         """Whether a versionstamp is of a history that has ended."""
@@ -173,7 +186,6 @@ class EpochObserver(Observer):
             for node, (index, term) in self.applied_terms.items():
                 if index in lost and lost[index].term == term:
                     self.in_the_past_since_ms.setdefault(node, since_ms)
-            self.past.append(dict(self.committed))
         if lost and (start.planned or start.epoch not in self.vouched):
             how = "a planned move" if start.planned else "a fenced failover"
             self.fail("failover-lost", f"{how} to epoch {start.epoch} cut off {min(lost)} to {max(lost)}, committed")

@@ -235,8 +235,8 @@ def expire_by_the_local_clock() -> Patch:
         clocks[:] = [self._now_ms.__self__]  # type: ignore[attr-defined]
         serve(self, call, strong=strong)
 
-    def local_ranges(state: Any, request: Any, database: int, log_time_ms: int) -> Any:
-        return read_ranges(state, request, database, clocks[0].now_ms())
+    def local_ranges(state: Any, request: Any, database: int, log_time_ms: int, response: Any) -> None:
+        read_ranges(state, request, database, clocks[0].now_ms(), response)
 
     @contextmanager
     def both() -> Iterator[None]:

@@ -444,7 +444,7 @@ class SimulatedTransport:
         def back(theirs_ms: int) -> None:
             if peer.sample == sample and not self._closed and current_process() is self._own.process:
                 round_trip_ms = clock.monotonic_ms() - sample[1]
-                self._handler.on_clock_sample(node_id, theirs_ms - (sample[0] + round_trip_ms / 2), round_trip_ms)
+                self._handler.on_clock_sample(node_id, theirs_ms - (sample[1] + round_trip_ms / 2), round_trip_ms)
 
         self._network.packet(self._own.node_id, node_id, there)
         self._own.process.call_later(limits.PEER_CLOCK_SAMPLE_INTERVAL_MS / 1000, self._sample, node_id)

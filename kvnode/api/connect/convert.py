@@ -30,8 +30,15 @@ _READ_DONE_STRONGLY = wire.SnapshotReadOutput(
 
 def read_request(body: bytes, *, strong: bool) -> kv_pb2.ReadRequest:
     """The read that a SnapshotRead's bytes ask for. Raises InvalidRequest."""
+    request = kv_pb2.ReadRequest()
+    read_into(request, body, strong=strong)
+    return request
+
+
+def read_into(request: kv_pb2.ReadRequest, body: bytes, *, strong: bool) -> None:
+    """As read_request, into a fresh message."""
     try:
-        request = kv_pb2.ReadRequest.FromString(body)
+        request.MergeFromString(body)
     except DecodeError as error:
         raise _torn(error) from None
     request.consistency = kv_pb2.CONSISTENCY_STRONG if strong else kv_pb2.CONSISTENCY_EVENTUAL
@@ -47,7 +54,6 @@ def read_request(body: bytes, *, strong: bool) -> kv_pb2.ReadRequest:
                 "A key exceeds the key size limit. A bound of a read range has at most "
                 f"{limits.MAX_READ_KEY_BYTES} bytes.",
             )
-    return request
 
 
 def read_output(response: kv_pb2.ReadResponse, *, strong: bool) -> bytes:
@@ -76,18 +82,23 @@ def read_disabled() -> bytes:
 
 def write_request(body: bytes) -> kv_pb2.AtomicWriteRequest:
     """The transaction that an AtomicWrite's bytes ask for. Raises InvalidRequest."""
+    request = kv_pb2.AtomicWriteRequest()
+    write_into(request, body)
+    return request
+
+
+def write_into(request: kv_pb2.AtomicWriteRequest, body: bytes) -> None:
+    """As write_request, into a fresh message."""
     try:
         write = wire.AtomicWrite.FromString(body)
     except DecodeError as error:
         raise _torn(error) from None
-    request = kv_pb2.AtomicWriteRequest()
     for check in write.checks:
         request.checks.add(key=check.key, versionstamp=check.versionstamp)
     for position, mutation in enumerate(write.mutations):
         _add_mutation(request, mutation, position)
     for enqueue in write.enqueues:
         _add_enqueue(request, enqueue)
-    return request
 
 
 def _add_enqueue(request: kv_pb2.AtomicWriteRequest, enqueue: wire.Enqueue) -> None:

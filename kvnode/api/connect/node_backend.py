@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from kvnode.api.ports import ServedNode
 from kvnode.base import limits
 from kvnode.base.errors import Unavailable
+from kvnode.node.ports import Deliver
 from kvnode.node.strong_read import catch_up
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -25,6 +26,15 @@ class NodeBackend:
     def name(self) -> str:
         """The node's."""
         return self._node.name
+
+    def can_begin(self, *, write: bool) -> bool:
+        """See Backend."""
+        return not write or self._node.can_begin_writes
+
+    def begin(self, operation: kv_pb2.Operation, *, database: int, deliver: Deliver) -> None:
+        """See Backend."""
+        operation.timeout_ms = limits.CONNECT_HOLD_TIMEOUT_MS
+        self._node.begin(operation, database, deliver)
 
     async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
         """One read. Raises KvError."""

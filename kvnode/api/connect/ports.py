@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from kvnode.node.ports import Deliver
 from kvnode.proto.kv.v1 import kv_pb2
 
 
@@ -66,6 +67,15 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """Of the node or gateway."""
+
+    def can_begin(self, *, write: bool) -> bool:
+        """Whether reads, or writes, can be begun without a task now; else `read` or `write` is called."""
+
+    def begin(self, operation: kv_pb2.Operation, *, database: int, deliver: Deliver) -> None:
+        """A read, or a write held and settled, when can_begin says so.
+
+        `deliver` is given the result once, possibly before this returns; a failure is a result with `error`.
+        """
 
     async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
         """One read; request.consistency says strong or eventual. Raises KvError."""

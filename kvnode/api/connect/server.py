@@ -14,8 +14,8 @@ held by the backend while there is no leader. A write whose outcome cannot be kn
 make every client send it again, and the protocol has no request id. Its connection stays open until the client
 gives up, which then knows as much as the server.
 
-A request costs one task and two crossings between granian's threads and the loop, the parse, one submit to the node,
-and one serialization.
+A request costs one task (over HTTP/2 also two crossings between granian's threads and the loop), the parse, one submit
+to the node, and one serialization. Those that come whole over HTTP/1.1 need no task: whole_requests.py.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from collections.abc import AsyncGenerator
 from typing import NoReturn
 
 from kvnode.api.connect import convert
-from kvnode.api.connect.answers import bad_request, refusal
+from kvnode.api.connect.answers import refusal
+from kvnode.api.connect.heads import bearer_token, is_data_path, wrong_version
 from kvnode.api.connect.interruptions import with_interruptions
 from kvnode.api.connect.metadata import Base, choose_version, exchange, parse_path
 from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
 from kvnode.api.connect.read_headers import apply_request_headers, response_headers, watch_headers
 from kvnode.api.connect.whole_frames import WholeFrames
-from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Tls, Unanswered
+from kvnode.api.connect.whole_requests import PROTOBUF, WholeRequests
+from kvnode.api.http import Handle, HttpError, HttpServer, Request, Response, Stream, Tls, Unanswered
 from kvnode.api.queue_http.server import QueueHttp
 from kvnode.base import limits
 from kvnode.base.errors import KvError, NotFound, OutcomeUnknown, Unauthenticated, Unavailable
@@ -44,15 +46,11 @@ from kvnode.proto.kv.v1 import kv_pb2
 
 _log = logging.getLogger(__name__)
 
-PROTOBUF = "application/x-protobuf"
 _FRAMES = "application/octet-stream"
 _LENGTH = struct.Struct("<I")
 _PING = _LENGTH.pack(0)
 _RETRY_S = 0.05
 _NOT_FOUND = Response(404, b"Resource not found.")
-_CONSISTENCIES = frozenset(("strong", "eventual", "local"))
-_METHODS = frozenset(("snapshot_read", "atomic_write", "watch"))
-_BEARER = "Bearer "
 
 
 class ConnectServer:
@@ -80,7 +78,8 @@ class ConnectServer:
         self._backend = backend
         self._access = access
         self._stats = stats
-        self._http = HttpServer(self._handle, address, tls, http2=True)
+        whole = WholeRequests(backend, access, stats, self._left_open)
+        self._http = HttpServer(self._handle, address, tls, http2=True, take_whole=whole.take)
         self._queues = queues
         stats.connections_count = lambda: self._http.connections_count
 
@@ -102,7 +101,7 @@ class ConnectServer:
 
     async def _connect(self, request: Request) -> Response | Stream:
         parts = request.path.split("/")
-        is_data = len(parts) == 5 and parts[1] == "data" and parts[3] in _CONSISTENCIES and parts[4] in _METHODS
+        is_data = is_data_path(parts)
         kind = parts[4] if is_data else "metadata"
         if request.method != "POST":
             return Response(405, b"KV Connect is spoken here, and all of it is POST; give this URL to Deno.openKv.\n")
@@ -129,6 +128,14 @@ class ConnectServer:
             stats.under_way -= 1
             stats.answered(kind, status, (time.perf_counter() - began) * 1_000)
 
+    def _left_open(self, error: KvError) -> Handle:
+        """The handler of a write whose outcome cannot be known."""
+
+        async def handle(request: Request) -> NoReturn:
+            await self._leave_open(request, error)
+
+        return handle
+
     async def _leave_open(self, request: Request, error: KvError) -> NoReturn:
         self._stats.unknown(error)
         await request.client_gone()
@@ -138,7 +145,7 @@ class ConnectServer:
         base = parse_path(request.path)
         if base is None:
             return _NOT_FOUND
-        token = _token(request)
+        token = bearer_token(request)
         version = choose_version(await request.body(limits.MAX_METADATA_BODY_BYTES))
         give_up = time.monotonic() + limits.DEFAULT_OPERATION_TIMEOUT_MS / 1_000
         learned = False
@@ -167,11 +174,11 @@ class ConnectServer:
         write = method == "atomic_write"
         declared = request.header("content-length")
         size_bytes = int(declared) if declared.isdecimal() else limits.MAX_CONNECT_BODY_BYTES
-        token = _token(request)
+        token = bearer_token(request)
         if not self._access.can_judge(token):
             await self._access.learn()
         grant = self._access.authorize(uuid, token, write=write, size_bytes=size_bytes)
-        refused = _wrong_version(request, uuid)
+        refused = wrong_version(request, uuid)
         if refused is not None:
             return refused
         body = await request.body(limits.MAX_CONNECT_BODY_BYTES)
@@ -252,21 +259,3 @@ class ConnectServer:
     def _framed(self, output: bytes) -> bytes:
         self._stats.sent("watch", _LENGTH.size + len(output))
         return _LENGTH.pack(len(output)) + output
-
-
-def _token(request: Request) -> str:
-    header = request.header("authorization")
-    if not header.startswith(_BEARER):
-        raise HttpError(401, "Malformed authorization header.")
-    return header[len(_BEARER) :].strip()
-
-
-def _wrong_version(request: Request, uuid: str) -> Response | None:
-    """Version 1 names the database in a header of its own and itself not at all."""
-    version = request.header("x-denokv-version")
-    named = request.header("x-denokv-database-id" if version else "x-transaction-domain-id")
-    if version not in ("2", "3") and not (version == "" and named):
-        return bad_request("Expected protocol version 2 or 3.")
-    if named != uuid:
-        return bad_request("Invalid database id.")
-    return None

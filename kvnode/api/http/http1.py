@@ -2,9 +2,11 @@
 
 Theory of operation. A connection parses whatever arrives into exchanges and answers them one after the other, in
 their order: pipelined requests wait, and nothing more is read while one waits. Each exchange runs its handler in one
-task. A body is kept as it arrives; above HTTP_READ_AHEAD_BYTES nothing more is read until the handler has asked for
-it, and so has judged its sender. An idle connection stays open, because a client that reuses one that is just being
-closed sees an error; only when there are too many is the one longest idle closed.
+task. A request that comes whole behind a head that is known (known_heads.py) is not parsed, and first offered to
+`take_whole`, which may answer it without a task. A body is kept as it arrives; above HTTP_READ_AHEAD_BYTES nothing more
+is read until the handler has asked for it, and so has judged its sender. An idle connection stays open, because a
+client that reuses one that is just being closed sees an error; only when there are too many is the one longest idle
+closed.
 
 A connection ends: after an answer that says so (the client or HTTP/1.0 wants it, the body was not read whole, the
 server stops); after a request that cannot be parsed or is too slow; when the client does not read its answer. Before
@@ -26,6 +28,8 @@ from typing import cast
 
 import httptools
 
+from kvnode.api.http.exchange import Exchange, WholeExchange
+from kvnode.api.http.known_heads import END, KnownHeads
 from kvnode.api.http.messages import (
     INTERNAL_ERROR,
     BodyBudget,
@@ -33,9 +37,8 @@ from kvnode.api.http.messages import (
     HttpError,
     Response,
     Stream,
+    TakeWhole,
     Unanswered,
-    parse_query,
-    too_large,
     too_slow,
 )
 from kvnode.base import limits
@@ -58,6 +61,7 @@ class Connections:
         scheme: http or https.
         budget: of the bodies being read.
         take_over: given a connection that speaks HTTP/2, and its first bytes; None = HTTP/2 is not spoken.
+        take_whole: may answer a whole request without a task; None = nobody does.
     """
 
     def __init__(
@@ -66,8 +70,11 @@ class Connections:
         scheme: str,
         budget: BodyBudget,
         take_over: Callable[[asyncio.Transport, bytes], None] | None,
+        take_whole: TakeWhole | None = None,
     ) -> None:
         self.handle = handle
+        self.take_whole = take_whole
+        self.known = KnownHeads()
         self.scheme = scheme
         self.budget = budget
         self.take_over = take_over
@@ -140,133 +147,6 @@ class Connections:
         self._sweep = self.loop.call_later(SWEEP_S, self._tick)
 
 
-class Exchange:
-    """One request over HTTP/1.x, and what has come of its body (messages.Request)."""
-
-    __slots__ = (
-        "_chunks",
-        "_connection",
-        "_error",
-        "_headers",
-        "_limit",
-        "_received_bytes",
-        "_url",
-        "_waiter",
-        "complete",
-        "keep_alive",
-        "method",
-        "modern",
-    )
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._headers: dict[bytes, bytes] = {}
-        self._url = b""
-        self._chunks: list[bytes] = []
-        self._received_bytes = 0
-        self._limit = 0  # 0 = the handler has not asked yet
-        self._error: HttpError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self.method = ""
-        self.complete = False
-        self.keep_alive = False
-        self.modern = True  # HTTP/1.1
-
-    @property
-    def path(self) -> str:
-        """See Request."""
-        return self._url.partition(b"?")[0].decode("latin-1")
-
-    @property
-    def query(self) -> dict[str, str]:
-        """See Request."""
-        return parse_query(self._url.partition(b"?")[2].decode("latin-1"))
-
-    @property
-    def origin(self) -> str:
-        """See Request."""
-        host = self.header("host")
-        return f"{self._connection.shared.scheme}://{host}" if host else ""
-
-    def header(self, name: str) -> str:
-        """See Request."""
-        value = self._headers.get(name.encode())
-        return "" if value is None else value.decode("latin-1")
-
-    async def body(self, max_bytes: int) -> bytes:
-        """See Request."""
-        declared = self._headers.get(b"content-length")
-        size = 0 if declared is None else int(declared)  # the parser has checked that it is a number
-        if size > max_bytes or self._received_bytes > max_bytes:
-            raise too_large(max_bytes)
-        if not self.complete:
-            await self._rest(max_bytes)
-        chunks = self._chunks
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-    async def _rest(self, max_bytes: int) -> None:
-        """Wait for what is missing. What has come by then takes of the budget, chunk by chunk."""
-        budget = self._connection.shared.budget
-        try:
-            budget.reserve(self._received_bytes)
-            if self._error is not None:
-                raise self._error
-            self._limit = max_bytes
-            self._waiter = asyncio.get_running_loop().create_future()
-            self._connection.wants_body(self._headers.get(b"expect", b"").lower() == b"100-continue")
-            await self._waiter
-        finally:
-            budget.release(self._received_bytes)
-            self._limit = 0
-        if self._error is not None:
-            raise self._error
-
-    async def client_gone(self) -> None:
-        """See Request."""
-        await self._connection.gone()
-
-    # For the connection.
-
-    def add_header(self, name: bytes, value: bytes) -> None:
-        """A header; of several with one name the last counts."""
-        self._headers[name.lower()] = value
-
-    def add_url(self, url: bytes) -> None:
-        """A part of the URL."""
-        self._url += url
-
-    def add_body(self, chunk: bytes) -> bool:
-        """A part of the body; returns whether more of it may be read ahead."""
-        if self._error is not None:
-            return True  # thrown away
-        self._received_bytes += len(chunk)
-        self._chunks.append(chunk)
-        if not self._limit:
-            return self._received_bytes < limits.HTTP_READ_AHEAD_BYTES
-        try:
-            self._connection.shared.budget.reserve(len(chunk))
-            if self._received_bytes > self._limit:
-                raise too_large(self._limit)
-        except HttpError as error:
-            self.fail(error)
-        return True
-
-    def end(self) -> None:
-        """The body is whole."""
-        self.complete = True
-        self._wake()
-
-    def fail(self, error: HttpError) -> None:
-        """The body will not be whole."""
-        self._error = error
-        self._chunks = []
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
 class Connection(asyncio.Protocol):
     """One connection. `deadline` is in the loop's time."""
 
@@ -276,7 +156,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._arriving: Exchange | None = None
-        self._serving: Exchange | None = None
+        self._serving: Exchange | WholeExchange | None = None
         self._waiting: deque[Exchange] = deque()
         self._task: asyncio.Task[None] | None = None
         self._in_head = False
@@ -326,10 +206,15 @@ class Connection(asyncio.Protocol):
             data = self._sniff(data)
             if not data:
                 return
+        between = self._serving is None and self._arriving is None
+        if between and self._take_known(data):
+            return
         try:
             if self._in_head:  # the parser keeps a header until it is whole
                 self._count_head(len(data))
             self._parser.feed_data(data)
+            if between and isinstance(self._serving, Exchange) and self._serving.complete and not self._waiting:
+                self._serving.came_at_once(data)
         except HttpError as error:
             self._refuse(error.status, error.text)
         except httptools.HttpParserUpgrade:
@@ -402,6 +287,18 @@ class Connection(asyncio.Protocol):
         self._arriving = None
 
     # What an exchange says.
+
+    def respond(self, exchange: WholeExchange, response: Response) -> None:
+        """See Carrier."""
+        self._write(response, head_only=False)
+        if self._writable is None:
+            self._answered(exchange)
+        else:
+            self._task = self.shared.loop.create_task(self._finish(exchange))
+
+    def serve_by(self, exchange: WholeExchange, handle: Handle) -> None:
+        """See Carrier."""
+        self._task = self.shared.loop.create_task(self._run(exchange, handle))
 
     def wants_body(self, expects_continue: bool) -> None:
         """The handler waits for the rest of the body."""
@@ -521,15 +418,29 @@ class Connection(asyncio.Protocol):
         self._write(Response(status, text.encode()), head_only=False)
         self._linger()
 
+    def _take_known(self, data: bytes) -> bool:
+        """Serve what is one whole request behind a known head; False = it is to be parsed."""
+        shared = self.shared
+        end = data.find(END) + len(END)
+        head = shared.known.get(data[:end])
+        if head is None or len(data) - end != head.body_bytes:
+            return False
+        exchange = WholeExchange(self, head, data[end:])
+        self._serving = exchange
+        shared.idle.pop(self, None)
+        if shared.take_whole is None or not shared.take_whole(exchange):
+            self.serve_by(exchange, shared.handle)
+        return True
+
     def _serve(self, exchange: Exchange) -> None:
         self._serving = exchange
         if self._arriving is exchange:
             self._set_deadline(limits.HTTP_BODY_TIMEOUT_MS)
-        self._task = self.shared.loop.create_task(self._run(exchange))
+        self._task = self.shared.loop.create_task(self._run(exchange, self.shared.handle))
 
-    async def _run(self, exchange: Exchange) -> None:
+    async def _run(self, exchange: Exchange | WholeExchange, handle: Handle) -> None:
         try:
-            response = await self.shared.handle(exchange)
+            response = await handle(exchange)
         except HttpError as error:
             response = Response(error.status, error.text.encode())
         except Unanswered:
@@ -544,6 +455,12 @@ class Connection(asyncio.Protocol):
             await self._stream(response, exchange)
         else:
             self._write(response, head_only=exchange.method == "HEAD")
+            if response.status == 200 and isinstance(exchange, Exchange):
+                exchange.remember(self.shared.known)
+        await self._finish(exchange)
+
+    async def _finish(self, exchange: Exchange | WholeExchange) -> None:
+        """On, once the client has read enough of the answer."""
         while self._writable is not None:
             await self._writable
         self._answered(exchange)
@@ -557,7 +474,7 @@ class Connection(asyncio.Protocol):
         further = b"" if not response.headers else _header_lines(response.headers)
         self._transport.write(b"".join((self.shared.head(response), length, further, closing, body)))
 
-    async def _stream(self, response: Stream, exchange: Exchange) -> None:
+    async def _stream(self, response: Stream, exchange: Exchange | WholeExchange) -> None:
         """Send chunks until they, the client or the server come to an end."""
         chunked = exchange.modern
         if not chunked:
@@ -591,7 +508,7 @@ class Connection(asyncio.Protocol):
             while self._writable is not None:
                 await self._writable
 
-    def _answered(self, exchange: Exchange) -> None:
+    def _answered(self, exchange: Exchange | WholeExchange) -> None:
         """On to the next request, or to the end."""
         self._serving = self._task = self._gone = None
         if self._transport is None:

@@ -9,6 +9,8 @@ bytes to granian and back. What is particular about granian stays in this file:
 - Its stop tells clients to go (GOAWAY) and waits for every response that is still being made: the wait is bounded
   here, and long responses end before, by the `stopping` future.
 - It sets no bound on a body nor on the time a body takes; both are set here.
+- It runs a coroutine for each request, which has to wait for the answer even of a request that needs no task
+  (`take_whole`); what the way through the handler costs besides is saved.
 - Without `_LEAVE_LOGGING_ALONE` it configures the process's logging anew and closes the handlers that are there.
 """
 
@@ -27,6 +29,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP2Settings
 from granian.server.embed import Server
 
+from kvnode.api.http.known_heads import KnownHead, KnownHeads
 from kvnode.api.http.messages import (
     INTERNAL_ERROR,
     BodyBudget,
@@ -34,6 +37,7 @@ from kvnode.api.http.messages import (
     HttpError,
     Response,
     Stream,
+    TakeWhole,
     Unanswered,
     parse_query,
     too_large,
@@ -85,10 +89,13 @@ class Http2Server:
         handle: makes the responses.
         scheme: http or https, as the client sees it.
         budget: of the bodies being read.
+        take_whole: may answer a request with a head like one before by callback; None = nobody does.
     """
 
-    def __init__(self, handle: Handle, scheme: str, budget: BodyBudget) -> None:
+    def __init__(self, handle: Handle, scheme: str, budget: BodyBudget, take_whole: TakeWhole | None = None) -> None:
         self._handle = handle
+        self._take_whole = take_whole
+        self._known = KnownHeads()
         self._scheme = scheme
         self._bodies = _Bodies(budget)
         self.socket = ""  # where it listens
@@ -151,8 +158,9 @@ class Http2Server:
         return not unfinished
 
     async def _answer(self, scope: _Scope, protocol: _Protocol) -> None:
+        request = _Request(scope, protocol, self._bodies, self._scheme)
         try:
-            response = await self._handle(_Request(scope, protocol, self._bodies, self._scheme))
+            response = await self._respond(request, scope)
         except HttpError as error:
             response = Response(error.status, error.text.encode())
         except Unanswered:
@@ -167,6 +175,23 @@ class Http2Server:
             return
         body = b"" if scope.method == "HEAD" else response.body
         protocol.response_bytes(response.status, headers, body)
+
+    async def _respond(self, request: _Request, scope: _Scope) -> Response | Stream:
+        if self._take_whole is None or scope.method != "POST":
+            return await self._handle(request)
+        fields = tuple(scope.headers.items())
+        key = (scope.path, scope.query_string, scope.authority, fields)
+        head = self._known.get(key)
+        if head is None:
+            response = await self._handle(request)
+            if isinstance(response, Response) and response.status == 200 and _may_be_remembered(fields):
+                self._known.remember(key, scope.path.encode(), _as_bytes(fields))
+            return response
+        whole = _WholeRequest(request, head, await request.body(head.body_bytes))
+        if not self._take_whole(whole):
+            return await self._handle(whole)
+        answer = await whole.answer
+        return answer if isinstance(answer, Response) else await answer(whole)
 
     async def _stream(self, response: Stream, protocol: _Protocol, headers: list[tuple[str, str]]) -> None:
         """Send chunks one by one until they, the client or the server come to an end."""
@@ -226,6 +251,75 @@ class _Request:
     async def client_gone(self) -> None:
         """See Request."""
         await self._protocol.client_disconnect()
+
+
+class _WholeRequest:
+    """A request whose body is there: messages.WholeRequest."""
+
+    __slots__ = ("_request", "answer", "content", "head")
+
+    def __init__(self, request: _Request, head: KnownHead, content: bytes) -> None:
+        self._request = request
+        self.head = head
+        self.content = content
+        # The answer, or the handler that is to make it.
+        self.answer: asyncio.Future[Response | Handle] = asyncio.get_running_loop().create_future()
+
+    @property
+    def method(self) -> str:
+        """See Request."""
+        return self._request.method
+
+    @property
+    def path(self) -> str:
+        """See Request."""
+        return self._request.path
+
+    @property
+    def query(self) -> dict[str, str]:
+        """See Request."""
+        return self._request.query
+
+    @property
+    def origin(self) -> str:
+        """See Request."""
+        return self._request.origin
+
+    def header(self, name: str) -> str:
+        """See Request."""
+        return self._request.header(name)
+
+    async def body(self, max_bytes: int) -> bytes:
+        """See Request."""
+        if len(self.content) > max_bytes:
+            raise too_large(max_bytes)
+        return self.content
+
+    async def client_gone(self) -> None:
+        """See Request."""
+        await self._request.client_gone()
+
+    def respond(self, response: Response) -> None:
+        """See WholeRequest."""
+        if not self.answer.done():
+            self.answer.set_result(response)
+
+    def serve_by(self, handle: Handle) -> None:
+        """See WholeRequest."""
+        if not self.answer.done():
+            self.answer.set_result(handle)
+
+
+def _may_be_remembered(fields: tuple[tuple[str, str], ...]) -> bool:
+    """A small head, and a body that is read before its sender is judged in any case."""
+    declared = next((value for name, value in fields if name == "content-length"), "")
+    head_bytes = sum(len(name) + len(value) for name, value in fields)
+    is_small = bool(declared) and _length(declared) <= limits.HTTP_READ_AHEAD_BYTES
+    return is_small and head_bytes <= limits.MAX_KNOWN_HEAD_BYTES
+
+
+def _as_bytes(fields: tuple[tuple[str, str], ...]) -> dict[bytes, bytes]:
+    return {name.encode(): value.encode() for name, value in fields}
 
 
 class _Bodies:

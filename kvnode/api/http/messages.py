@@ -74,6 +74,38 @@ class Stream(NamedTuple):
 Handle = Callable[[Request], Awaitable[Response | Stream]]
 
 
+class Head(Protocol):
+    """The head of a request, shared by all that have the same.
+
+    Attributes:
+        note: what the handler has worked out from it; None at first.
+    """
+
+    note: object
+
+
+class WholeRequest(Request, Protocol):
+    """A request that has come whole. It is answered once: by `respond`, or by a handler."""
+
+    @property
+    def head(self) -> Head:
+        """Its request line and headers."""
+
+    @property
+    def content(self) -> bytes:
+        """Its body."""
+
+    def respond(self, response: Response) -> None:
+        """Answer it."""
+
+    def serve_by(self, handle: Handle) -> None:
+        """Have a task run a handler, and answer it with what that returns."""
+
+
+# Takes a whole request, to answer it without a task; False = it did not, and the handler is to.
+TakeWhole = Callable[[WholeRequest], bool]
+
+
 class Tls(NamedTuple):
     """PEM files."""
 

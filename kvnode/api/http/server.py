@@ -13,7 +13,7 @@ import ssl
 
 from kvnode.api.http.http1 import Connection, Connections
 from kvnode.api.http.http2 import Http2Server, Pipe
-from kvnode.api.http.messages import BodyBudget, Handle, Tls
+from kvnode.api.http.messages import BodyBudget, Handle, TakeWhole, Tls
 from kvnode.api.listen import free_address
 from kvnode.base import limits
 from kvnode.base.errors import ConfigError
@@ -29,16 +29,25 @@ class HttpServer:
         address: host:port; port 0 = a free one.
         tls: serve over TLS; None = plain text.
         http2: whether HTTP/2 is spoken too.
+        take_whole: may answer a whole request by callback; None = nobody does.
     """
 
-    def __init__(self, handle: Handle, address: str, tls: Tls | None = None, *, http2: bool = False) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        address: str,
+        tls: Tls | None = None,
+        *,
+        http2: bool = False,
+        take_whole: TakeWhole | None = None,
+    ) -> None:
         scheme = "https" if tls else "http"
         budget = BodyBudget()
         self._address = address
         self._tls = tls
-        self._http2 = Http2Server(handle, scheme, budget) if http2 else None
+        self._http2 = Http2Server(handle, scheme, budget, take_whole) if http2 else None
         self._pipes: set[Pipe] = set()
-        self._connections = Connections(handle, scheme, budget, self._take_over if http2 else None)
+        self._connections = Connections(handle, scheme, budget, self._take_over if http2 else None, take_whole)
         self._listener: asyncio.Server | None = None
 
     @property

@@ -250,8 +250,8 @@ class FakeNode:
     def on_lease(self, news: LeaseNews) -> None:
         self.lease_news.append(news)
 
-    def on_clock_sample(self, sender: int, offset_ms: float, round_trip_ms: float) -> None:
-        self.clock_samples.append((sender, offset_ms, round_trip_ms))
+    def on_clock_sample(self, sender: int, theirs_ms: float, round_trip_ms: float) -> None:
+        self.clock_samples.append((sender, theirs_ms, round_trip_ms))
 
     def on_unreachable(self, node_id: int) -> None:
         self.unreachable.append(node_id)

@@ -13,7 +13,7 @@ from grpc import aio
 from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.peer_lanes import PeerLanes
 from kvnode.base import limits
-from kvnode.base.clock import SystemClock
+from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.errors import KvError
 from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import Member
@@ -58,12 +58,23 @@ class Pair:
             self.transport.forward(PEER, origin, operation(number, value), self.results.append)
 
 
+class SteppingClock(SystemClock):
+    """Somebody sets the wall clock an hour ahead each time it has been looked at."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def now_ms(self) -> int:
+        self.asked += 1
+        return super().now_ms() + 3_600_000 * self.asked
+
+
 @asynccontextmanager
-async def pair(connect: bool = True) -> AsyncIterator[Pair]:
+async def pair(clock: Clock | None = None, *, connect: bool = True) -> AsyncIterator[Pair]:
     near, far = FakeNode(1, "near"), FakeNode(PEER, "far")
     server = GrpcServer(far, "127.0.0.1:0")
     port = await server.start()
-    transport = GrpcTransport(near, SystemClock(), stats=near.stats)
+    transport = GrpcTransport(near, clock or SystemClock(), stats=near.stats)
     transport.set_members([Member(PEER, "far", "r", "d", f"127.0.0.1:{port}")])
     try:
         if connect:
@@ -243,10 +254,26 @@ async def test_clocks_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PEER_CLOCK_SAMPLE_INTERVAL_MS", 20)
     async with pair() as p:
         await until(lambda: len(p.near.clock_samples) >= 3)
-        for sender, offset_ms, round_trip_ms in p.near.clock_samples:
+        clock = SystemClock()
+        apart_ms = clock.now_ms() - clock.monotonic_ms()  # one machine: the peer's wall clock is ours
+        for sender, theirs_ms, round_trip_ms in p.near.clock_samples:
             assert sender == PEER
             assert 0 <= round_trip_ms < 500
-            assert abs(offset_ms) <= round_trip_ms / 2 + 2
+            assert abs(theirs_ms - apart_ms) <= round_trip_ms / 2 + 3
+
+
+async def test_a_clock_that_is_set_while_a_sample_is_under_way_does_not_make_the_peer_agree_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or every peer that is asked in that moment would."""
+    monkeypatch.setattr(limits, "PEER_CLOCK_SAMPLE_INTERVAL_MS", 20)
+    ours = SteppingClock()
+    async with pair(ours) as p:
+        await until(lambda: len(p.near.clock_samples) >= 3)
+    apart_ms = SystemClock().now_ms() - SystemClock().monotonic_ms()
+    assert ours.asked >= 3
+    for _, theirs_ms, round_trip_ms in p.near.clock_samples:
+        assert abs(theirs_ms - apart_ms) <= round_trip_ms / 2 + 3
 
 
 async def test_a_refused_stream_is_unreachable_and_tried_again() -> None:

@@ -76,7 +76,9 @@ class Database:
     def read(self, *ranges, now=NOW):
         request = kv_pb2.ReadRequest(ranges=ranges)
         validate_read(request)
-        return read_ranges(self.state, request, 1, now).ranges
+        response = kv_pb2.ReadResponse()
+        read_ranges(self.state, request, 1, now, response)
+        return response.ranges
 
     def rows(self, now=NOW):
         (found,) = self.read(kv_pb2.ReadRange(start=b"", end=b"\xff", limit=1_000), now=now)

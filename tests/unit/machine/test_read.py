@@ -24,7 +24,9 @@ def state_of(rows, database=1):
 
 
 def ask(state, *ranges, database=1):
-    return read_ranges(state, kv_pb2.ReadRequest(ranges=ranges), database, NOW).ranges
+    response = kv_pb2.ReadResponse()
+    read_ranges(state, kv_pb2.ReadRequest(ranges=ranges), database, NOW, response)
+    return response.ranges
 
 
 def test_a_point():

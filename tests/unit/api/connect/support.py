@@ -12,6 +12,8 @@ from kvnode.api.connect.ports import Database, DatabaseMode, Grant
 from kvnode.api.connect.server import ConnectServer
 from kvnode.api.http import Tls
 from kvnode.base.errors import Forbidden, KvError, NotFound, RateLimited, Unauthenticated, Unavailable
+from kvnode.node.calls import error_message
+from kvnode.node.ports import Deliver
 from kvnode.proto.deno import datapath_pb2 as wire
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.api.http.raw import Http1
@@ -93,6 +95,29 @@ class FakeBackend:
         self.watching = 0
         self.go = asyncio.Event()
         self.go.set()
+        self.is_open = True  # takes writes without a task
+        self.begun = 0
+        self._running: set[asyncio.Task[None]] = set()
+
+    def can_begin(self, *, write: bool) -> bool:
+        return self.is_open or not write
+
+    def begin(self, operation: kv_pb2.Operation, *, database: int, deliver: Deliver) -> None:
+        self.begun += 1
+        task = asyncio.ensure_future(self._run(operation, database, deliver))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _run(self, operation: kv_pb2.Operation, database: int, deliver: Deliver) -> None:
+        result = kv_pb2.OperationResult(id=operation.id)
+        try:
+            if operation.HasField("write"):
+                result.write.CopyFrom(await self.write(operation.write, database=database))
+            else:
+                result.read.CopyFrom(await self.read(operation.read, database=database))
+        except KvError as error:
+            result.error.CopyFrom(error_message(error))
+        deliver(result)
 
     async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
         self.reads.append((request, database))

@@ -1,0 +1,198 @@
+"""Reads and writes that come whole, answered without a task.
+
+Most requests of a client are small, come in one piece, and have the head of the one before (kvnode.api.http's known
+heads). What such a head asks for is worked out once, and kept with it. Of the rest a request costs: judging its
+token, parsing its body, one call into the node, and one callback with the result. A task, and the coroutines from the
+connection down to the node's session, would cost as much again.
+
+Whatever is out of the ordinary is left to ConnectServer, and nothing is decided here that is not decided there: a
+token that cannot be judged or is refused, a request of another version, a watch, headers of our own, a session that is
+not open yet. A write whose outcome cannot be known is left open by it too.
+
+Results come from within the node's own work, so they are answered in the loop's next pass, all in one go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kvnode.api.connect import convert
+from kvnode.api.connect.answers import refusal
+from kvnode.api.connect.heads import bearer_token, is_data_path, wrong_version
+from kvnode.api.connect.metrics import ConnectStats
+from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
+from kvnode.api.connect.read_headers import MAX_STALENESS, MIN_VERSIONSTAMP, response_headers
+from kvnode.api.http import INTERNAL_ERROR, Handle, HttpError, Response, WholeRequest
+from kvnode.base.errors import KvError, OutcomeUnknown
+from kvnode.node.calls import error_from_message
+from kvnode.proto.kv.v1 import kv_pb2
+
+_log = logging.getLogger(__name__)
+
+PROTOBUF = "application/x-protobuf"
+_WRITE = "atomic_write"
+_METHODS = frozenset(("snapshot_read", _WRITE))
+
+
+class _Plan(NamedTuple):
+    """What a head asks for."""
+
+    uuid: str
+    token: str
+    method: str
+    is_write: bool
+    strong: bool  # reads the leader's state
+    called_strong: bool  # is said to
+
+
+class WholeRequests:
+    """Answers what needs no task.
+
+    Args:
+        backend: answers operations.
+        access: judges tokens.
+        stats: what is counted.
+        leave_open: makes the handler of a write whose outcome cannot be known.
+    """
+
+    def __init__(
+        self, backend: Backend, access: Access, stats: ConnectStats, leave_open: Callable[[KvError], Handle]
+    ) -> None:
+        self._backend = backend
+        self._access = access
+        self._stats = stats
+        self._leave_open = leave_open
+        self._results: list[tuple[_UnderWay, kv_pb2.OperationResult]] = []
+
+    def take(self, request: WholeRequest) -> bool:
+        """Answer a request, now or later; False = nothing was done or counted, and ConnectServer is to."""
+        plan = request.head.note
+        if plan is None:
+            plan = request.head.note = _plan_of(request) or False
+        if not isinstance(plan, _Plan):
+            return False
+        if not self._access.can_judge(plan.token) or not self._backend.can_begin(write=plan.is_write):
+            return False
+        size_bytes = len(request.content)
+        try:
+            grant = self._access.authorize(plan.uuid, plan.token, write=plan.is_write, size_bytes=size_bytes)
+        except KvError:
+            return False
+        self._stats.under_way += 1
+        self._stats.received(plan.method, size_bytes)
+        under_way = _UnderWay(self, request, plan)
+        try:
+            self._begin(under_way, grant)
+        except KvError as error:
+            self._finish(under_way, refusal(error))
+        except Exception as error:
+            self._unforeseen(under_way, error)
+        return True
+
+    def _begin(self, under_way: _UnderWay, grant: Grant) -> None:
+        """Raises KvError: it is refused."""
+        plan, mode = under_way.plan, grant.database.mode
+        operation = kv_pb2.Operation()
+        if not plan.is_write:
+            if mode is DatabaseMode.DISABLED:
+                self._finish(under_way, Response(200, convert.read_disabled(), PROTOBUF))
+                return
+            convert.read_into(operation.read, under_way.request.content, strong=plan.strong)
+        else:
+            if mode is not DatabaseMode.ENABLED:
+                self._finish(under_way, Response(200, convert.write_disabled(), PROTOBUF))
+                return
+            convert.write_into(operation.write, under_way.request.content)
+            operation.write.SetInParent()  # it may be empty
+        self._backend.begin(operation, database=grant.database.number, deliver=under_way.deliver)
+
+    def delivered(self, under_way: _UnderWay, result: kv_pb2.OperationResult) -> None:
+        """A result is there."""
+        if under_way.done:
+            return
+        if not self._results:
+            asyncio.get_running_loop().call_soon(self._answer_all)
+        self._results.append((under_way, result))
+
+    def _answer_all(self) -> None:
+        results, self._results = self._results, []
+        for under_way, result in results:
+            try:
+                self._answer(under_way, result)
+            except Exception as error:
+                self._unforeseen(under_way, error)
+
+    def _answer(self, under_way: _UnderWay, result: kv_pb2.OperationResult) -> None:
+        plan = under_way.plan
+        headers: tuple[tuple[str, str], ...] = ()
+        if result.HasField("error"):
+            self._fail(under_way, error_from_message(result.error))
+            return
+        if plan.is_write:
+            body = convert.write_output(result.write)
+        else:
+            if not plan.strong:
+                headers = response_headers(result.read)  # before it is used up
+            body = convert.read_output(result.read, strong=plan.called_strong)
+        self._finish(under_way, Response(200, body, PROTOBUF, headers))
+
+    def _fail(self, under_way: _UnderWay, error: KvError) -> None:
+        if error.not_applied or not under_way.plan.is_write:
+            self._finish(under_way, refusal(error))
+            return
+        self._count(under_way, 0)
+        under_way.request.serve_by(self._leave_open(error))
+
+    def _unforeseen(self, under_way: _UnderWay, error: Exception) -> None:
+        """Of a write nobody knows what became of it."""
+        _log.exception("%s failed in a way that nobody foresaw", under_way.plan.method)
+        if under_way.plan.is_write:
+            self._fail(under_way, OutcomeUnknown(f"internal error: {error!r}", code="INTERNAL"))
+        else:
+            self._finish(under_way, INTERNAL_ERROR)
+
+    def _finish(self, under_way: _UnderWay, response: Response) -> None:
+        self._stats.sent(under_way.plan.method, len(response.body))
+        self._count(under_way, response.status)
+        under_way.request.respond(response)
+
+    def _count(self, under_way: _UnderWay, status: int) -> None:
+        under_way.done = True
+        self._stats.under_way -= 1
+        self._stats.answered(under_way.plan.method, status, (time.perf_counter() - under_way.began) * 1_000)
+
+
+class _UnderWay:
+    """A request that was taken."""
+
+    __slots__ = ("_whole_requests", "began", "done", "plan", "request")
+
+    def __init__(self, whole_requests: WholeRequests, request: WholeRequest, plan: _Plan) -> None:
+        self._whole_requests = whole_requests
+        self.request = request
+        self.plan = plan
+        self.began = time.perf_counter()
+        self.done = False
+
+    def deliver(self, result: kv_pb2.OperationResult) -> None:
+        """The node's answer."""
+        self._whole_requests.delivered(self, result)
+
+
+def _plan_of(request: WholeRequest) -> _Plan | None:
+    """What a head asks for; None = it is left to ConnectServer."""
+    parts = request.path.split("/")
+    if not is_data_path(parts) or request.header(MAX_STALENESS) or request.header(MIN_VERSIONSTAMP):
+        return None
+    _, _, uuid, consistency, method = parts
+    if method not in _METHODS or wrong_version(request, uuid) is not None:
+        return None
+    try:
+        token = bearer_token(request)
+    except HttpError:
+        return None
+    return _Plan(uuid, token, method, method == _WRITE, consistency == "strong", consistency != "eventual")

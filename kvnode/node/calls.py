@@ -106,22 +106,11 @@ class DirectAnswers:
 
 
 def error_message(error: KvError) -> kv_pb2.Error:
-    """The wire form of an error."""
+    """The wire form of an error; kvnode.client.status.error_from_proto is the inverse."""
     return kv_pb2.Error(
         code=error.code,
         message=error.message,
         phase=error.phase,
         endpoint=error.endpoint,
         not_applied=error.not_applied,
-    )
-
-
-def error_from_message(message: kv_pb2.Error) -> KvError:
-    """The inverse of error_message."""
-    return KvError(
-        message.code,
-        message.message,
-        phase=message.phase,
-        endpoint=message.endpoint,
-        not_applied=message.not_applied,
     )

@@ -13,8 +13,9 @@ from functools import partial
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
+from kvnode.client.status import error_from_proto
 from kvnode.node.barriers import Barriers
-from kvnode.node.calls import RETRIED_CODES, Call, error_from_message
+from kvnode.node.calls import RETRIED_CODES, Call
 from kvnode.node.ports import Transport
 from kvnode.node.proposals import Proposals, deadline_error
 from kvnode.node.stats import Stats
@@ -204,7 +205,7 @@ class Gateway:
         if error is None:
             call.opened(client_id)
         elif not self._try_again(call, error):
-            call.fail(error_from_message(error))
+            call.fail(error_from_proto(error))
 
     def _try_again(self, call: Call, error: kv_pb2.Error) -> bool:
         if error.code not in RETRIED_CODES:

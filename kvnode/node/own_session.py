@@ -7,14 +7,18 @@ on has a request id by which its outcome can be settled.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
+from kvnode.client.status import error_from_proto
 from kvnode.machine.keyspace import DEFAULT_DATABASE
-from kvnode.node.calls import OpenDeliver, error_from_message, error_message
+from kvnode.node.calls import OpenDeliver, error_message
 from kvnode.node.ports import Deliver, Origin
 from kvnode.proto.kv.v1 import kv_pb2
+
+_log = logging.getLogger(__name__)
 
 SESSION_LOST_CODES = frozenset({"SESSION_UNKNOWN", "SESSION_EXPIRED", "SEQUENCE_ANSWERED"})
 _SETTLED_BY_RESEND = frozenset({"DEADLINE_EXCEEDED", "LEADERSHIP_LOST", "FORWARD_BROKEN"})
@@ -75,7 +79,11 @@ class OwnSession:
                 deliver(result)
 
         self._unanswered[sequence] = None
-        self._submit(operation, Origin(client_id, next(iter(self._unanswered)), database), answered)
+        try:
+            self._submit(operation, Origin(client_id, next(iter(self._unanswered)), database), answered)
+        except BaseException:
+            self._unanswered.pop(sequence, None)
+            raise
 
     async def _settle(
         self,
@@ -93,6 +101,10 @@ class OwnSession:
                 result = await self.run(operation, database, settle=True)
         except KvError as error:
             result = kv_pb2.OperationResult(id=operation.id, error=error_message(error))
+        except Exception as error:
+            _log.exception("a write could not be settled, in a way that nobody foresaw")
+            unknown = OutcomeUnknown(f"internal error: {error!r}", code="INTERNAL")
+            result = kv_pb2.OperationResult(id=operation.id, error=error_message(unknown))
         deliver(result)
 
     async def run(
@@ -110,7 +122,7 @@ class OwnSession:
             operation.resend = False
             result = await self._attempt(operation, database, settle)
         if result.HasField("error"):
-            raise error_from_message(result.error)
+            raise error_from_proto(result.error)
         return result
 
     async def open(self, timeout_ms: int = 0) -> bytes:
@@ -123,7 +135,7 @@ class OwnSession:
             if error is None:
                 future.set_result(client_id)
             else:
-                future.set_exception(error_from_message(error))
+                future.set_exception(error_from_proto(error))
 
         timeout_ms = timeout_ms or self._timeout_ms
         self._open_call(deliver, timeout_ms)

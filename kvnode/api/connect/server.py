@@ -38,7 +38,7 @@ from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
 from kvnode.api.connect.read_headers import apply_request_headers, response_headers, watch_headers
 from kvnode.api.connect.whole_frames import WholeFrames
 from kvnode.api.connect.whole_requests import PROTOBUF, WholeRequests
-from kvnode.api.http import Handle, HttpError, HttpServer, Request, Response, Stream, Tls, Unanswered
+from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Tls, Unanswered
 from kvnode.api.queue_http.server import QueueHttp
 from kvnode.base import limits
 from kvnode.base.errors import KvError, NotFound, OutcomeUnknown, Unauthenticated, Unavailable
@@ -78,7 +78,7 @@ class ConnectServer:
         self._backend = backend
         self._access = access
         self._stats = stats
-        whole = WholeRequests(backend, access, stats, self._left_open)
+        whole = WholeRequests(backend, access, stats, self._leave_open)
         self._http = HttpServer(self._handle, address, tls, http2=True, take_whole=whole.take)
         self._queues = queues
         stats.connections_count = lambda: self._http.connections_count
@@ -127,14 +127,6 @@ class ConnectServer:
         finally:
             stats.under_way -= 1
             stats.answered(kind, status, (time.perf_counter() - began) * 1_000)
-
-    def _left_open(self, error: KvError) -> Handle:
-        """The handler of a write whose outcome cannot be known."""
-
-        async def handle(request: Request) -> NoReturn:
-            await self._leave_open(request, error)
-
-        return handle
 
     async def _leave_open(self, request: Request, error: KvError) -> NoReturn:
         self._stats.unknown(error)

@@ -17,8 +17,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, NoReturn
 
 from kvnode.api.connect import convert
 from kvnode.api.connect.answers import refusal
@@ -26,9 +26,9 @@ from kvnode.api.connect.heads import bearer_token, is_data_path, wrong_version
 from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
 from kvnode.api.connect.read_headers import MAX_STALENESS, MIN_VERSIONSTAMP, response_headers
-from kvnode.api.http import INTERNAL_ERROR, Handle, HttpError, Response, WholeRequest
+from kvnode.api.http import INTERNAL_ERROR, HttpError, Request, Response, WholeRequest
 from kvnode.base.errors import KvError, OutcomeUnknown
-from kvnode.node.calls import error_from_message
+from kvnode.client.status import error_from_proto
 from kvnode.proto.kv.v1 import kv_pb2
 
 _log = logging.getLogger(__name__)
@@ -56,11 +56,15 @@ class WholeRequests:
         backend: answers operations.
         access: judges tokens.
         stats: what is counted.
-        leave_open: makes the handler of a write whose outcome cannot be known.
+        leave_open: given a write whose outcome cannot be known: returns when its client has gone, by raising.
     """
 
     def __init__(
-        self, backend: Backend, access: Access, stats: ConnectStats, leave_open: Callable[[KvError], Handle]
+        self,
+        backend: Backend,
+        access: Access,
+        stats: ConnectStats,
+        leave_open: Callable[[Request, KvError], Awaitable[NoReturn]],
     ) -> None:
         self._backend = backend
         self._access = access
@@ -75,15 +79,14 @@ class WholeRequests:
             plan = request.head.note = _plan_of(request) or False
         if not isinstance(plan, _Plan):
             return False
-        if not self._access.can_judge(plan.token) or not self._backend.can_begin(write=plan.is_write):
-            return False
-        size_bytes = len(request.content)
         try:
-            grant = self._access.authorize(plan.uuid, plan.token, write=plan.is_write, size_bytes=size_bytes)
-        except KvError:
+            grant = self._judge(plan, len(request.content))
+        except Exception:  # a refusal, or what nobody foresaw
+            return False
+        if grant is None:
             return False
         self._stats.under_way += 1
-        self._stats.received(plan.method, size_bytes)
+        self._stats.received(plan.method, len(request.content))
         under_way = _UnderWay(self, request, plan)
         try:
             self._begin(under_way, grant)
@@ -92,6 +95,12 @@ class WholeRequests:
         except Exception as error:
             self._unforeseen(under_way, error)
         return True
+
+    def _judge(self, plan: _Plan, size_bytes: int) -> Grant | None:
+        """What the sender may do; None = it takes a task to tell. Raises KvError, and then has counted nothing."""
+        if not self._access.can_judge(plan.token) or not self._backend.can_begin(write=plan.is_write):
+            return None
+        return self._access.authorize(plan.uuid, plan.token, write=plan.is_write, size_bytes=size_bytes)
 
     def _begin(self, under_way: _UnderWay, grant: Grant) -> None:
         """Raises KvError: it is refused."""
@@ -112,8 +121,6 @@ class WholeRequests:
 
     def delivered(self, under_way: _UnderWay, result: kv_pb2.OperationResult) -> None:
         """A result is there."""
-        if under_way.done:
-            return
         if not self._results:
             asyncio.get_running_loop().call_soon(self._answer_all)
         self._results.append((under_way, result))
@@ -121,6 +128,8 @@ class WholeRequests:
     def _answer_all(self) -> None:
         results, self._results = self._results, []
         for under_way, result in results:
+            if under_way.done:
+                continue
             try:
                 self._answer(under_way, result)
             except Exception as error:
@@ -130,7 +139,7 @@ class WholeRequests:
         plan = under_way.plan
         headers: tuple[tuple[str, str], ...] = ()
         if result.HasField("error"):
-            self._fail(under_way, error_from_message(result.error))
+            self._fail(under_way, error_from_proto(result.error))
             return
         if plan.is_write:
             body = convert.write_output(result.write)
@@ -144,8 +153,15 @@ class WholeRequests:
         if error.not_applied or not under_way.plan.is_write:
             self._finish(under_way, refusal(error))
             return
-        self._count(under_way, 0)
-        under_way.request.serve_by(self._leave_open(error))
+        under_way.done = True
+
+        async def leave_open(request: Request) -> NoReturn:
+            try:
+                await self._leave_open(request, error)
+            finally:
+                self._count(under_way, 0)
+
+        under_way.request.serve_by(leave_open)
 
     def _unforeseen(self, under_way: _UnderWay, error: Exception) -> None:
         """Of a write nobody knows what became of it."""
@@ -156,12 +172,12 @@ class WholeRequests:
             self._finish(under_way, INTERNAL_ERROR)
 
     def _finish(self, under_way: _UnderWay, response: Response) -> None:
+        under_way.done = True
         self._stats.sent(under_way.plan.method, len(response.body))
         self._count(under_way, response.status)
         under_way.request.respond(response)
 
     def _count(self, under_way: _UnderWay, status: int) -> None:
-        under_way.done = True
         self._stats.under_way -= 1
         self._stats.answered(under_way.plan.method, status, (time.perf_counter() - under_way.began) * 1_000)
 

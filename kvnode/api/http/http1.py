@@ -189,6 +189,7 @@ class Connection(asyncio.Protocol):
             self._serving.fail(HttpError(400, "The connection broke."))
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
+        self._writable = None  # or who waits until there is none would wait for this one for ever, and hold the loop
         self._transport = None
 
     def eof_received(self) -> bool:

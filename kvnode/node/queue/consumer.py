@@ -20,8 +20,8 @@ from functools import partial
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
+from kvnode.client.status import error_from_proto
 from kvnode.machine.queue.errors import too_much_credit
-from kvnode.node.calls import error_from_message
 from kvnode.node.ports import Deliver, Origin
 from kvnode.node.queue.settler import Done, Settler
 from kvnode.proto.kv.v1 import kv_pb2
@@ -146,7 +146,7 @@ class Consumer:
         self._pulling_count -= wanted
         self._pulls_count -= 1
         if result.HasField("error"):
-            self._pull_failed(error_from_message(result.error))
+            self._pull_failed(error_from_proto(result.error))
             return
         messages = list(result.pulled.messages)
         if self._closed:

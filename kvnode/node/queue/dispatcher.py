@@ -32,10 +32,11 @@ from typing import Protocol
 
 from kvnode.base import limits
 from kvnode.base.errors import Unavailable
+from kvnode.client.status import error_from_proto
 from kvnode.codec.row import Row
 from kvnode.machine.queue import keys
 from kvnode.machine.queue.arrivals import QueueId
-from kvnode.node.calls import RETRIED_CODES, Call, error_from_message
+from kvnode.node.calls import RETRIED_CODES, Call
 from kvnode.node.ports import Origin
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -304,7 +305,7 @@ class Dispatcher:
             self._take_back(pulls, False)
             return
         for call in pulls:
-            call.fail(error_from_message(error))
+            call.fail(error_from_proto(error))
 
     def _deal(self, queue: _Queue, messages: list[kv_pb2.QueueMessage]) -> list[kv_pb2.QueueMessage]:
         """Answer pulls; what is left over is returned."""

@@ -261,3 +261,294 @@ async def test_what_its_lost_session_cannot_tell_is_unknown_for_ever() -> None:
     with pytest.raises(KvError) as caught:
         await task
     assert not caught.value.not_applied and len(bench.submitted) == 2
+
+
+# begin: the same by callback.
+
+
+class Begun:
+    """An operation begun with callback, and what was delivered for it."""
+
+    def __init__(self, bench: Bench, operation: kv_pb2.Operation | None = None, database: int = 3) -> None:
+        self.results: list[kv_pb2.OperationResult] = []
+        bench.session.begin(operation or write(put(b"k")), database, self.results.append)
+
+    @property
+    def error(self) -> kv_pb2.Error:
+        (result,) = self.results
+        assert result.HasField("error")
+        return result.error
+
+    @property
+    def succeeded(self) -> bool:
+        (result,) = self.results
+        return not result.HasField("error") and result.write.status == SUCCESS
+
+
+async def opened(timeout_ms: int = 1_000) -> Bench:
+    """A bench whose session is open; what opened it is left out of `submitted`."""
+    bench = Bench(timeout_ms)
+    assert not bench.session.is_open
+    task = bench.run()
+    await settle()
+    bench.opening.pop()(b"client", None)
+    await settle()
+    assert bench.session.is_open
+    bench.answer(0)
+    await task
+    bench.submitted.clear()
+    return bench
+
+
+async def test_a_read_is_begun_without_a_session() -> None:
+    bench = Bench()
+    begun = Begun(bench, read(b"k"))
+    operation, origin, deliver = bench.submitted[0]
+    assert (origin.client_id, origin.database) == (b"", 3)
+    assert origin.lowest_unanswered == operation.id > 0
+    answer = kv_pb2.OperationResult(id=operation.id, read=kv_pb2.ReadResponse())
+    deliver(answer)
+    assert begun.results == [answer]
+    assert not bench.opening and not bench.session.is_open
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KvError("DEADLINE_EXCEEDED", "by the test", not_applied=False),
+        KvError("LEADERSHIP_LOST", "by the test", not_applied=False),
+        KvError("UNAVAILABLE", "by the test"),
+    ],
+)
+async def test_a_read_that_failed_is_delivered_as_it_is(error: KvError) -> None:
+    bench = Bench()
+    begun = Begun(bench, read(b"k"))
+    bench.answer(0, error)
+    await settle()
+    assert begun.error == error_message(error) and len(bench.submitted) == 1
+
+
+async def test_a_write_that_was_begun_is_answered_at_once() -> None:
+    bench = await opened()
+    begun = Begun(bench)
+    operation, origin, _ = bench.submitted[0]
+    assert (origin.client_id, origin.database, origin.lowest_unanswered) == (b"client", 3, operation.id)
+    assert not operation.resend and begun.results == []
+    bench.answer(0)
+    assert begun.succeeded  # without a pass of the loop
+    await settle()
+    assert begun.succeeded and len(bench.submitted) == 1
+
+
+async def test_a_write_that_is_answered_as_it_is_begun() -> None:
+    bench = await opened()
+    submit = bench._submit
+
+    def submit_and_answer(operation: kv_pb2.Operation, origin: Origin, deliver: Deliver) -> None:
+        submit(operation, origin, deliver)
+        bench.answer(-1)
+
+    bench.session._submit = submit_and_answer
+    assert Begun(bench).succeeded
+    bench.session._submit = submit
+    Begun(bench)
+    assert bench.submitted[1][1].lowest_unanswered == bench.submitted[1][0].id  # the first is answered
+
+
+async def test_each_that_is_begun_has_its_own_id_and_the_lowest_unanswered_follows() -> None:
+    bench = await opened()
+    begun = [Begun(bench) for _ in range(3)]
+    running = bench.run()
+    await settle()
+    ids = [operation.id for operation, _, _ in bench.submitted]
+    assert ids == sorted(set(ids))
+    assert [origin.lowest_unanswered for _, origin, _ in bench.submitted] == [ids[0]] * 4
+    bench.answer(1)
+    Begun(bench)
+    assert bench.submitted[-1][1].lowest_unanswered == ids[0]
+    bench.answer(0)
+    Begun(bench, write(put(b"x")))
+    assert bench.submitted[-1][1].lowest_unanswered == ids[2]
+    bench.answer(2, KvError("UNAVAILABLE", "no leader"))
+    assert begun[2].error.code == "UNAVAILABLE"
+    Begun(bench, write(put(b"y")))
+    assert bench.submitted[-1][1].lowest_unanswered == ids[3]
+    bench.answer(3)
+    await running
+
+
+@pytest.mark.parametrize("code", ["DEADLINE_EXCEEDED", "LEADERSHIP_LOST", "FORWARD_BROKEN"])
+async def test_a_begun_write_that_may_have_been_applied_is_sent_again_until_it_is_settled(code: str) -> None:
+    bench = await opened()
+    begun = Begun(bench)
+    (operation, *_) = bench.submitted[0]
+    sequence = operation.id
+    for at in range(3):
+        bench.answer(at, KvError(code, "by the test", not_applied=False))
+        await settle()
+        assert begun.results == [] and len(bench.submitted) == at + 2
+        again, origin, _ = bench.submitted[-1]
+        assert again.resend and again.id == sequence
+        assert (origin.client_id, origin.database, origin.lowest_unanswered) == (b"client", 3, sequence)
+    other = Begun(bench)
+    assert bench.submitted[-1][1].lowest_unanswered == sequence  # until it is settled
+    assert not bench.submitted[-1][0].resend
+    bench.answer(3)
+    await settle()
+    assert begun.succeeded and begun.results[0].id == sequence
+    Begun(bench)
+    assert bench.submitted[-1][1].lowest_unanswered == bench.submitted[-2][0].id > sequence
+    bench.answer(4)
+    assert other.succeeded
+
+
+@pytest.mark.parametrize("code", ["DEADLINE_EXCEEDED", "LEADERSHIP_LOST"])
+async def test_a_begun_write_known_not_to_be_applied_is_given_back_at_once(code: str) -> None:
+    bench = await opened()
+    begun = Begun(bench)
+    bench.answer(0, KvError(code, "no leader", phase="leader"))
+    assert begun.error.code == code and begun.error.not_applied
+    await settle()
+    assert len(bench.submitted) == 1 and len(begun.results) == 1
+
+
+@pytest.mark.parametrize("code", sorted(SESSION_LOST_CODES))
+async def test_a_write_begun_under_a_lost_session_runs_under_a_new_one(code: str) -> None:
+    bench = await opened()
+    begun = Begun(bench)
+    first = bench.submitted[0][0].id
+    bench.answer(0, KvError(code, "gone", not_applied=True))
+    await settle()
+    assert not bench.session.is_open and begun.results == []
+    bench.opening[0](b"new", None)
+    await settle()
+    operation, origin, _ = bench.submitted[1]
+    assert (origin.client_id, origin.database) == (b"new", 3)
+    assert operation.id > first and origin.lowest_unanswered == operation.id
+    assert not operation.resend and operation.write == write(put(b"k")).write
+    assert bench.session.is_open
+    bench.answer(1, KvError("LEADERSHIP_LOST", "by the test", not_applied=False))
+    await settle()
+    assert bench.submitted[2][0].resend and begun.results == []  # it is settled there too
+    bench.answer(2)
+    await settle()
+    assert begun.succeeded and len(bench.opening) == 1
+
+
+async def test_a_begun_write_that_was_sent_again_is_a_first_copy_under_a_new_session() -> None:
+    bench = await opened()
+    begun = Begun(bench)
+    bench.answer(0, UNKNOWN)
+    await settle()
+    assert bench.submitted[1][0].resend
+    bench.answer(1, KvError("SESSION_UNKNOWN", "gone, and it was not applied", not_applied=True))
+    await settle()
+    bench.opening[0](b"new", None)
+    await settle()
+    assert bench.submitted[2][1].client_id == b"new" and not bench.submitted[2][0].resend
+    bench.answer(2)
+    await settle()
+    assert begun.succeeded
+
+
+async def test_several_begun_under_a_lost_session_share_one_opening() -> None:
+    bench = await opened()
+    begun = [Begun(bench) for _ in range(3)]
+    for at in range(3):
+        bench.answer(at, KvError("SESSION_EXPIRED", "gone", not_applied=True))
+    await settle()
+    assert len(bench.opening) == 1
+    bench.opening[0](b"new", None)
+    await settle()
+    assert [origin.client_id for _, origin, _ in bench.submitted] == [b"client"] * 3 + [b"new"] * 3
+    for at in range(3, 6):
+        bench.answer(at)
+    await settle()
+    assert all(one.succeeded for one in begun)
+
+
+async def test_a_late_word_of_the_old_session_leaves_the_new_one_to_what_was_begun() -> None:
+    bench = await opened()
+    first, second = Begun(bench), Begun(bench)
+    bench.answer(0, KvError("SESSION_UNKNOWN", "gone", not_applied=True))
+    await settle()
+    bench.opening[0](b"new", None)
+    await settle()
+    bench.answer(1, KvError("SESSION_UNKNOWN", "gone", not_applied=True))
+    await settle()
+    assert len(bench.opening) == 1 and bench.session.is_open
+    assert [origin.client_id for _, origin, _ in bench.submitted] == [b"client", b"client", b"new", b"new"]
+    bench.answer(2)
+    bench.answer(3)
+    await settle()
+    assert first.succeeded and second.succeeded
+
+
+async def test_a_begun_write_for_which_no_session_can_be_opened_was_not_applied() -> None:
+    bench = await opened()
+    begun = Begun(bench)
+    bench.answer(0, KvError("SESSION_UNKNOWN", "gone", not_applied=True))
+    await settle()
+    bench.opening[0](b"", error_message(KvError("DEADLINE_EXCEEDED", "no leader", phase="leader")))
+    await settle()
+    assert begun.error.code == "DEADLINE_EXCEEDED" and begun.error.not_applied
+    assert len(bench.submitted) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        KvError("SESSION_EXPIRED", "it may have been applied", not_applied=False),
+        KvError("OUTCOME_UNKNOWN", "by the test", not_applied=False),
+        KvError("STORAGE_FAILED", "by the test", phase="storage", not_applied=False),
+    ],
+)
+@pytest.mark.parametrize("after_a_resend", [False, True])
+async def test_what_cannot_be_known_of_a_begun_write_is_delivered_as_unknown(
+    error: KvError, after_a_resend: bool
+) -> None:
+    bench = await opened()
+    begun = Begun(bench)
+    if after_a_resend:
+        bench.answer(0, UNKNOWN)
+        await settle()
+    bench.answer(-1, error)
+    await settle()
+    assert begun.error.code == error.code and not begun.error.not_applied
+    assert len(bench.submitted) == 1 + after_a_resend and not bench.opening
+    Begun(bench)
+    assert bench.submitted[-1][1].lowest_unanswered == bench.submitted[-1][0].id  # nobody waits for it any more
+
+
+async def test_a_resend_that_nobody_answers_leaves_a_begun_write_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_session, "_GRACE_MS", 10)
+    bench = await opened(timeout_ms=20)
+    begun = Begun(bench)
+    bench.answer(0, UNKNOWN)
+    await asyncio.sleep(0.2)
+    assert begun.error.code == "DEADLINE_EXCEEDED" and not begun.error.not_applied
+    bench.answer(1)  # too late
+    await settle()
+    assert len(begun.results) == 1
+
+
+@on_trio
+async def test_begun_writes_through_a_lost_leader_are_applied_once(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    node = trio.node(one)
+    await trio.within(one, node.write(kv_pb2.AtomicWriteRequest(mutations=[add_one(b"n")])))
+    assert node.can_begin_writes
+    futures = [asyncio.get_running_loop().create_future() for _ in range(20)]
+
+    async def begin() -> None:
+        for future in futures:
+            operation = write(add_one(b"n"))
+            operation.timeout_ms = 30_000
+            node.begin(operation, 1, future.set_result)  # which fails the second time
+
+    await trio.within(one, begin())
+    await asyncio.sleep(0.001)
+    trio.kill(leader)
+    results = await asyncio.gather(*futures)
+    assert all(result.write.status == SUCCESS for result in results)
+    assert number_of(await trio.get(one, b"n")) == 21

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 from kvnode.base import limits
@@ -34,6 +35,7 @@ from kvnode.raft.raft import Raft
 # Entries proposed and not yet applied. More would only make each batch smaller; fewer would leave the disk idle
 # while the followers' acknowledgements travel.
 MAX_PENDING_ENTRIES_COUNT = 4
+_TRANSACTION_FROM_COUNT = 3  # from so many operations on, SQLite's transaction around their reads is worth its cost
 
 Body = kv_pb2.AtomicWriteResponse | kv_pb2.Error
 _SUCCESS = kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS
@@ -49,7 +51,10 @@ class PendingEntry(NamedTuple):
 
 
 class DueSource(Protocol):
-    """Where the keys whose time has come are found (the state)."""
+    """Where the keys whose time has come are found, and what a batch is resolved against (the state)."""
+
+    def reading(self) -> AbstractContextManager[None]:
+        """One read transaction around many reads; no apply inside."""
 
     def due(self, now_ms: int, limit: int) -> list[tuple[bytes, int]]:
         """(key, expire_at_ms) of rows with expire_at_ms <= now_ms, by time."""
@@ -209,12 +214,8 @@ class Proposals:
                 self._stats.cron_late_ms.observe(late_ms)
         if self._claims_waited and resolver.settled:
             self._resolve_claims(batch, waiters)
-        queue = self._queue
-        while queue and resolver.settled and _takes_more(batch):
-            call = queue.popleft()
-            self._queue_bytes -= call.size_bytes
-            if not call.done:
-                self._resolve(batch, index, call, waiters, negatives)
+        with self._due.reading() if len(self._queue) >= _TRANSACTION_FROM_COUNT else nullcontext():
+            self._resolve_queue(resolver, batch, index, waiters, negatives)
         self._claims.arrived(batch.arrived)
         if resolver.settled:
             self._resolve_claims(batch, waiters)
@@ -234,6 +235,21 @@ class Proposals:
         for call, result in negatives:
             self._barriers.add(call, self._raft.last_index, result)
         return bool(proposed)
+
+    def _resolve_queue(
+        self,
+        resolver: Resolver,
+        batch: Batch,
+        index: int,
+        waiters: list[tuple[Call, object]],
+        negatives: list[tuple[Call, kv_pb2.OperationResult]],
+    ) -> None:
+        queue = self._queue
+        while queue and resolver.settled and _takes_more(batch):
+            call = queue.popleft()
+            self._queue_bytes -= call.size_bytes
+            if not call.done:
+                self._resolve(batch, index, call, waiters, negatives)
 
     def _resolve(
         self,

@@ -15,7 +15,7 @@ make every client send it again, and the protocol has no request id. Its connect
 gives up, which then knows as much as the server.
 
 A request costs one task (over HTTP/2 also two crossings between granian's threads and the loop), the parse, one submit
-to the node, and one serialization. Those that come whole over HTTP/1.1 need no task: whole_requests.py.
+to the node, and one serialization. Most need none of the coroutines here, and over HTTP/1.1 no task: whole_requests.py.
 """
 
 from __future__ import annotations

@@ -37,39 +37,14 @@ class Carrier(Protocol):
         """Have a task answer it."""
 
 
-class Exchange:
-    """One request over HTTP/1.x, and what has come of its body (messages.Request)."""
+class _WithHead:
+    """What request line and headers say."""
 
-    __slots__ = (
-        "_chunks",
-        "_connection",
-        "_error",
-        "_headers",
-        "_limit",
-        "_received_bytes",
-        "_url",
-        "_waiter",
-        "complete",
-        "head_bytes",
-        "keep_alive",
-        "method",
-        "modern",
-    )
+    __slots__ = ("_connection", "_headers", "_url")
 
-    def __init__(self, connection: Carrier) -> None:
-        self._connection = connection
-        self._headers: dict[bytes, bytes] = {}
-        self._url = b""
-        self._chunks: list[bytes] = []
-        self._received_bytes = 0
-        self._limit = 0  # 0 = the handler has not asked yet
-        self._error: HttpError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self.method = ""
-        self.complete = False
-        self.keep_alive = False
-        self.modern = True  # HTTP/1.1
-        self.head_bytes = b""  # its head as it came, if that is fit to be remembered
+    _connection: Carrier
+    _headers: dict[bytes, bytes]
+    _url: bytes
 
     @property
     def path(self) -> str:
@@ -91,6 +66,42 @@ class Exchange:
         """See Request."""
         value = self._headers.get(name.encode())
         return "" if value is None else value.decode("latin-1")
+
+    async def client_gone(self) -> None:
+        """See Request."""
+        await self._connection.gone()
+
+
+class Exchange(_WithHead):
+    """One request over HTTP/1.x, and what has come of its body (messages.Request)."""
+
+    __slots__ = (
+        "_chunks",
+        "_error",
+        "_limit",
+        "_received_bytes",
+        "_waiter",
+        "complete",
+        "head_bytes",
+        "keep_alive",
+        "method",
+        "modern",
+    )
+
+    def __init__(self, connection: Carrier) -> None:
+        self._connection = connection
+        self._headers = {}
+        self._url = b""
+        self._chunks: list[bytes] = []
+        self._received_bytes = 0
+        self._limit = 0  # 0 = the handler has not asked yet
+        self._error: HttpError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.method = ""
+        self.complete = False
+        self.keep_alive = False
+        self.modern = True  # HTTP/1.1
+        self.head_bytes = b""  # its head as it came, if that is fit to be remembered
 
     async def body(self, max_bytes: int) -> bytes:
         """See Request."""
@@ -119,10 +130,6 @@ class Exchange:
             self._limit = 0
         if self._error is not None:
             raise self._error
-
-    async def client_gone(self) -> None:
-        """See Request."""
-        await self._connection.gone()
 
     # For the connection.
 
@@ -176,10 +183,10 @@ class Exchange:
             self._waiter.set_result(None)
 
 
-class WholeExchange:
+class WholeExchange(_WithHead):
     """A request that came whole behind a known head: messages.WholeRequest. It is served as an Exchange is."""
 
-    __slots__ = ("_connection", "content", "head")
+    __slots__ = ("content", "head")
 
     method = "POST"
     complete = True
@@ -188,39 +195,16 @@ class WholeExchange:
 
     def __init__(self, connection: Carrier, head: KnownHead, content: bytes) -> None:
         self._connection = connection
+        self._headers = head.headers
+        self._url = head.url
         self.head = head
         self.content = content
-
-    @property
-    def path(self) -> str:
-        """See Request."""
-        return self.head.url.partition(b"?")[0].decode("latin-1")
-
-    @property
-    def query(self) -> dict[str, str]:
-        """See Request."""
-        return parse_query(self.head.url.partition(b"?")[2].decode("latin-1"))
-
-    @property
-    def origin(self) -> str:
-        """See Request."""
-        host = self.header("host")
-        return f"{self._connection.shared.scheme}://{host}" if host else ""
-
-    def header(self, name: str) -> str:
-        """See Request."""
-        value = self.head.headers.get(name.encode())
-        return "" if value is None else value.decode("latin-1")
 
     async def body(self, max_bytes: int) -> bytes:
         """See Request."""
         if len(self.content) > max_bytes:
             raise too_large(max_bytes)
         return self.content
-
-    async def client_gone(self) -> None:
-        """See Request."""
-        await self._connection.gone()
 
     def respond(self, response: Response) -> None:
         """See WholeRequest."""

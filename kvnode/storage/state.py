@@ -18,7 +18,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -152,9 +152,12 @@ class State:
         with storage_errors(self._file.path):
             return self._file.tables.next_expiry()
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """One read transaction around many reads, which makes each cheaper; no await and no apply inside."""
+        return self._reading()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         with storage_errors(self._file.path), self._file.tables.reading():
             yield
 

@@ -5,8 +5,9 @@ more than answering a small request: a callback for each header. So the head of 
 with 200, is remembered with what it said. When the same bytes begin a message anew, and the body behind them is as
 long as they say, they mean the same, and nothing is parsed.
 
-Only a POST over HTTP/1.1 with a content-length, on a connection that stays open, is remembered. A head takes part in
-no decision: whoever knows its bytes gets what they say, and tokens in them are judged at every request.
+Only a POST with a content-length is remembered, over HTTP/1.1 on a connection that stays open; of HTTP/2, which its
+library has parsed, the fields, so that what was worked out from them is kept. A head takes part in no decision: whoever
+knows its bytes gets what they say, and tokens in them are judged at every request.
 """
 
 from __future__ import annotations

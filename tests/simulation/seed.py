@@ -199,6 +199,14 @@ class Scene:
             await self.nemesis.run(chaos_s)
         else:
             await self._fail_over(self.failovers, chaos_s)
+        reviving = self.loop.create_task(self._keep_all_running())
+        try:
+            await self._come_to_an_end(working)
+        finally:
+            reviving.cancel()
+
+    async def _come_to_an_end(self, working: list[asyncio.Task[None]]) -> None:
+        """After the healing: writes again, every client and message done, and the same everywhere."""
         await self._recover()
         for client in self.clients:
             client.stopped = True
@@ -243,14 +251,15 @@ class Scene:
                 raise Violation(
                     "liveness", f"no writes for {RECOVERY_S} s after everything was healed: {self._roles()}"
                 )
-            self._revive()
             await asyncio.sleep(0.2)
 
-    def _revive(self) -> None:
-        """Start who stopped because its disk had been hurt, though that showed only after the healing."""
-        for server in self.cluster.servers.values():
-            if not server.running:
-                self.cluster.start(server)
+    async def _keep_all_running(self) -> None:
+        """Start who stopped because its disk had been hurt, though that may show only long after the healing."""
+        while True:
+            for server in self.cluster.servers.values():
+                if not server.running:
+                    self.cluster.start(server)
+            await asyncio.sleep(0.2)
 
     def _roles(self) -> str:
         parts = []
@@ -271,7 +280,6 @@ class Scene:
         while not self._converged():
             if self.loop.time() > end_s:
                 raise Violation("convergence", f"the replicas stay apart: {self._roles()}")
-            self._revive()
             await asyncio.sleep(0.2)
 
     def _converged(self) -> bool:

@@ -34,6 +34,27 @@ async def test_without_an_answer_the_wait_is_bounded() -> None:
         await gathering.turn()
 
 
+async def test_what_comes_more_seldom_than_the_bound_never_waits() -> None:
+    """Over a long way everything is unanswered for long, and nothing is gained by waiting for it."""
+    gathering = _crowded()
+    for operation_id in range(10, 13):
+        await asyncio.sleep(2 * limits.CLIENT_GATHER_MS / 1_000)
+        turn = asyncio.ensure_future(gathering.turn())
+        await asyncio.sleep(0)
+        assert turn.done()
+        gathering.sent(operation_id)
+
+
+async def test_the_bound_counts_from_the_message_before_and_not_from_the_asking() -> None:
+    loop = asyncio.get_running_loop()
+    gathering = _crowded()
+    left_s = loop.time()
+    while loop.time() < left_s + 0.6 * limits.CLIENT_GATHER_MS / 1_000:
+        await asyncio.sleep(0)
+    await gathering.turn()
+    assert limits.CLIENT_GATHER_MS / 1_000 - 0.001 <= loop.time() - left_s < 1.5 * limits.CLIENT_GATHER_MS / 1_000
+
+
 async def test_an_answer_to_a_later_message_covers_those_before_it() -> None:
     gathering = _crowded()
     gathering.answered(limits.MAX_CLIENT_FLIGHTS_COUNT + 5)

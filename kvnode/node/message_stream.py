@@ -25,6 +25,7 @@ from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.node.framing import frame_repeated
 from kvnode.node.lane import Lane
+from kvnode.node.member_wire import member_to_wire
 from kvnode.node.peer_stream import PeerStream, RawCall
 from kvnode.node.ports import Freshness, Held, LeaseNews, PeerHandler
 from kvnode.node.stats import Stats
@@ -49,6 +50,7 @@ def hello_to(handler: PeerHandler, node_id: int) -> peer_pb2.Hello:
         to_node_id=node_id,
         established_epoch=identity.established_epoch,
         ballot=identity.ballot,
+        member=None if identity.member is None else member_to_wire(identity.member),
     )
 
 

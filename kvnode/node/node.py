@@ -28,7 +28,6 @@ from kvnode.node.barriers import Barriers, Item
 from kvnode.node.calls import Call
 from kvnode.node.changelog.follower import ChangelogFollower
 from kvnode.node.changelog.source import Sources
-from kvnode.node.clock_guard import ClockGuard, LogTime
 from kvnode.node.directory import Directory
 from kvnode.node.driver import Driver
 from kvnode.node.epochs import Epochs
@@ -39,6 +38,7 @@ from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.gateway import Gateway
 from kvnode.node.guard import Guard
 from kvnode.node.intake import Intake
+from kvnode.node.introductions import Introductions
 from kvnode.node.leadership_log import LeadershipLog
 from kvnode.node.members import Members
 from kvnode.node.message_stream import hello_to
@@ -67,6 +67,7 @@ from kvnode.node.settings import NodeSettings
 from kvnode.node.snapshots import Snapshots
 from kvnode.node.stats import Stats
 from kvnode.node.status import node_status
+from kvnode.node.timekeeper import Timekeeper
 from kvnode.node.watch import WatchHub
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import admin_pb2, kv_pb2
@@ -121,13 +122,19 @@ class Node:
         self.epochs = Epochs(self.raft, state, lambda: state.meta, self._epoch_heard, settings.epoch)
         self._fork_keeper = forks
         self._random_source = random_source
-        self.clock_guard = ClockGuard(clock, settings.max_clock_offset_ms)
         self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
         self.watches = WatchHub(state, stats, self.freshness.age_ms)
         self.directory = Directory(state, settings.cluster_id)
+        self.introductions = Introductions(
+            settings.node_id,
+            lambda node_id: self._known_members.get(node_id) is not None,
+            clock.monotonic_ms,
+            self._introduced,
+        )
         self.transport = make_transport(self)
-        self._log_time = LogTime(clock, settings.max_clock_offset_ms)
-        self._log_time_ms = meta.log_time_ms
+        self.timekeeper = Timekeeper(
+            clock, settings.max_clock_offset_ms, self.raft, stats, lambda: state.meta.log_time_ms
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._driving: asyncio.Task[None] | None = None  # among the tasks; it ends with the cycle it is in
         self.retention = Retention(settings, log, state, clock)
@@ -168,7 +175,7 @@ class Node:
             self._submit_one,
             self.write,
             self._take_back,
-            self._next_log_time,
+            self.timekeeper.next_ms,
             self.clock.monotonic_ms,
         )
         self.proposals = Proposals(
@@ -177,7 +184,7 @@ class Node:
             self.barriers,
             self.stats,
             self._make_resolver,
-            self._next_log_time,
+            self.timekeeper.next_ms,
             self._take_back,
             self._nudge,
             self.queues.dispatcher,
@@ -222,7 +229,7 @@ class Node:
         self.follower = ChangelogFollower(
             self.node_id,
             self.settings.region,
-            lambda: self._known_members,
+            lambda: self._reachable_members,
             lambda: self.epochs.latest,
             self.raft,
             self.freshness,
@@ -501,7 +508,8 @@ class Node:
             if self.log.damage is None:
                 if now - last > election_ms:
                     self.raft.clock_gap()
-                self._judge_clock()
+                self.introductions.sweep()
+                self.timekeeper.judge()
                 self.raft.tick()
                 self.proposals.tick()
                 self._confirm_alone()
@@ -537,34 +545,7 @@ class Node:
             self.transport.send_held(self.raft.leader_id, rows)
         self.replication.tick()
 
-    # Leadership and time.
-
-    def _judge_clock(self) -> None:
-        voters, members = self._jury()
-        trusted = self.clock_guard.trusted(voters)
-        outvoted = self.clock_guard.outvoted(voters, members)
-        self.raft.campaign_allowed = trusted and not outvoted
-        if self._log_time.is_held:
-            is_witnessed = self.clock_guard.is_witnessed(voters, members)
-            self._log_time.look(is_witnessed=is_witnessed, outvoted=outvoted)
-        if not trusted and self.raft.is_leader:
-            self.stats.step_downs += 1
-            self.raft.step_down(f"the clock is {self.clock_offset_ms:.0f} ms from the others' median")
-
-    @property
-    def clock_offset_ms(self) -> float:
-        """This node's clock minus the median of those by which it is judged."""
-        return self.clock_guard.offset_ms(*self._jury())
-
-    def _jury(self) -> tuple[list[int], list[int]]:
-        """The other voters, and all other members."""
-        membership = self.raft.membership
-        voters = [m.node_id for m in membership.voters if m.node_id != self.node_id]
-        return voters, [m.node_id for m in membership.members if m.node_id != self.node_id]
-
-    def _next_log_time(self) -> int:
-        self._log_time_ms = self._log_time.next_ms(max(self._log_time_ms, self.state.meta.log_time_ms))
-        return self._log_time_ms
+    # Leadership.
 
     def _make_resolver(self) -> Resolver:
         return Resolver(self.state, self.epoch, self.state.meta.log_time_ms)
@@ -575,11 +556,7 @@ class Node:
         self._leadership_log.changed()
         if raft.is_leader and self._resolving_term != raft.term:
             self._resolving_term = raft.term
-            self._judge_clock()  # it may have stepped since the last tick
-            if raft.is_leader:
-                self._log_time.begin(
-                    self.state.meta.log_time_ms, is_witnessed=self.clock_guard.is_witnessed(*self._jury())
-                )
+            self.timekeeper.elected()
         if not raft.is_leader:
             self.queues.dispatcher.lose_leadership()
         self.promotion.gate.lose_leadership()
@@ -620,9 +597,19 @@ class Node:
         A node that joins replays memberships from before its time, which know neither it nor, perhaps, the present
         leader: until it meets itself in the log it also keeps those whom it was told of when it was adopted.
         """
-        known = {member.node_id: member for member in self._known_members.members}
-        known.pop(self.node_id, None)
-        self.transport.set_members(list(known.values()))
+        self.transport.set_members([m for m in self._reachable_members.members if m.node_id != self.node_id])
+
+    def _introduced(self) -> None:
+        """There is a stranger more, or one less."""
+        if not self.failed.done():
+            self._connect()
+            self.follower.look()
+
+    @property
+    def _reachable_members(self) -> Membership:
+        """All whose addresses this node knows."""
+        known, strangers = self._known_members, self.introductions.members
+        return with_fields(known, members=(*known.members, *strangers)) if strangers else known
 
     @property
     def _known_members(self) -> Membership:
@@ -745,7 +732,15 @@ class Node:
     def identity(self) -> NodeIdentity:
         """See ports.PeerHandler."""
         epochs = self.epochs
-        return NodeIdentity(self.cluster_id, epochs.latest, self.node_id, self.name, epochs.established, epochs.ballot)
+        return NodeIdentity(
+            self.cluster_id,
+            epochs.latest,
+            self.node_id,
+            self.name,
+            epochs.established,
+            epochs.ballot,
+            self.member,
+        )
 
     def check_hello(self, hello: peer_pb2.Hello) -> str:
         """See ports.PeerHandler."""
@@ -758,13 +753,18 @@ class Node:
             )
         if self.log.damage is not None:
             return ""
-        return self.epochs.refusal(hello)
+        refusal = self.epochs.refusal(hello)
+        if not refusal:
+            self.introductions.hear(hello)
+        return refusal
 
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """See ports.PeerHandler."""
         if self.log.damage is not None or self.failed.done():
             return
         self.stats.messages_received += len(messages)
+        if self.introductions:
+            self.introductions.spoke(sender)
         try:
             for message in messages:
                 if message.sender == sender:
@@ -786,7 +786,7 @@ class Node:
 
     def on_clock_sample(self, sender: int, theirs_ms: float, round_trip_ms: float) -> None:
         """See ports.PeerHandler."""
-        self.clock_guard.sample(sender, theirs_ms, round_trip_ms)
+        self.timekeeper.guard.sample(sender, theirs_ms, round_trip_ms)
 
     def on_unreachable(self, node_id: int) -> None:
         """See ports.PeerHandler."""

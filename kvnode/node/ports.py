@@ -72,6 +72,7 @@ class NodeIdentity(NamedTuple):
     name: str
     established_epoch: int = 0  # the one of its state
     ballot: int = 0  # of `epoch`
+    member: Member | None = None  # itself, as the cluster knows it
 
 
 Deliver = Callable[[kv_pb2.OperationResult], None]

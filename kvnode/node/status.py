@@ -36,7 +36,7 @@ def node_status(node: Node) -> admin_pb2.StatusResponse:
         age_ms=node.freshness.age_ms(),
         resident_bytes=resident_bytes(),
         digest=f"{meta.digest:032x}",
-        clock_offset_ms=int(node.clock_offset_ms),
+        clock_offset_ms=int(node.timekeeper.offset_ms),
         members=[member_to_wire(m) for m in raft.membership.members],
         min_commit_dcs=raft.membership.min_commit_dcs,
         lag_ms=node.freshness.lag_ms(),
@@ -165,7 +165,7 @@ def _problems(node: Node) -> list[str]:
             "under way, repeat `kvnode failover`; if the primary region lives, `kvnode failover --plan --to` that "
             "region"
         )
-    offset_ms = node.clock_offset_ms
+    offset_ms = node.timekeeper.offset_ms
     if abs(offset_ms) > node.settings.max_clock_offset_ms:
         result = "it leads, and would not be elected again" if node.raft.is_leader else "it does not lead"
         problems.append(

@@ -67,6 +67,23 @@ async def test_add_promote_and_remove_through_a_follower(cluster: LocalCluster) 
     await put(cluster.addresses[0], "still")
 
 
+async def test_a_node_that_was_away_takes_part_again_under_a_leader_which_it_has_never_heard_of(
+    cluster: LocalCluster,
+) -> None:
+    await put(cluster.addresses[0], "before")
+    away = a_follower(cluster)
+    cluster.kill(away)
+    new = await asyncio.to_thread(cluster.join, EXTRA)
+    await kvnode(cluster, "member", "add", new.address)
+    await eventually(lambda: run_kvnode(cluster, "member", "promote", "d").returncode == 0, "it did not catch up")
+    await kvnode(cluster, "leader", "transfer", "d")
+    await put(new.address, "meanwhile")
+    await asyncio.to_thread(cluster.restart, away)
+    assert await get(cluster.nodes[away].address, "meanwhile") == b"value"
+    await put(cluster.nodes[away].address, "again")
+    await assert_equal_digests(cluster)
+
+
 async def test_replace_of_a_live_and_of_a_dead_node(cluster: LocalCluster) -> None:
     await put(cluster.addresses[0], "before")
     live = a_follower(cluster)

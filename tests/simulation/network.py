@@ -20,6 +20,7 @@ from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.codec.membership import Member
 from kvnode.node.changelog.stream import NoStream
+from kvnode.node.message_stream import hello_to
 from kvnode.node.ports import (
     ChangelogStream,
     Deliver,
@@ -259,16 +260,7 @@ class SimulatedTransport:
             self._network.packet(self._own.node_id, to, packet.arrive)
 
     def _hello(self, to: int) -> peer_pb2.Hello:
-        identity = self._handler.identity()
-        return peer_pb2.Hello(
-            cluster_id=identity.cluster_id,
-            epoch=identity.epoch,
-            node_id=identity.node_id,
-            name=identity.name,
-            to_node_id=to,
-            established_epoch=identity.established_epoch,
-            ballot=identity.ballot,
-        )
+        return hello_to(self._handler, to)
 
     def announce(self) -> None:
         """See ports.Transport."""
@@ -288,15 +280,7 @@ class SimulatedTransport:
         """A packet was refused by a host, whose Hello comes back with the refusal."""
         if host.handler is None:
             return
-        identity = host.handler.identity()
-        hello = peer_pb2.Hello(
-            cluster_id=identity.cluster_id,
-            epoch=identity.epoch,
-            node_id=identity.node_id,
-            name=identity.name,
-            established_epoch=identity.established_epoch,
-            ballot=identity.ballot,
-        )
+        hello = hello_to(host.handler, 0)
 
         def back(own: Host) -> None:
             if own.handler is not None:

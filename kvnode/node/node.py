@@ -753,6 +753,7 @@ class Node:
             )
         if self.log.damage is not None:
             return ""
+        self.failover.heard_of(hello.epoch, hello.ballot)
         refusal = self.epochs.refusal(hello)
         if not refusal:
             self.introductions.hear(hello)

@@ -228,6 +228,10 @@ class Raft(Core):
             self.history.seal()
             self.log.ceiling = self.history.sealed_at
 
+    def seal_is_committed(self) -> None:
+        """Others act on the seal at the end of this node's log: everything up to it is committed."""
+        self.log.commit_to(self.history.sealed_at)
+
     def promise(self, epoch: int, ballot: int, *, has_begun: bool = False) -> None:
         """Promise an epoch to a failover. It holds once `durable_promise` says so, by the next Ready.
 

@@ -54,6 +54,8 @@ def read_into(request: kv_pb2.ReadRequest, body: bytes, *, strong: bool) -> None
                 "A key exceeds the key size limit. A bound of a read range has at most "
                 f"{limits.MAX_READ_KEY_BYTES} bytes.",
             )
+        # With a cursor behind the end of what is listed there is nothing, as in Deno's own database.
+        requested.end = max(requested.end, requested.start)
 
 
 def read_output(response: kv_pb2.ReadResponse, *, strong: bool) -> bytes:

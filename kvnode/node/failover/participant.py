@@ -212,6 +212,26 @@ class Participant:
                     raft.campaign()
         except KvError as error:
             _log.warning("epoch %d is not begun behind the seal at %d: %s", start.epoch, index, error)
+        else:
+            self._transport.announce()  # who was not told that the seal is committed learns it by this (heard_of)
+        self._wake()
+
+    def heard_of(self, epoch: int, ballot: int) -> None:
+        """A peer is in, or has promised, that epoch under that ballot.
+
+        If that is what the seal at the end of our log says will follow, the seal is committed: nobody promises it but
+        who has applied the seal. The leader that sealed may be the one, and have left the epoch before it could tell
+        us; and those who remain may be too few to elect another one.
+        """
+        raft = self._raft
+        index = raft.history.sealed_at
+        if not index or raft.log.commit >= index:
+            return
+        sealed = self._sealed()
+        if sealed is None or (sealed.epoch, sealed.ballot) != (epoch, ballot):
+            return
+        with self._guard:
+            raft.seal_is_committed()
         self._wake()
 
     async def _promise(self, request: failover_pb2.FailoverRequest) -> None:

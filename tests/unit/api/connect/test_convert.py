@@ -46,6 +46,13 @@ def test_a_range_cannot_ask_for_what_only_the_native_api_has(tag: bytes) -> None
         convert.read_request(body, strong=True)
 
 
+def test_a_range_that_begins_behind_its_end_is_empty() -> None:
+    """With a cursor behind the end of what is listed Deno's client asks so, and its own database lists nothing."""
+    body = wire.SnapshotRead(ranges=[wire.ReadRange(start=b"m", end=b"f", limit=9)]).SerializeToString()
+    (requested,) = convert.read_request(body, strong=True).ranges
+    assert requested.start == requested.end == b"m"
+
+
 def test_a_message_goes_to_the_default_queue() -> None:
     write = wire.AtomicWrite()
     write.enqueues.add(payload=b"\xff\x0f0", deadline_ms=77, keys_if_undelivered=[b"k"], backoff_schedule=[5, 6])

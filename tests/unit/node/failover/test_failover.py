@@ -401,3 +401,21 @@ async def test_a_replica_of_the_new_primary_region_can_be_promoted(trio: Trio) -
     await until(lambda: trio.node(other).member.role is MemberRole.VOTER)
     await trio.put(other, b"together")
     await until(lambda: trio.node(other).raft.commit == trio.node(one).raft.commit)
+
+
+@on_regions
+async def test_a_renewal_in_a_region_of_two_data_centers_ends_with_a_leader(trio: Trio) -> None:
+    """The remedy of docs/howto/failover.md, behind a move: the primary region has two voters, and both must know."""
+    primary, replicas = await ready(trio)
+    one, other = replicas
+    await trio.within(one, trio.node(one).coordinator.move("r2"))
+    await in_epoch(trio, [one, other, *primary], 2)
+    stuck = primary[0]
+    epoch = 3
+    plan = Plan("r1", epoch, 5, trio.node(one).failover.report(), trio.node(one).membership, ())
+    await tell(trio, stuck, plan, promise=failover_pb2.FailoverPromise())
+    await asyncio.sleep(11)  # nobody goes on with it
+    await trio.within(one, trio.node(one).coordinator.move("r2"))
+    await in_epoch(trio, [one, other, *primary], 4)
+    await trio.put(other, b"after")
+    assert await trio.get(stuck, b"after") == b"v"

@@ -29,9 +29,9 @@ for (const { headers, body, secret } of JOB) {
   const bytes = Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0));
   const request = new Request("http://here/", { method: "POST", headers, body: bytes });
   try {
-    const { value, id, queue, attempts, enqueuedAt } = await readPush(request, secret);
+    const { value, id, queue, attempts, enqueuedAt, cron, scheduledAt } = await readPush(request, secret);
     const shown = value instanceof Uint8Array ? `bytes ${value}` : JSON.stringify(value);
-    console.log(shown, id.length, queue, attempts, enqueuedAt.getTime());
+    console.log(shown, id.length, queue, attempts, enqueuedAt.getTime(), ...(cron ? [cron, +scheduledAt] : []));
   } catch (error) {
     console.log(error.code, error.status);
   }
@@ -39,9 +39,13 @@ for (const { headers, body, secret } of JOB) {
 """
 
 
-def pushed(value: object, *, age_s: int = 0, body: bytes | None = None, key: bytes = KEY) -> dict[str, object]:
+def pushed(
+    value: object, *, age_s: int = 0, body: bytes | None = None, key: bytes = KEY, cron: str = ""
+) -> dict[str, object]:
     """One request, as a node sends it."""
     message = kv_pb2.QueueMessage(id=bytes(12), queue="mail", lease=bytes(12), attempt=2, enqueued_at_ms=7)
+    if cron:
+        message.cron, message.scheduled_at_ms = cron, 60_000
     message.payload.data, message.payload.encoding = encode_value(value)
     raw = Signer(parse_push_url("http://here/"), KEY, "default").request(message, int(time.time()) - age_s)
     head, _, sent = raw.partition(b"\r\n\r\n")
@@ -60,6 +64,7 @@ def test_a_push_is_read_and_a_forged_one_is_not(tmp_path: Path) -> None:
     job = [
         pushed({"to": "ada", "list": [1, 2.5]}),
         pushed(b"\x00\xff"),
+        pushed("tick", cron="every minute"),
         pushed("x", body=b"forged"),
         pushed("x", key=bytes(32)),
         pushed("x", age_s=3_600),
@@ -76,6 +81,7 @@ def test_a_push_is_read_and_a_forged_one_is_not(tmp_path: Path) -> None:
         assert done.stdout.splitlines() == [
             '{"to":"ada","list":[1,2.5]} 24 mail 2 7',
             "bytes 0,255 24 mail 2 7",
+            '"tick" 24 mail 2 7 every minute 60000',
             "PUSH_NOT_SIGNED 401",
             "PUSH_NOT_SIGNED 401",
             "PUSH_TOO_OLD 401",

@@ -14,7 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from kvnode.client import open_kv
+from kvnode.client import Admin, open_kv
 from tests.compat.clients import PROGRAMS, clients, deno_binary, environment, install, missing
 from tests.compat.nodes import TOKEN, Nodes, three_nodes
 
@@ -198,3 +198,106 @@ const refused = await listenQueue(connect("URL", { token: "wrong" }), () => {}).
 if (!(refused instanceof KvnodeError) || refused.code !== "ACCESS_TOKEN_INVALID") throw refused;
 console.log(1, kv.database);
 """
+
+
+async def run(nodes: Nodes, folder: Path, source: str) -> list[str]:
+    """What a program of Node's says that has imported the module and is connected as `kv`."""
+    url = nodes.url(nodes.follower())
+    (folder / "kvnode.mjs").write_bytes(await asyncio.to_thread(fetched, f"{url}kvnode.js"))
+    head = 'import { connect, enqueue, listenQueue } from "./kvnode.mjs";\n'
+    path = folder / "program.mjs"
+    path.write_text(f'{head}const kv = connect("{url}");\n{source}')
+    command = ["node", "--no-warnings", str(path)]
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=environment(TOKEN), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+async def test_an_option_that_is_no_number_is_refused(nodes: Nodes, tmp_path: Path) -> None:
+    """JSON writes Infinity and NaN as null, and null counts as absent: the node would take its default."""
+    said = await run(
+        nodes,
+        tmp_path,
+        """
+        const outcome = (promise) => promise.then(() => console.log("done"), ({ code }) => console.log(code));
+        const putting = (options) => outcome(enqueue(kv, 1, { queue: "bad", ...options }));
+        for (const delay of [Infinity, -Infinity, NaN, 1.5, "5"]) await putting({ delay });
+        for (const each of [Infinity, NaN]) await putting({ backoffSchedule: [1, each] });
+        const signal = AbortSignal.timeout(1000); // what is not refused is "done" then
+        const listening = (options) => outcome(listenQueue(kv, () => {}, { queue: "bad", signal, ...options }));
+        for (const leaseMs of [Infinity, NaN]) await listening({ leaseMs });
+        for (const concurrency of [NaN, 0, -1, 1001]) await listening({ concurrency });
+        await outcome(enqueue(kv, 1, { queue: "good", delay: null, backoffSchedule: null }));
+        """,
+    )
+    assert said == ["MALFORMED_REQUEST"] * 10 + ["BAD_CONCURRENCY"] * 3 + ["done"]
+    async with open_kv(nodes.cluster.addresses, token=TOKEN) as kv:
+        assert "bad" not in {status.queue for status in await kv.queues.status()}
+
+
+async def test_a_lease_of_0_ms_is_the_default_one(nodes: Nodes, tmp_path: Path) -> None:
+    """As at a node; as the interval of a timer it would mean a request after the other."""
+    said = await run(
+        nodes,
+        tmp_path,
+        """
+        let count = 0;
+        const real = globalThis.fetch;
+        globalThis.fetch = (...all) => {
+          count++;
+          return real(...all);
+        };
+        await enqueue(kv, 1, { queue: "lease" });
+        const closing = new AbortController();
+        await listenQueue(kv, async () => {
+          await new Promise((resolve) => setTimeout(resolve, 1000));
+          closing.abort();
+        }, { queue: "lease", leaseMs: 0, signal: closing.signal });
+        console.log(count);
+        """,
+    )
+    assert int(said[0]) < 10  # an enqueue, a listen and an ack, if nothing is sent again
+
+
+async def test_an_extension_fails_when_its_listener_is_refused(nodes: Nodes, tmp_path: Path) -> None:
+    """One that waits for its answer then, and one that is asked for afterwards."""
+    async with (
+        Admin(nodes.cluster.addresses, token=TOKEN) as admin,
+        open_kv(nodes.cluster.addresses, token=TOKEN) as kv,
+    ):
+        made = await admin.create_token()
+        await kv.enqueue(1, queue="refused")
+
+        async def revoke() -> None:
+            while not (await kv.queues.status("refused"))[0].in_flight_count:
+                await asyncio.sleep(0.1)
+            await admin.revoke_token(made.token.token_id)
+
+        revoking = asyncio.ensure_future(revoke())
+        said = await run(
+            nodes,
+            tmp_path,
+            """
+            const real = globalThis.fetch;
+            globalThis.fetch = (url, more) => String(url).endsWith("/settle") ? new Promise(() => {}) : real(url, more);
+            const outcome = (promise) => {
+              const hangs = new Promise((resolve) => setTimeout(resolve, 8000, "hangs"));
+              return Promise.race([promise.then(() => "extended", ({ code }) => code), hangs]);
+            };
+            let resolve;
+            const handled = new Promise((found) => resolve = found);
+            const limited = connect(kv.urls, { token: "SECRET" });
+            const ended = listenQueue(limited, async (_value, message) => {
+              const waiting = outcome(message.extend());
+              await ended.catch(() => {});
+              resolve([await waiting, await outcome(message.extend())]);
+            }, { queue: "refused" });
+            console.log(await ended.catch(({ code }) => code));
+            console.log(...await handled);
+            process.exit(0);
+            """.replace("SECRET", made.secret),
+        )
+        await revoking
+    assert said == ["ACCESS_TOKEN_INVALID", "ACCESS_TOKEN_INVALID ACCESS_TOKEN_INVALID"]

@@ -16,7 +16,7 @@ export interface Target {
 export interface EnqueueOptions extends Target {
   /** The queue's name; `default` without it. */
   queue?: string;
-  /** Milliseconds until the message is delivered, at most 30 days. */
+  /** Milliseconds until the message is delivered, a whole number, at most 30 days. */
   delay?: number;
   /** Keys that get the value when the last attempt has failed, at most 10. */
   keysIfUndelivered?: KeyPart[][];
@@ -31,7 +31,10 @@ export interface ListenOptions extends Target {
   queue?: string;
   /** How many handlers run at a time, 1 to 1,000; 10 without it. */
   concurrency?: number;
-  /** How long a message stays with a listener that is heard of no more, in milliseconds; 10,000 without it. */
+  /**
+   * How long a message stays with a listener that is heard of no more, in milliseconds, 1,000 to 600,000; 10,000
+   * without it, or with 0.
+   */
   leaseMs?: number;
   /** A name for people to read. */
   consumer?: string;
@@ -52,7 +55,10 @@ export interface Message {
   readonly scheduledAt?: Date;
   /** Of this delivery, 24 hexadecimal digits; another at the next one. */
   readonly lease: string;
-  /** Let the lease last from now on, and know that it does; it is extended without this, too. Rejects: LEASE_LOST. */
+  /**
+   * Let the lease last from now on, and know that it does; it is extended without this, too. Rejects: LEASE_LOST; once
+   * the listener has ended CLIENT_CLOSED, or what ended it.
+   */
   extend(): Promise<void>;
 }
 
@@ -83,7 +89,7 @@ export function connect(url: string | URL | (string | URL)[], options?: Omit<Tar
 
 /**
  * Put a message into a queue. It is there when this resolves. After a lost connection it is sent again, and may then be
- * in the queue twice.
+ * in the queue twice. Rejects with a KvnodeError when the cluster refuses, or an option is wrong.
  *
  * @param kv what `connect` gave; a `Deno.Kv` or null means `url`, or where this module came from
  */
@@ -92,7 +98,7 @@ export function enqueue(kv: Connection | object | null, value: unknown, options?
 /**
  * Hand every message of a queue to `handler`. When it returns, the message is gone; when it throws, the message comes
  * again by its schedule. A message may come twice. Resolves when it was closed and what ran has ended; rejects with a
- * KvnodeError when the cluster refuses.
+ * KvnodeError when the cluster refuses, or an option is wrong.
  *
  * @param kv as for `enqueue`
  */
@@ -112,6 +118,9 @@ export interface Pushed<T = any> {
   /** 1 for the first delivery, 2 for the next. */
   attempts: number;
   enqueuedAt: Date;
+  /** The cron that sent it, if one did, and the tick for which. */
+  cron?: string;
+  scheduledAt?: Date;
 }
 
 /**

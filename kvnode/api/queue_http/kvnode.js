@@ -20,6 +20,7 @@ import v8 from "node:v8";
 
 const DEFAULT_LEASE_MS = 10_000;
 const DEFAULT_CONCURRENCY = 10;
+const MAX_CONCURRENCY = 1_000;
 const MAX_LEASES_COUNT = 1_000; // that one request may settle
 const SILENCE_MS = 15_000; // a node pings every 5 s
 const OPEN_TIMEOUT_MS = 5_000;
@@ -131,6 +132,23 @@ function keyPart(part) {
   if (part instanceof Uint8Array) return { $bytes: base64(part) };
   if (typeof part === "number" && !Number.isFinite(part)) return { $number: String(part) };
   return part;
+}
+
+/**
+ * An option that is a number; undefined when it is absent. JSON has no NaN and no Infinity: it would write null, which
+ * stands for the default. Bounds are judged by the node.
+ */
+function whole(value, name) {
+  if (value === undefined || value === null) return undefined;
+  if (Number.isSafeInteger(value)) return value;
+  throw new KvnodeError("MALFORMED_REQUEST", `${name} is ${String(value)} and must be a whole number`);
+}
+
+/** How many handlers may run at a time. With 0 the node would take the listener, and never send it anything. */
+function checkedConcurrency(value) {
+  const found = whole(value, "concurrency") ?? DEFAULT_CONCURRENCY;
+  if (found >= 1 && found <= MAX_CONCURRENCY) return found;
+  throw new KvnodeError("BAD_CONCURRENCY", `concurrency is ${found} and must be from 1 to ${MAX_CONCURRENCY}`);
 }
 
 // Where to, and as whom.
@@ -271,13 +289,14 @@ function sleep(ms, signal) {
  * @param {unknown} value whatever V8 can serialize
  * @param {{queue?: string, delay?: number, keysIfUndelivered?: unknown[][], backoffSchedule?: number[],
  *   url?: string | string[], token?: string, database?: string, signal?: AbortSignal}} [options]
- * @returns {Promise<{ok: true, versionstamp: string, id: string}>}
+ * @returns {Promise<{ok: true, versionstamp: string, id: string}>} rejects with a KvnodeError when the cluster
+ *   refuses, or an option is wrong
  */
 export async function enqueue(kv, value, options = {}) {
   const target = resolved(kv, options);
-  const message = { ...encoded(value), delay_ms: options.delay };
+  const message = { ...encoded(value), delay_ms: whole(options.delay, "delay") };
   message.keys_if_undelivered = options.keysIfUndelivered?.map((key) => key.map(keyPart));
-  message.backoff_schedule = options.backoffSchedule;
+  message.backoff_schedule = options.backoffSchedule?.map((each) => whole(each, "each number of backoffSchedule"));
   const queue = options.queue ?? "default";
   const until = Date.now() + ENQUEUE_TIMEOUT_MS;
   for (let attempt = 0;; attempt++) {
@@ -348,8 +367,8 @@ class Listener {
     this.#target = target;
     this.#handler = handler;
     this.#queue = options.queue ?? "default";
-    this.#concurrency = options.concurrency ?? DEFAULT_CONCURRENCY;
-    this.#leaseMs = options.leaseMs ?? DEFAULT_LEASE_MS;
+    this.#concurrency = checkedConcurrency(options.concurrency);
+    this.#leaseMs = whole(options.leaseMs, "leaseMs") || DEFAULT_LEASE_MS; // 0 stands for the default, as at a node
     this.#consumer = options.consumer;
     this.#signal = AbortSignal.any(target.signals);
   }
@@ -364,6 +383,7 @@ class Listener {
       while (!this.#failure && !(this.#signal.aborted && !this.#held.size)) await this.#change();
       await this.#confirmed();
       this.#over = true;
+      this.#refuseExtensions(this.#refusal());
       this.#stream.abort();
       await streaming;
     } finally {
@@ -482,6 +502,7 @@ class Listener {
   }
 
   extend(lease) {
+    if (this.#over) return Promise.reject(this.#refusal());
     return new Promise((resolve, reject) => {
       const waiting = this.#extending.get(lease) ?? [];
       this.#extending.set(lease, [...waiting, { resolve, reject }]);
@@ -556,12 +577,21 @@ class Listener {
 
   /** The cluster refuses this listener. */
   #giveUp(error) {
-    for (const waiting of this.#extending.values()) for (const { reject } of waiting) reject(error);
-    this.#extending.clear();
+    this.#refuseExtensions(error);
     this.#decided.clear();
     this.#isExtending = false;
     this.#failure ??= error;
     this.#wake();
+  }
+
+  #refuseExtensions(error) {
+    for (const waiting of this.#extending.values()) for (const { reject } of waiting) reject(error);
+    this.#extending.clear();
+  }
+
+  /** Why nothing is said any more, for a handler that outlasts its listener. */
+  #refusal() {
+    return this.#failure ?? new KvnodeError("CLIENT_CLOSED", "the listener is closed, and extends no lease any more");
   }
 }
 
@@ -586,7 +616,7 @@ async function* linesOf(body) {
  *   token?: string, database?: string, signal?: AbortSignal}} [options] `concurrency` handlers run at a time (10);
  *   `leaseMs` is how long a message stays with a listener that is heard of no more (10,000); `signal` closes it
  * @returns {Promise<void>} when it was closed, and what ran has ended; rejects with a KvnodeError when the cluster
- *   refuses
+ *   refuses, or an option is wrong
  */
 export async function listenQueue(kv, handler, options = {}) {
   await new Listener(resolved(kv, options), handler, options).run();
@@ -605,8 +635,9 @@ export async function listenQueue(kv, handler, options = {}) {
  * @param {Request} request
  * @param {string} secret as `kvnode queue push` printed it: whsec_...
  * @param {{maxAgeMs?: number}} [options]
- * @returns {Promise<{value: any, id: string, database: string, queue: string, attempts: number, enqueuedAt: Date}>}
- *   rejects with a KvnodeError: PUSH_NOT_SIGNED, PUSH_TOO_OLD
+ * @returns {Promise<{value: any, id: string, database: string, queue: string, attempts: number, enqueuedAt: Date,
+ *   cron?: string, scheduledAt?: Date}>} `cron` and its tick when a cron sent it; rejects with a KvnodeError:
+ *   PUSH_NOT_SIGNED, PUSH_TOO_OLD
  */
 export async function readPush(request, secret, { maxAgeMs = MAX_PUSH_AGE_MS } = {}) {
   const header = (name) => request.headers.get(name) ?? "";
@@ -622,7 +653,7 @@ export async function readPush(request, secret, { maxAgeMs = MAX_PUSH_AGE_MS } =
   if (!(Math.abs(Date.now() - Number(header("webhook-timestamp")) * 1_000) <= maxAgeMs)) {
     throw new KvnodeError("PUSH_TOO_OLD", "the request's time is not the present; check the clocks", { status: 401 });
   }
-  return {
+  const pushed = {
     value: decoded(body, header("kvnode-encoding")),
     id: header("webhook-id"),
     database: header("kvnode-database"),
@@ -630,4 +661,9 @@ export async function readPush(request, secret, { maxAgeMs = MAX_PUSH_AGE_MS } =
     attempts: Number(header("kvnode-attempt")),
     enqueuedAt: new Date(Number(header("kvnode-enqueued-at-ms"))),
   };
+  if (header("kvnode-cron")) {
+    pushed.cron = decodeURIComponent(header("kvnode-cron"));
+    pushed.scheduledAt = new Date(Number(header("kvnode-scheduled-at-ms")));
+  }
+  return pushed;
 }

@@ -58,8 +58,9 @@ class Listening:
 
     Args:
         node: has the queues.
-        permit: what the client may do, and with which database; judged again when the directory changes.
-        gate: says when that is.
+        permit: what the client may do, and with which database; judged again when the directory changes, and before
+            each response, since a token that expires changes nothing there.
+        gate: says when the directory changes.
         opening: what the client listens to.
         stopping: done when the node is about to stop.
 
@@ -130,7 +131,7 @@ class Listening:
                     await self._something.wait()
             except TimeoutError:
                 ping = True
-                self._judge()  # an access token may have run out meanwhile
+            self._judge()  # a token's time runs out without a word, messages or none
             self._something.clear()
             if self.ended.done():
                 self.ended.result()
@@ -166,8 +167,8 @@ class Listening:
 
     def _end(self, error: KvError) -> None:
         """No message will come any more, and this is why."""
-        self._cut_off = error.code == "NODE_CUT_OFF"
         if not self.ended.done():
+            self._cut_off = error.code == "NODE_CUT_OFF"
             self.ended.set_exception(error)
         self._something.set()
 

@@ -110,7 +110,7 @@ class RemoteListening:
                     await self._something.wait()
             except TimeoutError:
                 ping = True
-                self._judge()
+            self._judge()  # a token's time runs out without a word, messages or none
             self._something.clear()
             if self.ended.done():
                 self.ended.result()

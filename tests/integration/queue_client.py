@@ -29,10 +29,10 @@ class Listener:
 
     async def line(self, timeout_s: float = 10.0) -> dict[str, Any]:
         """The next line that is no ping; raises EOFError when there is none."""
-        while True:
-            found = await asyncio.wait_for(self._line(), timeout_s)
-            if found["type"] != "ping":
-                return found
+        async with asyncio.timeout(timeout_s):
+            while (found := await self._line())["type"] == "ping":
+                pass
+        return found
 
     async def messages(self, count: int, timeout_s: float = 10.0) -> list[dict[str, Any]]:
         """The next messages."""

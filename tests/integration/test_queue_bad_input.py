@@ -264,6 +264,7 @@ async def test_listen_and_settle_over_http(nodes: LocalCluster) -> None:
         ("listen", {"credit": 1, "held": [lease, "11" * 12]}, "TOO_MUCH_CREDIT"),
         ("listen", {"lease_ms": 5}, "BAD_LEASE_TIME"),
         ("listen", {"consumer": "x" * 101}, "CONSUMER_NAME_TOO_LONG"),
+        ("listen", b'{"consumer": "\\ud800"}', "MALFORMED_REQUEST"),
         ("listen", {"held": ["abc"]}, "BAD_LEASE"),
         ("settle", {}, "BAD_COUNT"),
         ("settle", {"ack": [lease] * 1_001}, "BAD_COUNT"),
@@ -273,8 +274,13 @@ async def test_listen_and_settle_over_http(nodes: LocalCluster) -> None:
     ):
         status, answer = await one.post(method, body)
         assert (status, answer["code"]) == (400, code), (method, body)
-    ended = await one.settle(ack=[lease], extend=["11" * 12])
+    ended = await one.settle(ack=[lease], extend=["11" * 12], lease_ms=1_000)
     assert (ended["settled"], [each["code"] for each in ended["failed"]]) == ([], ["LEASE_LOST", "LEASE_LOST"])
+    ended = await one.settle(ack=[lease], extend=["11" * 12])  # its time is not known here
+    assert {each["lease"]: each["code"] for each in ended["failed"]} == {
+        lease: "LEASE_LOST",
+        "11" * 12: "BAD_LEASE_TIME",
+    }
     status, answer = await one.post("settle", json.dumps({"ack": []}).encode() + b" " * limits.MAX_SETTLE_BODY_BYTES)
     assert (status, answer["code"]) == (413, "BODY_TOO_LARGE")
     for path, status in (("/queues/default/other", 404), ("/queues/default/other/peek", 404)):

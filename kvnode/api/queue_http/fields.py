@@ -17,6 +17,8 @@ class Fields:
         found: as json.loads gave it.
         where: what messages call it.
 
+    A field that is null counts as absent.
+
     Raises:
         InvalidRequest: MALFORMED_REQUEST, as all of its methods do.
     """
@@ -24,7 +26,7 @@ class Fields:
     def __init__(self, found: object, where: str) -> None:
         if not isinstance(found, dict):
             raise _malformed(f"{where} is {_kind(found)} and must be an object")
-        self._found: dict[str, object] = dict(found)
+        self._found = {name: value for name, value in found.items() if value is not None}  # null counts as absent
         self._where = where
 
     @classmethod
@@ -47,10 +49,14 @@ class Fields:
         return found
 
     def text(self, name: str, otherwise: str = _REQUIRED) -> str:
-        """A string."""
+        """A string that is text: JSON can spell half of a surrogate pair, which UTF-8 cannot."""
         found = self._take(name, otherwise)
         if not isinstance(found, str):
             raise self._wrong(name, found, "a string")
+        try:
+            found.encode()
+        except UnicodeEncodeError:
+            raise _malformed(f"`{name}` in {self._where} has half of a surrogate pair, which is no text") from None
         return found
 
     def flag(self, name: str) -> bool:
@@ -68,8 +74,8 @@ class Fields:
         return found
 
     def has(self, name: str) -> bool:
-        """Whether it is there, and not null."""
-        return self._found.get(name) is not None
+        """Whether it is there."""
+        return name in self._found
 
     def end(self) -> None:
         """Nothing more is known."""

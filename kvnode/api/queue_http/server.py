@@ -30,7 +30,7 @@ from kvnode.api.queue_http.ports import QueueBackend
 from kvnode.api.queue_listening import node_stopping
 from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import KvError, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.proto.kv.v1 import kv_pb2
 
 _PREFIX = "/queues/"
@@ -161,10 +161,10 @@ class QueueHttp:
         if self._settling_count + count > limits.MAX_SETTLING_LEASES_COUNT:
             raise Unavailable("too many leases wait to be settled already; retry later", code="TOO_MANY_HELD")
         self._leases.settle(permit.database, [lease for lease, _ in settle.actions], leaving=settle.leaving)
-        self._leases.extend(permit.database, settle.extensions)
+        extensions, refused = self._extensions(permit.database, settle)
         self._settling_count += count
         try:
-            ended = await self._settled(permit.database, settle)
+            ended = refused + await self._settled(permit.database, settle.actions + extensions)
         finally:
             self._settling_count -= count
         lost = [lease for lease, error in ended if error is not None and error.code == "LEASE_LOST"]
@@ -172,12 +172,24 @@ class QueueHttp:
         done = [lease for lease, error in ended if error is None]
         return answered(lines.results(done, [(lease, error) for lease, error in ended if error is not None]))
 
-    async def _settled(self, database: int, settle: Settle) -> list[tuple[bytes, KvError | None]]:
-        """How each ended; a node that stops waits a moment, and then for nothing more."""
-        actions = list(settle.actions)
+    def _extensions(
+        self, database: int, settle: Settle
+    ) -> tuple[list[tuple[bytes, kv_pb2.QueueAction]], list[tuple[bytes, KvError | None]]]:
+        """What is to be extended, by lease, and what cannot be: the rest of the request is done all the same."""
+        actions: list[tuple[bytes, kv_pb2.QueueAction]] = []
+        refused: list[tuple[bytes, KvError | None]] = []
         for lease in settle.extensions:
-            lease_ms = settle.lease_ms or self._leases.lease_ms(database, lease)
-            actions += [(lease, kv_pb2.QueueAction(extend=kv_pb2.QueueExtend(lease=lease, lease_ms=lease_ms)))]
+            lease_ms = self._leases.extend(database, lease, settle.lease_ms)
+            if lease_ms:
+                actions.append((lease, kv_pb2.QueueAction(extend=kv_pb2.QueueExtend(lease=lease, lease_ms=lease_ms))))
+            else:
+                refused.append((lease, _lease_time_not_known(lease)))
+        return actions, refused
+
+    async def _settled(
+        self, database: int, actions: list[tuple[bytes, kv_pb2.QueueAction]]
+    ) -> list[tuple[bytes, KvError | None]]:
+        """How each ended; a node that stops waits a moment, and then for nothing more."""
         ends: list[asyncio.Future[KvError | None]] = []
         for _, action in actions:
             end: asyncio.Future[KvError | None] = asyncio.get_running_loop().create_future()
@@ -191,6 +203,15 @@ class QueueHttp:
             (lease, end.result() if end.done() and not end.cancelled() else node_stopping())
             for (lease, _), end in zip(actions, ends, strict=True)
         ]
+
+
+def _lease_time_not_known(lease: bytes) -> InvalidRequest:
+    """A default would be a guess, and one that is too short would have the message delivered again."""
+    return InvalidRequest(
+        "BAD_LEASE_TIME",
+        f"No listener of this node holds the lease {lease.hex()}, so how long it is to last is not known here: it is "
+        "lost, or its listener is at another node. Extend it with `lease_ms`.",
+    )
 
 
 def _resolve(end: asyncio.Future[KvError | None], error: KvError | None) -> None:

@@ -12,7 +12,7 @@ from kvnode.api import remote_listening
 from kvnode.api.remote_backend import Reach
 from kvnode.api.remote_listening import RemoteListening
 from kvnode.base import limits
-from kvnode.base.errors import Forbidden, InvalidRequest, KvError, Unavailable
+from kvnode.base.errors import Forbidden, InvalidRequest, KvError, Unauthenticated, Unavailable
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
 A, B, C, D = (letter * 12 for letter in (b"a", b"b", b"c", b"d"))
@@ -164,6 +164,21 @@ async def test_why_it_ends(stage: Stage) -> None:
     with pytest.raises(InvalidRequest, match="by the test"):
         await anext(responses)
     by_the_node.close()
+
+
+async def test_a_token_that_expires_ends_it_before_the_next_message(stage: Stage) -> None:
+    """The directory does not change then: nobody is called back."""
+    listening = stage.open()
+    responses = listening.responses()
+    await anext(responses)
+    listening.take(queue_pb2.ListenRequest(credit=2))
+    await listening.take_response(messages(A))
+    assert [message.lease for message in (await anext(responses)).messages] == [A]
+    stage.permit.refused = Unauthenticated("by the test", code="ACCESS_TOKEN_EXPIRED")
+    await listening.take_response(messages(B))
+    with pytest.raises(Unauthenticated):
+        await anext(responses)
+    listening.close()
 
 
 async def test_what_nobody_foresaw_ends_it_too(stage: Stage) -> None:

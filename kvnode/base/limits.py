@@ -292,5 +292,6 @@ MAX_PUSH_PAUSE_MS = 60_000
 MAX_PUSHERS_COUNT = 1_000  # queues that a leader pushes
 MAX_PUSH_REQUESTS_COUNT = 1_000  # of all queues at one time
 PUSH_DUTY_INTERVAL_MS = 200  # at which a node looks whether it leads
+PUSH_NOTE_INTERVAL_MS = 2_000  # at which a queue's row is told whether anything is taken
 PUSH_CLOSE_TIMEOUT_MS = 1_000  # for requests under way when the node stops
 MAX_PUSH_ERROR_CHARACTERS_COUNT = 500

@@ -20,6 +20,8 @@ so that a value which is read and written back stays what it was.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec import v8plain
 
@@ -63,6 +65,19 @@ class KvU64:
         return f"KvU64({self.value})"
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedValue:
+    """A message's value that is encoded already, and is enqueued just so.
+
+    Attributes:
+        data: the bytes.
+        encoding: V8, LE64 or BYTES: what they are.
+    """
+
+    data: bytes
+    encoding: int
+
+
 def encode_value(value: object) -> tuple[bytes, int]:
     """(bytes, encoding) of a Python value.
 
@@ -77,8 +92,11 @@ def encode_value(value: object) -> tuple[bytes, int]:
 
 
 def encode_payload(value: object) -> tuple[bytes, int]:
-    """(bytes, encoding) of a queue's message: always V8, as Deno's own are, except for a KvU64."""
-    return encode_value(value) if isinstance(value, KvU64) else (encode_v8(value), V8)
+    """(bytes, encoding) of a queue's message: as of a key's value, so that bytes are pushed as they are.
+
+    Raises as encode_value.
+    """
+    return (value.data, value.encoding) if isinstance(value, EncodedValue) else encode_value(value)
 
 
 def decode_value(data: bytes, encoding: int) -> object:

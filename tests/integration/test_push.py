@@ -153,6 +153,24 @@ async def test_an_address_of_the_inside_is_not_called_unless_it_is_allowed(clust
         assert (await run_cli(cluster, "stats", "mail"))["push"] is None
 
 
+async def test_bytes_are_the_body_as_they_are_and_a_receiver_that_is_gone_is_named(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(environment={"KVNODE_PUSH_ALLOW": "127.0.0.1"})
+    async with open_kv(cluster.addresses) as kv:
+        async with receiver() as to:
+            await kv.queues.push("raw", to.url)
+            await kv.enqueue(b'{"to": "ada"}', queue="raw")
+            await drained(kv, "raw")
+            (request,) = to.requests
+        assert (request.headers["kvnode-encoding"], request.body) == ("bytes", b'{"to": "ada"}')
+        assert request.headers["content-type"] == "application/octet-stream"
+        await kv.enqueue(1, queue="raw", backoff_schedule=[])
+        await drained(kv, "raw")
+        async with asyncio.timeout(20):
+            while not (await kv.queues.status("raw"))[0].push_error:
+                await asyncio.sleep(0.1)
+        assert "127.0.0.1" in str((await run_cli(cluster, "push", "raw"))["error"])
+
+
 async def run_cli(cluster: LocalCluster, *arguments: str) -> dict[str, object]:
     """`kvnode queue ...` as JSON."""
     command = [sys.executable, "-m", "kvnode", "queue", *arguments, "-e", cluster.addresses[0], "-o", "json"]

@@ -5,7 +5,8 @@ message comes again by its schedule, and becomes a dead letter behind it. 429 an
 (Retry-After). While a request runs its lease is extended.
 
 A host that may not be called, or has no address, is nobody's failure: nothing is claimed, the reason is noted in the
-queue's row for people to see, and after a pause, longer each time, it is tried again.
+queue's row for people to see, and after a pause, longer each time, it is tried again. While every request fails, the
+row says why the last one did.
 
 It stops in two steps. `stop`: no message is taken any more, and requests under way come to their end, which the node
 can settle though it leads no longer. Cancelled, they are broken off and their messages given back.
@@ -22,6 +23,7 @@ from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.node.push.addresses import NotCalled
 from kvnode.node.push.client import Answer, Failed, PushClient
+from kvnode.node.push.outcomes import Outcomes
 from kvnode.node.push.request import Signer
 from kvnode.node.push.stats import Pushed
 from kvnode.node.queue.consumer import Consumer
@@ -44,7 +46,7 @@ class Pusher:
         client: sends them.
         concurrency: requests at one time.
         room: holds as many places as all pushers of the node have together.
-        note: told why nothing is pushed, or "" when it is.
+        note: told why nothing is pushed or taken, or "" when it is.
         pushed: where it counts.
         now_ms: the node's clock.
     """
@@ -70,6 +72,7 @@ class Pusher:
         self._concurrency = concurrency
         self._room = room
         self._note = note
+        self._outcomes = Outcomes(self._note_reason)
         self._pushed = pushed
         self._now_ms = now_ms
         self._consumer: Consumer | None = None
@@ -82,6 +85,7 @@ class Pusher:
     def stop(self) -> None:
         """Take no more messages; `run` returns when the requests under way have ended."""
         self._stopping = True
+        self._outcomes.forget()  # whoever pushes the queue now says how that goes
         self._leave()
         self._changed.set()
 
@@ -101,6 +105,7 @@ class Pusher:
             await self._ended()
         finally:
             extending.cancel()
+            self._outcomes.forget()
             self._leave()
             for task in self._running:
                 task.cancel()
@@ -114,7 +119,11 @@ class Pusher:
             await self._client.check()
         except NotCalled as error:
             self._trouble = error
-        self._note(str(self._trouble or "")[: limits.MAX_PUSH_ERROR_CHARACTERS_COUNT])
+        self._outcomes.forget()  # those of before the look say nothing of what is noted now
+        self._note_reason(str(self._trouble or ""))
+
+    def _note_reason(self, reason: str) -> None:
+        self._note(reason[: limits.MAX_PUSH_ERROR_CHARACTERS_COUNT])
 
     async def _pause(self, pause_ms: int) -> None:
         try:
@@ -191,15 +200,24 @@ class Pusher:
             self._trouble = error
             return kv_pb2.QueueAction(release=kv_pb2.QueueRelease(lease=lease, unseen=True))
         except Failed as error:
-            _log.debug("queue '%s', message %s: %s", message.queue, message.id.hex(), error)
-            self._pushed.failed += 1
+            self._count_failure(message, str(error))
             return kv_pb2.QueueAction(nack=kv_pb2.QueueNack(lease=lease))
         if 200 <= answer.status < 300:
-            self._pushed.ok += 1
+            self._count_success()
             return kv_pb2.QueueAction(ack=kv_pb2.QueueAck(lease=lease))
-        _log.debug("queue '%s', message %s: status %d", message.queue, message.id.hex(), answer.status)
-        self._pushed.failed += 1
+        self._count_failure(message, f"the receiver answered with status {answer.status}, which is not 2xx")
         return kv_pb2.QueueAction(nack=_nack(lease, answer))
+
+    def _count_success(self) -> None:
+        self._pushed.ok += 1
+        if not self._stopping:
+            self._outcomes.succeeded()
+
+    def _count_failure(self, message: kv_pb2.QueueMessage, why: str) -> None:
+        _log.debug("queue '%s', message %s: %s", message.queue, message.id.hex(), why)
+        self._pushed.failed += 1
+        if not self._stopping:
+            self._outcomes.failed(why)
 
     def _settle(self, lease: bytes, action: kv_pb2.QueueAction) -> None:
         done = partial(self._settled, lease)

@@ -13,7 +13,18 @@ from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec import v8full, v8plain
 from kvnode.codec.bigint import BigInt
 from kvnode.codec.json_values import value_from_json, value_to_json
-from kvnode.codec.values import BYTES, LE64, V8, KvU64, decode_v8, decode_value, encode_v8, encode_value
+from kvnode.codec.values import (
+    BYTES,
+    LE64,
+    V8,
+    EncodedValue,
+    KvU64,
+    decode_v8,
+    decode_value,
+    encode_payload,
+    encode_v8,
+    encode_value,
+)
 
 scalars = st.one_of(
     st.none(),
@@ -43,6 +54,12 @@ def test_each_type_has_its_encoding():
     assert encode_value(b"\0\1") == (b"\0\1", BYTES)
     assert encode_value(KvU64(258)) == (bytes([2, 1, 0, 0, 0, 0, 0, 0]), LE64)
     assert encode_value("a") == (b'\xff\x0f"\x01a', V8)
+
+
+@pytest.mark.parametrize("value", [b"\0\1", bytearray(b"a"), KvU64(258), "a", {"a": [b"b"]}])
+def test_a_message_is_encoded_as_a_value_of_a_key(value: object) -> None:
+    assert encode_payload(value) == encode_value(value)
+    assert encode_payload(EncodedValue(b"any", V8)) == (b"any", V8)
     assert decode_value(b"\0\1", BYTES) == b"\0\1"
     assert decode_value(bytes([2, 1, 0, 0, 0, 0, 0, 0]), LE64) == KvU64(258)
     assert decode_value(b'\xff\x10"\x01a', V8) == "a"

@@ -184,6 +184,35 @@ async def test_an_address_that_is_refused_holds_the_messages_and_says_why(monkey
         assert to.requests == []
 
 
+async def test_while_every_request_fails_the_row_says_why(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PUSH_NOTE_INTERVAL_MS", 50)
+    stage.to.answer = lambda _request: b"HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n"
+    stage.configure()
+    await stage.queues.deal(1)
+    await until(lambda: "status 500" in stage.database.push("mail").error)
+    stage.to.answer = lambda _request: b""
+    await stage.queues.deal(2)
+    await until(lambda: "127.0.0.1" in stage.database.push("mail").error)
+    stage.to.answer = lambda _request: OK
+    await stage.queues.deal(3)
+    await until(lambda: not stage.database.push("mail").error)
+
+
+async def test_failures_of_a_url_that_is_not_in_use_any_more_are_not_noted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PUSH_NOTE_INTERVAL_MS", 50)
+    stage.to.answer = lambda _request: None
+    stage.configure(timeout_ms=2_000)
+    await stage.queues.deal(1)
+    await until(lambda: bool(stage.to.requests))
+    stage.configure(concurrency=3)  # the pusher before ends with its request
+    stage.to.break_off()
+    await until(lambda: stage.queues.kinds() == ["nack"])
+    await asyncio.sleep(0.2)
+    assert not stage.database.push("mail").error
+
+
 async def test_it_begins_and_ends_with_leadership_and_a_request_under_way_is_settled(stage: Stage) -> None:
     stage.node.is_leader = False
     stage.configure()

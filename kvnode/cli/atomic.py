@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest
 from kvnode.cli.data import connect, print_commit
 from kvnode.cli.options import DEFAULT_ENDPOINTS, DEFAULT_TIMEOUT, EndpointsOption, OutputOption, TimeoutOption
@@ -17,8 +18,10 @@ from kvnode.cli.run import run
 
 if TYPE_CHECKING:
     from kvnode.client import AtomicOperation, CommitResult
+    from kvnode.codec.keys import Key
 
 COMMIT_VERSIONSTAMP_PART = {"$commit_versionstamp": True}
+_ENQUEUE_FIELDS = {"value", "queue", "delay", "keys_if_undelivered", "backoff_schedule"}
 
 
 def atomic(
@@ -32,15 +35,20 @@ def atomic(
 ) -> None:
     """Commit a transaction, all of it or nothing, from JSON. Exit status 3 when a check does not hold.
 
-    The JSON is an object with "checks" and "mutations", both optional:
+    The JSON is an object with "checks", "mutations" and "enqueues", all optional:
 
       {"checks": [{"key": ["a"], "versionstamp": null}],
        "mutations": [{"type": "set", "key": ["a"], "value": 1, "expire_in": 60000},
-                     {"type": "sum", "key": ["n"], "value": 1}]}
+                     {"type": "sum", "key": ["n"], "value": 1}],
+       "enqueues": [{"value": {"to": "ada"}, "queue": "mail", "delay": 60000,
+                     "keys_if_undelivered": [["lost", "ada"]], "backoff_schedule": [1000, 60000]}]}
 
     Mutations: set, delete, sum, min, max (a whole number is a KvU64), set_expiry ("expire_in", null = never; the
     value stays), delete_prefix ("key" is the prefix) and delete_range ("key" to "end"). The last part of a set's key
     may be {"$commit_versionstamp": true}.
+
+    Of an enqueue only "value" is needed. Times are milliseconds; "backoff_schedule" [] means that the first failure is
+    the last, without it the schedule is 100, 1000, 5000, 30000, 60000.
 
     Examples:
 
@@ -58,22 +66,22 @@ def atomic(
 
 
 def _read(file: Path | None) -> str:
-    if file is None or str(file) == "-":
-        return sys.stdin.read()
+    is_standard_input = file is None or str(file) == "-"
     try:
-        return file.read_text()
+        return (sys.stdin.buffer.read() if file is None or is_standard_input else file.read_bytes()).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest("BAD_TRANSACTION", f"cannot read {file}: {error}") from None
+        where = "standard input" if is_standard_input else file
+        raise InvalidRequest("BAD_TRANSACTION", f"cannot read {where}: {error}") from None
 
 
 def _parse(text: str) -> dict[str, Any]:
     try:
         parsed = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequest("BAD_TRANSACTION", f"the transaction is not JSON: {error}") from None
     if not isinstance(parsed, dict):
-        raise InvalidRequest("BAD_TRANSACTION", 'a transaction is an object with "checks" and "mutations"')
-    _known(parsed, {"checks", "mutations"}, "the transaction")
+        raise InvalidRequest("BAD_TRANSACTION", 'a transaction is an object with "checks", "mutations" and "enqueues"')
+    _known(parsed, {"checks", "mutations", "enqueues"}, "the transaction")
     return parsed
 
 
@@ -92,22 +100,70 @@ def build(operation: AtomicOperation, described: dict[str, Any]) -> AtomicOperat
             )
         _known(mutation, {"type", "key", *_FIELDS[kind]}, where)
         _MUTATIONS[kind](operation, mutation, where)
+    for number, enqueue in enumerate(_objects(described, "enqueues")):
+        _enqueue(operation, enqueue, f"enqueue {number}")
     return operation
+
+
+def _enqueue(operation: AtomicOperation, enqueue: dict[str, Any], where: str) -> None:
+    from kvnode.codec.values import EncodedValue
+
+    _known(enqueue, _ENQUEUE_FIELDS, where)
+    queue = enqueue.get("queue", "")
+    if not isinstance(queue, str):
+        raise InvalidRequest("BAD_TRANSACTION", f'{where}: "queue" is the name of a queue, a string')
+    schedule = enqueue.get("backoff_schedule")
+    if schedule is not None:
+        for interval_ms in _list(schedule, where, "backoff_schedule"):
+            _milliseconds(interval_ms, where, "backoff_schedule", limits.MAX_BACKOFF_INTERVAL_MS)
+    operation.enqueue(
+        EncodedValue(*_value(enqueue, where)),
+        queue=queue,
+        delay=_milliseconds(enqueue.get("delay", 0), where, "delay", limits.MAX_QUEUE_DELAY_MS),
+        keys_if_undelivered=_keys_if_undelivered(enqueue, where),
+        backoff_schedule=schedule,
+    )
+
+
+def _keys_if_undelivered(enqueue: dict[str, Any], where: str) -> list[Key]:
+    from kvnode.codec.json_keys import key_from_parts
+
+    listed = _list(enqueue.get("keys_if_undelivered", []), where, "keys_if_undelivered")
+    return [key_from_parts(parts) for parts in listed]
+
+
+def _value(described: dict[str, Any], where: str) -> tuple[bytes, int]:
+    from kvnode.codec.json_values import value_from_json
+
+    if "value" not in described:
+        raise InvalidRequest("BAD_TRANSACTION", f'{where}: "value" is missing')
+    return value_from_json(described["value"])
+
+
+def _list(found: Any, where: str, name: str) -> list[Any]:
+    if not isinstance(found, list):
+        raise InvalidRequest("BAD_TRANSACTION", f'{where}: "{name}" is a list')
+    return found
+
+
+def _milliseconds(found: Any, where: str, name: str, most: int) -> int:
+    if type(found) is not int or not 0 <= found <= most:
+        raise InvalidRequest(
+            "BAD_TRANSACTION", f'{where}: "{name}" takes whole numbers of milliseconds, 0 to {most}, not {found!r}'
+        )
+    return found
 
 
 def _set(operation: AtomicOperation, mutation: dict[str, Any], where: str) -> None:
     from kvnode.client.atomic import COMMIT_VERSIONSTAMP
     from kvnode.codec.json_keys import key_from_parts
-    from kvnode.codec.json_values import value_from_json
 
-    if "value" not in mutation:
-        raise InvalidRequest("BAD_TRANSACTION", f'{where}: "value" is missing')
+    data, encoding = _value(mutation, where)
     parts = mutation.get("key")
     if isinstance(parts, list) and parts and parts[-1] == COMMIT_VERSIONSTAMP_PART:
         key: Any = (*key_from_parts(parts[:-1]), COMMIT_VERSIONSTAMP)
     else:
         key = _key(mutation, where)
-    data, encoding = value_from_json(mutation["value"])
     operation.set_raw(key, data, encoding, expire_in=_expire_in(mutation, where))
 
 

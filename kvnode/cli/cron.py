@@ -17,9 +17,10 @@ from kvnode.cli.options import (
     OutputOption,
     TimeoutOption,
 )
-from kvnode.cli.queue import parse_payload, payload_json
+from kvnode.cli.queue import payload_json
 from kvnode.cli.run import fail, run
-from kvnode.cli.show import print_json, print_table, show_time
+from kvnode.cli.show import compact, print_json, print_table, show_time
+from kvnode.cli.value import json_value
 
 if TYPE_CHECKING:
     from kvnode.client.cron_admin import CronAdmin
@@ -63,13 +64,14 @@ def create(
 
       kvnode cron create payday '0 9 LW * *' --queue payroll
     """
-    payload = parse_payload(value, output)
-    next_at_ms = _run(
-        endpoints,
-        timeout,
-        output,
-        lambda crons: crons.set(name, schedule, payload, queue=queue, allow_overlap=overlap, must_be_new=not replace),
-    )
+
+    async def act(crons: CronAdmin) -> int | None:
+        from kvnode.codec.values import EncodedValue
+
+        sent = EncodedValue(*json_value(value, 'bytes \'{"$bytes": "<base64>"}\''))
+        return await crons.set(name, schedule, sent, queue=queue, allow_overlap=overlap, must_be_new=not replace)
+
+    next_at_ms = _run(endpoints, timeout, output, act)
     if output is Output.JSON:
         print_json({"name": name, "next_at_ms": next_at_ms})
     else:
@@ -118,7 +120,7 @@ def show(
     if output is Output.JSON:
         print_json(shown)
         return
-    for field, found in shown.items():
+    for field, found in {**shown, "value": compact(shown["value"])}.items():
         print(f"{field}: {show_time(found) if field.endswith('_at_ms') else found}")
 
 

@@ -28,7 +28,8 @@ from kvnode.cli.options import (
 from kvnode.cli.progress import progress_bar
 from kvnode.cli.run import fail, run
 from kvnode.cli.selection import chosen
-from kvnode.cli.show import compact, entry_columns, entry_json, entry_row, print_json, print_table, value_json
+from kvnode.cli.show import ESCAPED, compact, entry_columns, entry_json, entry_row, print_json, print_table, value_json
+from kvnode.cli.value import BytesOption, FileOption, U64Option, encoded_value
 
 if TYPE_CHECKING:
     from kvnode.client import CommitResult, Entry, Kv
@@ -48,7 +49,6 @@ IfVersionstampOption = Annotated[
         help="Only if the key still has this versionstamp, or, with 'none', does not exist; else exit status 3.",
     ),
 ]
-BytesOption = Annotated[bool, typer.Option("--bytes", help="The value is bytes (a Uint8Array), not JSON.")]
 
 DEFAULT_LIST_LIMIT = 100
 
@@ -148,7 +148,7 @@ def _as_bytes(entry: Entry) -> bytes:
     from kvnode.codec import values
 
     data, encoding = entry.raw
-    return data if encoding == values.BYTES else compact(value_json(entry)).encode()
+    return data if encoding == values.BYTES else compact(value_json(entry)).encode(errors=ESCAPED)
 
 
 def set_(
@@ -160,12 +160,8 @@ def set_(
         ),
     ] = None,
     as_bytes: BytesOption = False,
-    as_u64: Annotated[
-        bool, typer.Option("--u64", help="The value is a number that sum, min and max work on (Deno.KvU64).")
-    ] = False,
-    file: Annotated[
-        Path | None, typer.Option("--file", metavar="PATH", help="Take the value from this file; - = standard input.")
-    ] = None,
+    as_u64: U64Option = False,
+    file: FileOption = None,
     expire_in: Annotated[
         int | None,
         typer.Option("--expire-in", metavar="DURATION", parser=parse_duration, help="When it goes away: 30s, 12h, 7d."),
@@ -189,7 +185,7 @@ def set_(
     """
 
     async def work() -> CommitResult:
-        data, encoding = _value(value, file, as_bytes, as_u64)
+        data, encoding = encoded_value(value, file, as_bytes=as_bytes, as_u64=as_u64)
         parsed = parse_key(key)
         async with connect(endpoints, timeout) as kv:
             operation = kv.atomic()
@@ -198,38 +194,6 @@ def set_(
             return await operation.set_raw(parsed, data, encoding, expire_in=expire_in).commit()
 
     print_commit(run(work(), output), output)
-
-
-def _value(text: str | None, file: Path | None, as_bytes: bool, as_u64: bool) -> tuple[bytes, int]:
-    """(bytes, encoding) of the value that the command line names."""
-    from kvnode.codec.json_values import value_from_json
-    from kvnode.codec.values import KvU64, encode_value
-
-    if (text is None) == (file is None):
-        raise InvalidRequest("BAD_VALUE", "give the value as an argument or with --file, one of the two")
-    if as_bytes and as_u64:
-        raise InvalidRequest("BAD_VALUE", "--bytes and --u64 exclude each other")
-    raw = text.encode() if text is not None else _read(file)
-    if as_bytes:
-        return encode_value(raw)
-    try:
-        if as_u64:
-            return encode_value(KvU64(int(raw)))
-        return value_from_json(json.loads(raw))
-    except ValueError as error:
-        hint = "--u64 takes a whole number" if as_u64 else "a text is written '\"text\"', bytes with --bytes"
-        raise InvalidRequest(
-            "BAD_VALUE", f"the value is not {'a number' if as_u64 else 'JSON'}: {error}; {hint}"
-        ) from None
-
-
-def _read(file: Path | None) -> bytes:
-    if file is None or str(file) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InvalidRequest("BAD_VALUE", f"cannot read {file}: {error.strerror}") from None
 
 
 def _stamp(text: str) -> str | None:

@@ -37,7 +37,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.CHECK_FAILED: "a check of the transaction did not hold; nothing was changed",
     Exit.UNAVAILABLE: "no node answered, or there was no leader, within the time given; nothing was changed",
     Exit.OUTCOME_UNKNOWN: "the write was sent and not confirmed: it may or may not have been applied",
-    Exit.NOT_FOUND: "get: the key does not exist; else: no database or token has that name or id",
+    Exit.NOT_FOUND: "get: the key does not exist; else: no database, token, queue or cron has that name or id",
     Exit.UNHEALTHY: "status: something is wrong with the cluster; the first line says what",
     Exit.DENIED: "the node refused the caller: no token, a wrong one, one that may not do this; or the database's mode",
     Exit.INTERRUPTED: "interrupted by Ctrl-C",

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from kvnode.cli.exits import Exit
 from kvnode.cli.run import flush_output
 from kvnode.cli.selection import with_selection
+from kvnode.cli.show import escape_output
 
 PROGRAM = "kvnode"  # also when it is run as `python -m kvnode`: shell completion goes by this name
 DEBUG_ENVIRONMENT = "KVNODE_DEBUG"
@@ -142,6 +143,7 @@ def kvnode(
 def main() -> None:
     """Run the command line; never ends with a traceback unless KVNODE_DEBUG is set."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC's notes on lost connections are not for users
+    escape_output()
     try:
         app(prog_name=PROGRAM)
     except KeyboardInterrupt:

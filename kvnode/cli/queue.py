@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kvnode.base.errors import InvalidRequest, NotFound
-from kvnode.cli.data import connect, print_commit
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest, KvError, NotFound
+from kvnode.cli.data import connect, parse_key, print_commit
 from kvnode.cli.options import (
     DEFAULT_ENDPOINTS,
     DEFAULT_TIMEOUT,
@@ -22,28 +24,93 @@ from kvnode.cli.options import (
 )
 from kvnode.cli.run import fail, run
 from kvnode.cli.show import compact, print_json, print_table, show_time
+from kvnode.cli.value import BytesOption, FileOption, U64Option, encoded_value
+from kvnode.machine.queue.keys import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
+    from kvnode.client import CommitResult
     from kvnode.client.queue_admin import QueueAdmin
     from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
 COLUMNS = ("queue", "waiting", "in flight", "dead", "delivered", "redelivered", "acknowledged", "oldest due")
 NUMBERS = COLUMNS[1:]
+_ID = re.compile(r"[0-9a-fA-F]{24}")
+
+
+def parse_backoff_schedule(text: str | list[int]) -> list[int]:
+    """Milliseconds of "100ms,1s,5s"; none of "none". For typer, which names the option in its error."""
+    if isinstance(text, list):
+        return text
+    intervals_ms = [] if text == "none" else [parse_duration(part) for part in text.split(",")]
+    for interval_ms in intervals_ms:
+        if interval_ms > limits.MAX_BACKOFF_INTERVAL_MS:
+            raise typer.BadParameter(f"'{text}' has an interval of more than an hour")
+    return intervals_ms
+
 
 queue_app = typer.Typer(no_args_is_help=True, help="Queues: send a message, see how they stand, set them right.")
 
-QueueArgument = Annotated[str, typer.Argument(metavar="[QUEUE]", help="Its name; without one, the queue 'default'.")]
-IdOption = Annotated[str, typer.Option("--id", metavar="ID", help="This dead letter alone.")]
+
+def parse_queue(text: str) -> str:
+    """A queue's name for typer, which names the argument in its error.
+
+    The empty one, of a variable that is not set, must not stand for the default queue, whose messages may be deleted.
+    """
+    if not text:
+        raise typer.BadParameter("a queue's name is not empty; leave it out for the queue 'default'")
+    return text
+
+
+QueueArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[QUEUE]",
+        parser=parse_queue,
+        help="Its name; without one, the queue 'default'.",
+        show_default=False,
+    ),
+]
+IdOption = Annotated[
+    str | None,
+    typer.Option("--id", metavar="ID", help="This dead letter alone, by its own id, which is not its message's."),
+]
 CountOption = Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, max=100, help="How many, up to 100.")]
 
 
 @queue_app.command("send")
 def send(
-    value: Annotated[str, typer.Argument(metavar="JSON", help="The message, as JSON.")],
+    value: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="VALUE",
+            help="The message: JSON, or what --bytes or --u64 make of it; a negative number goes after --.",
+        ),
+    ] = None,
+    as_bytes: BytesOption = False,
+    as_u64: U64Option = False,
+    file: FileOption = None,
     queue: Annotated[str, typer.Option("--queue", metavar="QUEUE", help="Where to.")] = "",
     delay: Annotated[
         int, typer.Option(parser=parse_duration, metavar="DURATION", help="Deliver it after so long, up to 30d.")
     ] = "0ms",  # type: ignore[assignment]
+    keys_if_undelivered: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keys-if-undelivered",
+            metavar="KEY",
+            help="Where the value is written when the last attempt has failed, a JSON array; up to 10 times.",
+        ),
+    ] = None,
+    backoff_schedule: Annotated[
+        Any,  # a list of milliseconds; typer would take list[int] for an option that is given several times
+        typer.Option(
+            "--backoff-schedule",
+            metavar="DURATION,...",
+            parser=parse_backoff_schedule,
+            help="The time before each further attempt, up to 10 of 1h at most; none: the first failure is the last. "
+            "By default 100ms,1s,5s,30s,60s.",
+        ),
+    ] = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -53,22 +120,23 @@ def send(
     Examples:
 
       kvnode queue send '{"to": "ada"}' --queue mail --delay 10m
-    """
-    payload = parse_payload(value, output)
 
-    async def work() -> Any:
+      kvnode queue send --file order.json --bytes --queue orders
+
+      kvnode queue send 7 --keys-if-undelivered '["lost", 7]' --backoff-schedule 1s,1m,10m
+    """
+
+    async def work() -> CommitResult:
+        from kvnode.codec.values import EncodedValue
+
+        message = EncodedValue(*encoded_value(value, file, as_bytes=as_bytes, as_u64=as_u64))
+        keys = [parse_key(key) for key in keys_if_undelivered or ()]
         async with connect(endpoints, timeout) as kv:
-            return await kv.enqueue(payload, queue=queue, delay=delay)
+            return await kv.enqueue(
+                message, queue=queue, delay=delay, keys_if_undelivered=keys, backoff_schedule=backoff_schedule
+            )
 
     print_commit(run(work(), output), output)
-
-
-def parse_payload(text: str, output: Output | None) -> Any:
-    """What a message carries, from the command line; ends the process when it is no JSON."""
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        fail(InvalidRequest("BAD_VALUE_JSON", f"the message is not JSON: {error}; see --help"), output)
 
 
 @queue_app.command("list")
@@ -88,7 +156,7 @@ def list_queues(
 
 @queue_app.command("stats")
 def stats(
-    queue: QueueArgument = "",
+    queue: QueueArgument = DEFAULT_QUEUE,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -99,11 +167,7 @@ def stats(
 
       kvnode queue stats mail
     """
-    found = _run(endpoints, timeout, output, lambda queues: queues.status(queue or "default"))
-    if not found:
-        missing = f"there is no queue '{queue or 'default'}'; see `kvnode queue list`"
-        fail(NotFound(missing, code="QUEUE_NOT_FOUND", phase="read"), output)
-    shown = status_json(found[0])
+    shown = status_json(_run(endpoints, timeout, output, lambda queues: _existing(queues, queue)))
     if output is Output.JSON:
         print_json(shown)
     else:
@@ -113,7 +177,7 @@ def stats(
 
 @queue_app.command("peek")
 def peek(
-    queue: QueueArgument = "",
+    queue: QueueArgument = DEFAULT_QUEUE,
     count: CountOption = 10,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
@@ -136,18 +200,21 @@ def peek(
         }
         for message in found
     ]
-    _print_messages(rows, "due_at_ms", output)
+    _print_messages(rows, ("id",), "due_at_ms", output)
 
 
 @queue_app.command("dead-letters")
 def dead_letters(
-    queue: QueueArgument = "",
+    queue: QueueArgument = DEFAULT_QUEUE,
     count: CountOption = 10,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
 ) -> None:
     """Print the messages that were given up, the oldest first.
+
+    A dead letter has an id of its own, for --id of `requeue` and `purge`; the message's id is the one that consumers
+    and receivers of pushes knew.
 
     Example:
 
@@ -157,6 +224,7 @@ def dead_letters(
     rows = [
         {
             "id": dead.id.hex(),
+            "message_id": dead.message_id.hex(),
             "value": payload_json(dead.payload),
             "died_at_ms": dead.died_at_ms,
             "deliveries": dead.deliveries_count,
@@ -164,13 +232,13 @@ def dead_letters(
         }
         for dead in found
     ]
-    _print_messages(rows, "died_at_ms", output)
+    _print_messages(rows, ("id", "message_id"), "died_at_ms", output)
 
 
 @queue_app.command("requeue")
 def requeue(
-    queue: QueueArgument = "",
-    dead_letter: IdOption = "",
+    queue: QueueArgument = DEFAULT_QUEUE,
+    dead_letter: IdOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -183,14 +251,19 @@ def requeue(
 
       kvnode queue requeue mail --id 000100000000002a00000000
     """
-    _done("requeued", _run(endpoints, timeout, output, lambda q: q.requeue(queue, _id(dead_letter))), output)
+
+    async def act(queues: QueueAdmin) -> int:
+        with _dead_letter_explained():
+            return await queues.requeue(queue, _id(dead_letter))
+
+    _done("requeued", _run(endpoints, timeout, output, act), output)
 
 
 @queue_app.command("purge")
 def purge(
-    queue: QueueArgument = "",
+    queue: QueueArgument = DEFAULT_QUEUE,
     dead: Annotated[bool, typer.Option("--dead-letters", help="Delete the dead letters, not the messages.")] = False,
-    dead_letter: IdOption = "",
+    dead_letter: IdOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -203,13 +276,17 @@ def purge(
 
       kvnode queue purge mail --dead-letters
     """
-    count = _run(endpoints, timeout, output, lambda q: q.purge(queue, dead_letters=dead, dead_letter=_id(dead_letter)))
-    _done("deleted", count, output)
+
+    async def act(queues: QueueAdmin) -> int:
+        with _dead_letter_explained():
+            return await queues.purge(queue, dead_letters=dead, dead_letter=_id(dead_letter))
+
+    _done("deleted", _run(endpoints, timeout, output, act), output)
 
 
 @queue_app.command("configure")
 def configure(
-    queue: QueueArgument = "",
+    queue: QueueArgument = DEFAULT_QUEUE,
     max_messages: Annotated[
         int, typer.Option("--max-messages", metavar="N", min=0, help="Undelivered messages at most; 0 = 100000.")
     ] = 0,
@@ -229,7 +306,7 @@ def configure(
 
 @queue_app.command("push")
 def push(
-    queue: QueueArgument = "",
+    queue: QueueArgument = DEFAULT_QUEUE,
     url: Annotated[str, typer.Option("--url", metavar="URL", help="POST the queue's messages there.")] = "",
     secret: Annotated[
         str, typer.Option("--secret", metavar="whsec_...", help="For the signatures; without it one is made.")
@@ -266,10 +343,10 @@ def push(
     if off and wanted:
         fail(InvalidRequest("BAD_PUSH_FLAGS", "--off stands alone: it ends the push"), output)
     if not off and not wanted:
-        _show_push(queue, _run(endpoints, timeout, output, lambda q: q.status(queue or "default")), output)
+        _show_push(queue, _run(endpoints, timeout, output, lambda q: q.status(queue)), output)
         return
     if off:
-        _run(endpoints, timeout, output, lambda queues: queues.push_off(queue))
+        _run(endpoints, timeout, output, lambda queues: _push_off(queues, queue))
         _done("off", 1, output)
         return
 
@@ -285,10 +362,15 @@ def push(
         print(f"secret: {known}")
 
 
+async def _push_off(queues: QueueAdmin, queue: str) -> None:
+    await _existing(queues, queue)  # else it would be made
+    await queues.push_off(queue)
+
+
 def _show_push(queue: str, found: list[queue_pb2.QueueStatus], output: Output | None) -> None:
     pushed = next((status for status in found if status.push_url), None)
     if pushed is None:
-        missing = f"the queue '{queue or 'default'}' is not pushed; `--url` sets where to"
+        missing = f"the queue '{queue}' is not pushed; `--url` sets where to"
         fail(NotFound(missing, code="PUSH_NOT_CONFIGURED", phase="read"), output)
     shown = push_json(pushed)
     if output is Output.JSON:
@@ -312,19 +394,32 @@ def push_json(status: queue_pb2.QueueStatus) -> dict[str, Any]:
 
 @queue_app.command("remove")
 def remove(
-    queue: Annotated[str, typer.Argument(metavar="QUEUE", help="Its name.")],
+    queue: Annotated[str, typer.Argument(metavar="QUEUE", parser=parse_queue, help="Its name.")],
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
 ) -> None:
-    """Remove an empty queue, with its counters.
+    """Remove an empty queue, with its counters. Exit status 6 when it has never been used.
 
     Example:
 
       kvnode queue remove mail
     """
-    _run(endpoints, timeout, output, lambda queues: queues.remove(queue))
+
+    async def act(queues: QueueAdmin) -> None:
+        await _existing(queues, queue)
+        await queues.remove(queue)
+
+    _run(endpoints, timeout, output, act)
     _done("removed", 1, output)
+
+
+async def _existing(queues: QueueAdmin, queue: str) -> queue_pb2.QueueStatus:
+    """How a queue stands. Raises NotFound: QUEUE_NOT_FOUND."""
+    found = await queues.status(queue)
+    if not found:
+        raise NotFound(f"there is no queue '{queue}'; see `kvnode queue list`", code="QUEUE_NOT_FOUND", phase="read")
+    return found[0]
 
 
 def status_json(status: queue_pb2.QueueStatus) -> dict[str, Any]:
@@ -383,14 +478,17 @@ def _show(found: list[queue_pb2.QueueStatus], output: Output | None) -> None:
     )
 
 
-def _print_messages(rows: list[dict[str, Any]], time_name: str, output: Output | None) -> None:
+def _print_messages(rows: list[dict[str, Any]], ids: Sequence[str], time_name: str, output: Output | None) -> None:
     if output is Output.JSON:
         for row in rows:
             print_json(row)
         return
     print_table(
-        ("id", time_name.removesuffix("_at_ms"), "deliveries", "value"),
-        [[row["id"], show_time(row[time_name]), str(row["deliveries"]), compact(row["value"])] for row in rows],
+        (*ids, time_name.removesuffix("_at_ms"), "deliveries", "value"),
+        [
+            [*(row[name] for name in ids), show_time(row[time_name]), str(row["deliveries"]), compact(row["value"])]
+            for row in rows
+        ],
         right=("deliveries",),
     )
 
@@ -402,13 +500,26 @@ def _done(verb: str, count: int, output: Output | None) -> None:
         print(f"OK {verb}" if verb in {"configured", "removed", "off"} else f"OK {count} {verb}")
 
 
-def _id(text: str) -> bytes:
-    from kvnode.base.errors import InvalidRequest
+def _id(text: str | None) -> bytes:
+    """The dead letter that --id names; empty without the option. Raises InvalidRequest: BAD_DEAD_LETTER_ID."""
+    if text is None:
+        return b""
+    if not _ID.fullmatch(text):  # the empty one, of a variable that is not set, must not stand for all of them
+        raise InvalidRequest(
+            "BAD_DEAD_LETTER_ID", f"'{text}' is no id of a dead letter, which has 24 hexadecimal digits"
+        )
+    return bytes.fromhex(text)
 
+
+@contextmanager
+def _dead_letter_explained() -> Iterator[None]:
+    """Whoever names a dead letter that is not there may have named its message, as logs and receivers do."""
     try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise InvalidRequest("BAD_LEASE", f"'{text}' is no id: it has 24 hexadecimal digits") from None
+        yield
+    except KvError as error:
+        if error.code == "DEAD_LETTER_NOT_FOUND":
+            error.message += " The id is the dead letter's own, not its message's: both are shown there."
+        raise
 
 
 def _run(endpoints: str, timeout_ms: int, output: Output | None, act: Callable[[QueueAdmin], Awaitable[Any]]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import os
 import sys
@@ -11,6 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kvnode.client import Entry
+
+
+ESCAPED = "kvnode.escaped"
+"""Encoding errors: what an encoding has no form for is written as JSON escapes it, so that JSON stays JSON."""
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(ESCAPED, _escape)
+
+
+def escape_output() -> None:
+    """Have standard output escape what its encoding has no form for.
+
+    Above all half of a surrogate pair, which a string of JavaScript may hold.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=ESCAPED)
 
 
 def print_json(shown: object) -> None:

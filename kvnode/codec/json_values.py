@@ -30,7 +30,7 @@ def value_to_json(data: bytes, encoding: int) -> object:
     try:
         # No part of a value takes less than a byte, but a part may be named many times.
         return _Writer(2 * len(data) + _SPARE_PARTS_COUNT).to_json(values.decode_value(data, encoding))
-    except (KvError, _Unshown, RecursionError):
+    except (KvError, _Unshown, RecursionError, ValueError):  # ValueError: a bigint of more digits than Python writes
         return {"$v8": base64.b64encode(data).decode()}
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import signal
 from pathlib import Path
 
 import pytest
 
+from kvnode.codec.bigint import BigInt
+from kvnode.codec.values import encode_v8
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.cli.conftest import Cli
 from tests.unit.client.fake_server import FakeServer, free_port
@@ -42,6 +45,19 @@ async def test_values_of_other_kinds(cli: Cli, tmp_path: Path) -> None:
     assert (await cli("get", '["n"]')).out == '{"$u64": "7"}\n'
     await cli("set", '["in"]', "--file", "-", stdin='"from standard input"')
     assert (await cli("get", '["in"]')).out == '"from standard input"\n'
+
+
+async def test_whatever_a_value_holds_it_is_shown(cli: Cli, tmp_path: Path) -> None:
+    """Half of a surrogate pair escaped, a bigint of more digits than Python writes as it is stored."""
+    await cli("set", '["odd"]', '"\\ud800é"')
+    for output in ((), ("-o", "json"), ("-o", "table"), ("--bytes",)):
+        ran = await cli("get", '["odd"]', *output)
+        assert (ran.status, '"\\ud800é"' in ran.out) == (0, True), ran.err
+    in_ascii = await cli("get", '["odd"]', PYTHONIOENCODING="ascii")
+    assert in_ascii.json == "\ud800é"
+    huge = base64.b64encode(encode_v8(BigInt(10**5_000))).decode()
+    await cli("set", '["huge"]', json.dumps({"$v8": huge}))
+    assert (await cli("get", '["huge"]')).json == {"$v8": huge}
 
 
 async def test_conditions(cli: Cli) -> None:
@@ -108,9 +124,19 @@ async def test_atomic(cli: Cli, tmp_path: Path) -> None:
         ('{"mutations": [{"type": "delete", "key": ["a"], "ttl": 1}]}', 'mutation 0 has no "ttl"'),
         ('{"mutations": [{"type": "set", "key": ["a"], "value": 1, "expire_in": "1h"}]}', "whole number"),
         ('{"checks": [{"key": ["a"], "versionstamp": "12"}]}', "versionstamp"),
+        ('{"enqueues": [{"queue": "a"}]}', 'enqueue 0: "value" is missing'),
+        ('{"enqueues": [{"value": 1, "delay_ms": 1}]}', 'enqueue 0 has no "delay_ms"'),
+        ('{"enqueues": [{"value": 1, "delay": 1.5}]}', '"delay" takes whole numbers of milliseconds'),
+        ('{"enqueues": [{"value": 1, "delay": -1}]}', "0 to 2592000000, not -1"),
+        ('{"enqueues": [{"value": 1, "queue": 7}]}', '"queue" is the name of a queue'),
+        ('{"enqueues": [{"value": 1, "keys_if_undelivered": "a"}]}', '"keys_if_undelivered" is a list'),
+        ('{"enqueues": [{"value": 1, "keys_if_undelivered": ["a"]}]}', "A key is a JSON array"),
+        ('{"enqueues": [{"value": 1, "backoff_schedule": 100}]}', '"backoff_schedule" is a list'),
+        ('{"enqueues": [{"value": 1, "backoff_schedule": [9e9]}]}', "0 to 3600000, not 9000000000.0"),
+        (b"\xff", "cannot read standard input"),
     ],
 )
-def test_a_wrong_transaction_is_named(text: str, said: str) -> None:
+def test_a_wrong_transaction_is_named(text: str | bytes, said: str) -> None:
     from typer.testing import CliRunner
 
     from kvnode.cli.main import app

@@ -195,10 +195,15 @@ class QueueTransaction:
         return max(request.due_at_ms, self.now_ms)
 
     def _make_room(self, name: str) -> None:
+        if not self._has_room(name):
+            raise errors.queue_full(name, self._bound(name))
+
+    def _has_room(self, name: str) -> bool:
         queue = self._queue(name)
-        bound = queue.max_messages_count or limits.MAX_QUEUE_MESSAGES_COUNT
-        if queue.waiting_count + queue.in_flight_count >= bound:
-            raise errors.queue_full(name, bound)
+        return queue.waiting_count + queue.in_flight_count < self._bound(name)
+
+    def _bound(self, name: str) -> int:
+        return self._queue(name).max_messages_count or limits.MAX_QUEUE_MESSAGES_COUNT
 
     def _add(self, message: rows.MessageRow, message_id: bytes, due_ms: int) -> None:
         key = keys.message_key(self._database, message_id)
@@ -364,10 +369,11 @@ class QueueTransaction:
         yield row
 
     def _requeue(self, action: kv_pb2.QueueRequeue) -> int:
+        """As many as fit; QUEUE_FULL when none does, so that nobody takes a full queue for one without dead letters."""
         name = action.queue or keys.DEFAULT_QUEUE
         count = 0
         for row in self._chosen_dead(name, action.dead_letter, action.max_count):
-            if self._bytes_left <= 0:
+            if self._bytes_left <= 0 or (count and not self._has_room(name)):
                 break
             self._make_room(name)
             message = rows.DeadLetterRow.FromString(row.value).message

@@ -127,11 +127,13 @@ class Model:
         return self.stamp + number.to_bytes(2, "big")
 
     def add(self, message, due):
-        queue = self.queue(message.queue)
-        if self.undelivered_count(message.queue) >= (queue.bound or limits.MAX_QUEUE_MESSAGES_COUNT):
+        if self.full(message.queue):
             raise Failed("QUEUE_FULL")
         self.wait(message, due)
-        queue.enqueued += 1
+        self.queue(message.queue).enqueued += 1
+
+    def full(self, name):
+        return self.undelivered_count(name) >= (self.queue(name).bound or limits.MAX_QUEUE_MESSAGES_COUNT)
 
     def wait(self, message, due):
         key = message.queue, due, message.id
@@ -233,13 +235,16 @@ class Model:
         return [(name, action.dead_letter)]
 
     def requeue(self, action):
-        chosen = self.chosen(action)
-        for key in chosen:
+        count = 0
+        for key in self.chosen(action):
+            if count and self.full(key[0]):
+                break
             dead = self.world.dead.pop(key)
             fresh = Message(self.id(self.number), dead.queue, dead.payload, dead.keys, dead.schedule, cron=dead.cron)
             self.number += 1
             self.add(fresh, self.now)
-        return len(chosen)
+            count += 1
+        return count
 
     def purge(self, action):
         if action.dead_letters or action.dead_letter:

@@ -339,6 +339,19 @@ def test_the_oldest_dead_letter_makes_room(db, monkeypatch):
     assert [(m.payload.data, m.attempt) for m in db.claim(9)] == [(b"1", 1), (b"2", 1)]
 
 
+def test_a_requeue_takes_what_fits_and_fails_when_nothing_does(db):
+    for number in range(3):
+        db.enqueue(b"%d" % number, no_retries=True)
+        db.run(act(nack={"lease": db.claim()[0].lease}))
+    db.run(act(configure={"max_messages_count": 2}))
+    assert db.run(act(requeue={"max_count": 3})).results[0].count == 2
+    assert (db.queue().waiting_count, db.queue().dead_count) == (2, 1)
+    assert code(db.run(act(requeue={"max_count": 3}))) == "QUEUE_FULL"
+    (last,) = (keys.dead_of_key(key) for key in db.state.rows if key.startswith(keys.dead_prefix(1, "default")))
+    assert code(db.run(act(requeue={"dead_letter": last}))) == "QUEUE_FULL"
+    assert [m.payload.data for m in db.claim(3)] == [b"0", b"1"]
+
+
 def test_a_claim_closes_when_its_payloads_are_large(db):
     for _ in range(10):
         db.enqueue(b"x" * 65_536)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from kvnode.base.errors import InvalidRequest
+from kvnode.client.numbers import parse_backoff_ms, parse_delay_ms, whole_number
 from kvnode.client.queue import QueueMessage
 from kvnode.client.results import CommitResult, Entry, parse_versionstamp
 from kvnode.codec.keys import KeyPart, encode_key, prefix_range
@@ -14,6 +15,8 @@ from kvnode.codec.values import KvU64, encode_payload, encode_v8, encode_value
 from kvnode.proto.kv.v1 import kv_pb2
 
 Commit = Callable[[kv_pb2.AtomicWriteRequest, int | None], Awaitable[kv_pb2.AtomicWriteResponse]]
+
+_MAX_MS: Final = 1 << 62  # a time of which the sum with any other fits into a message
 
 
 class CommitVersionstamp:
@@ -90,8 +93,10 @@ class AtomicOperation:
         if (expire_in is None) == (expire_at_ms is None):
             raise InvalidRequest("BAD_EXPIRE_IN", "set_expiry takes expire_in or expire_at_ms, one of the two.")
         # 0 would mean never: a time before 1970 is over as 1 is.
-        at = _expire_at_ms(expire_in) if expire_at_ms is None else max(1, int(expire_at_ms))
-        return self._add_expiry(key, at)
+        at = _expire_at_ms(expire_in) if expire_at_ms is None else whole_number(expire_at_ms, -_MAX_MS, _MAX_MS)
+        if at is None:
+            raise InvalidRequest("BAD_EXPIRE_IN", f"expire_at_ms is milliseconds since 1970, not {expire_at_ms!r}.")
+        return self._add_expiry(key, max(1, at))
 
     def clear_expiry(self, key: Sequence[KeyPart]) -> AtomicOperation:
         """Have an entry stay until it is deleted. Otherwise as set_expiry."""
@@ -167,22 +172,25 @@ class AtomicOperation:
         value: object,
         *,
         queue: str = "",
-        delay: int = 0,
+        delay: float = 0,
         keys_if_undelivered: Sequence[Sequence[KeyPart]] = (),
-        backoff_schedule: Sequence[int] | None = None,
+        backoff_schedule: Sequence[float] | None = None,
     ) -> AtomicOperation:
         """Put a message in a queue; it is there when the transaction commits.
 
         Args:
             value: up to 65,536 bytes when encoded.
             queue: its name; empty = the default one, where Deno's `enqueue` puts its own.
-            delay: milliseconds until it is delivered, 30 days at most.
+            delay: milliseconds until it is delivered, 30 days at most, rounded.
             keys_if_undelivered: up to 10 keys that get the value when the last attempt has failed.
             backoff_schedule: milliseconds before each further attempt, up to 10 of an hour at most; None = 100, 1,000,
                 5,000, 30,000, 60,000; empty = the first failure is the last.
+
+        Raises:
+            InvalidRequest: BAD_DEADLINE: the delay or an interval is negative, too long, or no number.
         """
         message = message_of(value, queue, keys_if_undelivered, backoff_schedule)
-        message.delay_ms = int(delay)
+        message.delay_ms = parse_delay_ms(delay)
         self.request.enqueues.append(message)
         return self
 
@@ -216,15 +224,15 @@ def message_of(
     value: object,
     queue: str,
     keys_if_undelivered: Sequence[Sequence[KeyPart]],
-    backoff_schedule: Sequence[int] | None,
+    backoff_schedule: Sequence[float] | None,
 ) -> kv_pb2.Enqueue:
-    """A message, as AtomicOperation.enqueue describes it."""
+    """A message, as AtomicOperation.enqueue describes it. Raises InvalidRequest."""
     data, encoding = encode_payload(value)
     message = kv_pb2.Enqueue(queue=queue)
     message.payload.data, message.payload.encoding = data, encoding  # type: ignore[assignment]
     message.keys_if_undelivered.extend(encode_key(key) for key in keys_if_undelivered)
     if backoff_schedule is not None:
-        message.backoff_intervals_ms.extend(int(interval) for interval in backoff_schedule)
+        message.backoff_intervals_ms.extend(map(parse_backoff_ms, backoff_schedule))
         message.no_retries = not message.backoff_intervals_ms
     return message
 
@@ -232,6 +240,7 @@ def message_of(
 def _expire_at_ms(expire_in: int | None) -> int:
     if expire_in is None:
         return 0
-    if expire_in < 0:
-        raise InvalidRequest("BAD_EXPIRE_IN", f"expire_in is a number of milliseconds from now on, not {expire_in}.")
-    return max(1, time.time_ns() // 1_000_000 + int(expire_in))
+    after_ms = whole_number(expire_in, 0, _MAX_MS)
+    if after_ms is None:
+        raise InvalidRequest("BAD_EXPIRE_IN", f"expire_in is a number of milliseconds from now on, not {expire_in!r}.")
+    return max(1, time.time_ns() // 1_000_000 + after_ms)

@@ -34,7 +34,7 @@ class CronAdmin:
         *,
         queue: str = "",
         keys_if_undelivered: Sequence[Sequence[KeyPart]] = (),
-        backoff_schedule: Sequence[int] | None = None,
+        backoff_schedule: Sequence[float] | None = None,
         allow_overlap: bool = False,
         must_be_new: bool = False,
     ) -> int | None:

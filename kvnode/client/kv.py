@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 from types import TracebackType
+from weakref import WeakSet
 
 import grpc
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import InvalidRequest
+from kvnode.base.errors import InvalidRequest, Unavailable
 from kvnode.client import rpc
 from kvnode.client.atomic import COMMIT_VERSIONSTAMP, AtomicOperation, CommitVersionstamp, WritableKey
 from kvnode.client.channel import parse_endpoints
 from kvnode.client.cron_admin import CronAdmin
 from kvnode.client.listing import KvList
-from kvnode.client.queue import Handler, QueueListener, run_handlers
+from kvnode.client.queue import QueueListener
 from kvnode.client.queue_admin import QueueAdmin
+from kvnode.client.queue_handlers import Handler, run_handlers
 from kvnode.client.results import (
     CommitResult,
     Consistency,
@@ -113,6 +116,8 @@ class Kv:
             random=self._random,
         )
         self._unary_reads_count = 0
+        self._listeners: WeakSet[QueueListener] = WeakSet()  # one that runs is kept alive by its task
+        self._is_closed = False
         self.queues = QueueAdmin(self._unary, self._commit, timeout_ms)
         self.crons = CronAdmin(self._unary, self._commit, timeout_ms)
 
@@ -125,9 +130,16 @@ class Kv:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. Operations that were not awaited end as errors."""
-        await self.session.close()
-        await self._unary.close()
+        """Close the connections. Operations that were not awaited end as errors.
+
+        Listeners that are still open are closed too: what they hold is given back, and their iterations end.
+        """
+        self._is_closed = True
+        try:
+            await asyncio.gather(*(listener.aclose() for listener in list(self._listeners)))
+        finally:
+            await self.session.close()
+            await self._unary.close()
 
     # ---- reads -------------------------------------------------------------------------------------------------
 
@@ -361,9 +373,9 @@ class Kv:
         value: object,
         *,
         queue: str = "",
-        delay: int = 0,
+        delay: float = 0,
         keys_if_undelivered: Sequence[AnyKey] = (),
-        backoff_schedule: Sequence[int] | None = None,
+        backoff_schedule: Sequence[float] | None = None,
         timeout_ms: int | None = None,
     ) -> CommitResult:
         """Put a message in a queue. Arguments as for AtomicOperation.enqueue; errors as for its commit."""
@@ -391,8 +403,14 @@ class Kv:
             lease_ms: 1,000 to 600,000: when this process is no longer heard of, its messages are delivered to others
                 after so long; 0 = 10,000.
             consumer: a name for people to read.
+
+        Raises:
+            InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME.
+            Unavailable: CLIENT_CLOSED, after close().
         """
-        return QueueListener(
+        if self._is_closed:
+            raise Unavailable("the client is closed; open a new one", code="CLIENT_CLOSED", phase="dial")
+        listener = QueueListener(
             self._addresses,
             queue=queue,
             concurrency=concurrency,
@@ -403,6 +421,8 @@ class Kv:
             fail_fast=self._fail_fast,
             random=self._random,
         )
+        self._listeners.add(listener)
+        return listener
 
     async def listen_queue(
         self,
@@ -413,15 +433,23 @@ class Kv:
         lease_ms: int = 0,
         consumer: str = "",
     ) -> None:
-        """Hand every message of a queue to a handler, until cancelled.
+        """Hand every message of a queue to a handler, until cancelled, or until the client is closed.
 
         When the handler returns the message is acknowledged; when it raises, the message is delivered again by its
         schedule. A handler that acknowledges by itself (`kv.atomic()....ack(message).commit()`) writes what it does and
         removes the message in one transaction.
 
+        A coroutine function runs on the event loop; it is cancelled when this is, and its message is given back. A
+        plain function runs on a thread of its own, outside of the loop's: it may block, and reaches the client and
+        whatever else belongs to the loop by `asyncio.run_coroutine_threadsafe`. It cannot be interrupted: when this is
+        cancelled it is waited for and its message acknowledged; cancel again to wait no longer.
+
         Args:
-            handler: called with a QueueMessage, as many at a time as `concurrency` says; may be a coroutine function.
+            handler: called with a QueueMessage, as many at a time as `concurrency` says.
             queue, concurrency, lease_ms, consumer: as for messages.
+
+        Raises:
+            KvError: as for messages, or the cluster refuses to serve the listener.
         """
         listener = self.messages(queue, concurrency=concurrency, lease_ms=lease_ms, consumer=consumer)
         await run_handlers(listener, handler)

@@ -1,4 +1,8 @@
-"""The stream of a listener, opened again at the next node whenever it breaks: for the client, and for a gateway."""
+"""The stream of a listener, opened again at the next node whenever it breaks: for the client, and for a gateway.
+
+That a token's rate is exceeded is no reason to go elsewhere, and none to give up: the stream is opened again at the
+same node, after a pause, and sends at a slower pace from then on (send_pace.py).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ import grpc
 import grpc.aio
 
 from kvnode.base import limits
-from kvnode.base.errors import KvError, Unavailable
+from kvnode.base.clock import SystemClock
+from kvnode.base.errors import KvError, RateLimited, Unavailable
 from kvnode.client import rpc
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.selection import CallMetadata
+from kvnode.client.send_pace import SendPace
 from kvnode.client.status import error_from_rpc, is_retryable
 from kvnode.proto.kv.v1 import queue_pb2
 
@@ -42,11 +48,16 @@ async def listen_until_refused(
 
     None: the listener itself had nothing more to say.
     """
+    pace = SendPace(SystemClock())
     while True:
         address = endpoints.current
         try:
-            await _listen(side, endpoints, metadata, credentials)
+            await _listen(side, pace, endpoints, metadata, credentials)
             return None
+        except RateLimited as error:
+            pause_ms = pace.refused(error)
+            _log.info("a queue's stream at %s pauses for %.0f ms: %s", address, pause_ms, error.message)
+            await asyncio.sleep(pause_ms / 1000)
         except KvError as error:
             error.endpoint = error.endpoint or address
             pause_ms = endpoints.failed(error)
@@ -57,7 +68,11 @@ async def listen_until_refused(
 
 
 async def _listen(
-    side: ListenSide, endpoints: Endpoints, metadata: CallMetadata, credentials: grpc.ChannelCredentials | None
+    side: ListenSide,
+    pace: SendPace,
+    endpoints: Endpoints,
+    metadata: CallMetadata,
+    credentials: grpc.ChannelCredentials | None,
 ) -> None:
     """Serve one connection. Ends with a KvError, unless the listener has nothing more to say."""
     address = endpoints.current
@@ -70,7 +85,7 @@ async def _listen(
     writing: asyncio.Task[None] | None = None
     try:
         await call.write(side.first_request())
-        writing = asyncio.get_running_loop().create_task(_write(side, call))
+        writing = asyncio.get_running_loop().create_task(_write(side, pace, call))
         while True:
             async with asyncio.timeout(limits.CLIENT_LISTEN_SILENCE_MS / 1000):
                 response = await call.read()
@@ -97,9 +112,11 @@ async def _listen(
         await channel.close()
 
 
-async def _write(side: ListenSide, call: grpc.aio.StreamStreamCall) -> None:
+async def _write(side: ListenSide, pace: SendPace, call: grpc.aio.StreamStreamCall) -> None:
+    await asyncio.sleep(pace.interval_ms() / 1000)
     while (request := await side.next_request()) is not None:
         await call.write(request)
+        await asyncio.sleep(pace.interval_ms() / 1000)
     await call.done_writing()
 
 

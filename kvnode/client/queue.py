@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from random import Random
 from types import TracebackType
 from typing import Literal
@@ -22,9 +22,10 @@ from typing import Literal
 import grpc
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, KvError, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, OutcomeUnknown
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.listen_stream import listen_until_refused
+from kvnode.client.numbers import parse_delay_ms, parse_lease_ms, whole_number
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_proto
 from kvnode.codec.values import decode_value
@@ -84,20 +85,26 @@ class QueueMessage:
         """It is handled: remove it. Returns when that is committed.
 
         Raises:
-            KvError: LEASE_LOST: it is, or was, delivered again.
+            KvError: LEASE_LOST: it is, or was, delivered again. Or why the cluster has refused to serve the listener:
+                nothing is confirmed any more, and the message is delivered again when its lease ends.
+            OutcomeUnknown: the listener was closed before this was confirmed.
         """
         await self._listener.settle(self, "ack")
 
-    async def nack(self, *, delay: int | None = None) -> None:
+    async def nack(self, *, delay: float | None = None) -> None:
         """Its handling failed: deliver it again, or give it up if this was the last attempt.
 
         Args:
-            delay: milliseconds until then; None = as the schedule has it.
+            delay: milliseconds until then, 30 days at most, rounded; None = as the schedule has it.
+
+        Raises:
+            InvalidRequest: BAD_DEADLINE: the delay is none; the message is held as before.
+            KvError: as for ack.
         """
-        await self._listener.settle(self, "nack", delay)
+        await self._listener.settle(self, "nack", None if delay is None else parse_delay_ms(delay))
 
     async def release(self) -> None:
-        """Give it back unhandled: it is due again at once, and no attempt is used up."""
+        """Give it back unhandled: it is due again at once, and no attempt is used up. Raises KvError, as ack."""
         await self._listener.settle(self, "release")
 
     def acknowledged(self) -> None:
@@ -139,6 +146,9 @@ class QueueListener(AsyncIterator[QueueMessage]):
         lease_ms: how long a message stays with a consumer that is no longer heard of; 0 = 10 s.
         consumer: for people to read.
         credentials, metadata, fail_fast, random: as for the client.
+
+    Raises:
+        InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME.
     """
 
     def __init__(
@@ -154,20 +164,22 @@ class QueueListener(AsyncIterator[QueueMessage]):
         fail_fast: bool = False,
         random: Random | None = None,
     ) -> None:
-        if not 1 <= concurrency <= limits.MAX_CONSUMER_IN_FLIGHT_COUNT:
+        places = whole_number(concurrency, 1, limits.MAX_CONSUMER_IN_FLIGHT_COUNT)
+        if places is None:
             raise InvalidRequest(
                 "BAD_CONCURRENCY",
-                f"A listener holds 1 to {limits.MAX_CONSUMER_IN_FLIGHT_COUNT} messages at a time, not {concurrency}.",
+                f"A listener holds 1 to {limits.MAX_CONSUMER_IN_FLIGHT_COUNT} messages at a time, not {concurrency!r}.",
             )
+        lease_ms = parse_lease_ms(lease_ms)
         self._open = queue_pb2.ListenOpen(queue=queue, lease_ms=lease_ms, consumer=consumer)
         self._lease_s = (lease_ms or limits.DEFAULT_QUEUE_LEASE_MS) / 1000
-        self._concurrency = concurrency
+        self.concurrency = places
         self._credentials = credentials
         self._metadata = metadata
         self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
         self._held: dict[bytes, QueueMessage] = {}
         self._settling: dict[bytes, _Settling] = {}
-        self._arrived: asyncio.Queue[QueueMessage | KvError] = asyncio.Queue()
+        self._arrived: asyncio.Queue[QueueMessage | None] = asyncio.Queue()  # None: no more will come
         self._out = queue_pb2.ListenRequest()
         self._something = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -185,41 +197,62 @@ class QueueListener(AsyncIterator[QueueMessage]):
         await self.aclose()
 
     async def __anext__(self) -> QueueMessage:
-        """The next message. Raises KvError when the cluster refuses to serve this listener."""
-        self._start()
+        """The next message; no more when the listener is closed.
+
+        Raises:
+            KvError: the cluster refuses to serve this listener.
+        """
         if self._closing:
             raise StopAsyncIteration
-        if self._failure is not None and self._arrived.empty():
-            raise self._failure
-        while True:
-            arrived = await self._arrived.get()
-            if isinstance(arrived, KvError):
-                raise arrived
-            if not arrived.lost.is_set():
-                return arrived
+        self._start()
+        while (arrived := await self._arrived.get()) is not None:
+            if arrived.lease in self._held and self._failure is None:
+                return arrived  # it was neither lost nor given back meanwhile, and can be confirmed
+        self._arrived.put_nowait(None)  # for whoever else waits, or asks again
+        if self._failure is None or self._closing:
+            raise StopAsyncIteration
+        raise self._failure
 
     @property
     def held_count(self) -> int:
         """Messages that were delivered and are neither acked, nacked nor released."""
         return len(self._held)
 
-    async def aclose(self) -> None:
-        """Stop: what is held is given back, what is being acked is waited for, a few seconds at most."""
+    def take_no_more(self) -> None:
+        """Whoever iterates, in this task or another, gets no more. What he was not given yet, and what still comes, is
+        given back; what he was given is held as before, and its ack confirmed."""
         self._closing = True
+        while not self._arrived.empty():
+            message = self._arrived.get_nowait()
+            if message is not None and message.lease in self._held:
+                self._settle(message.lease, _quiet_release())
+        self._arrived.put_nowait(None)
+
+    async def aclose(self) -> None:
+        """Stop: what is held is given back, what is being acked is waited for, a few seconds at most.
+
+        Whoever iterates, in this task or another, gets no more.
+        """
+        self.take_no_more()
         if self._task is None:
             return
         for lease in list(self._held):
             self._settle(lease, _quiet_release())
         try:
             async with asyncio.timeout(limits.LISTENER_CLOSE_TIMEOUT_MS / 1000):
-                while self._settling and not self._task.done():
-                    self._quiet.clear()
-                    await self._quiet.wait()
+                await self._all_settled(self._task)
         except TimeoutError:
             pass
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-        self._fail_settling(Unavailable("the listener was closed before this was confirmed", phase="commit"))
+        finally:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._fail_settling(OutcomeUnknown("the listener was closed before this was confirmed"))
+
+    async def _all_settled(self, task: asyncio.Task[None]) -> None:
+        """Wait until everything is confirmed, or nothing will be because the stream is over for good."""
+        while self._settling and not task.done():
+            self._quiet.clear()
+            await self._quiet.wait()
 
     async def settle(self, message: QueueMessage, verb: _Verb, delay: int | None = None) -> None:
         """See QueueMessage.ack, nack and release."""
@@ -227,6 +260,8 @@ class QueueListener(AsyncIterator[QueueMessage]):
             raise KvError(
                 _LEASE_LOST, "This delivery is over: it was acked, nacked or released, or its lease was lost."
             )
+        if self._failure is not None:
+            raise self._failure  # no stream will confirm anything
         settling = _Settling(verb, delay)
         self._settle(message.lease, settling)
         await asyncio.shield(settling.future)
@@ -265,7 +300,7 @@ class QueueListener(AsyncIterator[QueueMessage]):
         for lease, settling in self._settling.items():
             settling.add_to(request, lease)
         if not self._closing:
-            request.credit = self._concurrency - len(self._held)
+            request.credit = self.concurrency - len(self._held)
         self._out = queue_pb2.ListenRequest()
         return request
 
@@ -338,46 +373,13 @@ class QueueListener(AsyncIterator[QueueMessage]):
 
     def _give_up(self, error: KvError) -> None:
         self._failure = error
-        self._arrived.put_nowait(error)
+        self._arrived.put_nowait(None)
         self._fail_settling(error)
 
     def _fail_settling(self, error: KvError) -> None:
         for lease in list(self._settling):
             self._confirm(lease, error)
         self._quiet.set()
-
-
-Handler = Callable[[QueueMessage], Awaitable[object] | object]
-
-
-async def run_handlers(listener: QueueListener, handler: Handler) -> None:
-    """Hand every message to `handler`, as many at a time as the listener holds; see Kv.listen_queue."""
-    running: set[asyncio.Task[None]] = set()
-
-    async def handle(message: QueueMessage) -> None:
-        try:
-            outcome = handler(message)
-            if isinstance(outcome, Awaitable):
-                await outcome
-        except asyncio.CancelledError:
-            listener.settle_soon(message, "release")
-            raise
-        except Exception:
-            _log.exception("the handler of queue '%s' failed with message %s", message.queue, message.id)
-            listener.settle_soon(message, "nack")
-        else:
-            listener.settle_soon(message, "ack")
-
-    async with listener:
-        try:
-            async for message in listener:
-                task = asyncio.get_running_loop().create_task(handle(message))
-                running.add(task)
-                task.add_done_callback(running.discard)
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
 
 
 def _quiet_release() -> _Settling:

@@ -6,7 +6,9 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 from kvnode.base import limits
+from kvnode.base.errors import KvError
 from kvnode.client import rpc
+from kvnode.client.numbers import parse_count, parse_push_limit
 from kvnode.client.unary import UnaryCaller
 from kvnode.machine.queue.keys import DEFAULT_QUEUE
 from kvnode.machine.queue.push import encode_secret
@@ -39,6 +41,7 @@ class QueueAdmin:
 
     async def peek(self, queue: str = "", count: int = 10) -> list[queue_pb2.WaitingMessage]:
         """The next messages in the order of their time, up to 100; they stay where they are."""
+        count = parse_count("count", count, 1, limits.MAX_PEEK_COUNT)
         request = queue_pb2.QueuePeekRequest(queue=queue, max_count=count)
         return list((await self._unary.call(rpc.QUEUE_PEEK, request, self._timeout_ms)).messages)
 
@@ -46,30 +49,50 @@ class QueueAdmin:
         self, queue: str = "", count: int = limits.MAX_PEEK_COUNT, after: bytes = b""
     ) -> list[queue_pb2.DeadLetter]:
         """What was given up, the oldest first, up to 100; `after`: those behind the one with that id."""
+        count = parse_count("count", count, 1, limits.MAX_PEEK_COUNT)
         request = queue_pb2.DeadLettersRequest(queue=queue, max_count=count, after=after)
         return list((await self._unary.call(rpc.DEAD_LETTERS, request, self._timeout_ms)).dead_letters)
 
     async def requeue(self, queue: str = "", dead_letter: bytes = b"") -> int:
-        """Make dead letters messages again, with a fresh schedule: one, or all; returns how many."""
+        """Make dead letters messages again, with a fresh schedule: one, or all; returns how many.
+
+        All goes in steps, the oldest first, and ends with as many as there were at the beginning: what consumers fail
+        to handle meanwhile, of these too, stays a dead letter.
+
+        Raises:
+            KvError: DEAD_LETTER_NOT_FOUND. QUEUE_FULL: there was no room for all; as many as fit were requeued. What
+                fails behind the first step has `not_applied` False and says how many were requeued.
+        """
         if dead_letter:
             action = kv_pb2.QueueRequeue(queue=queue, dead_letter=dead_letter)
             return await self._act(kv_pb2.QueueAction(requeue=action))
-        return await self._repeat(kv_pb2.QueueAction(requeue=kv_pb2.QueueRequeue(queue=queue, max_count=STEP_COUNT)))
+        dead_count = sum(status.dead_count for status in await self.status(queue or DEFAULT_QUEUE))
+
+        def step(count: int) -> kv_pb2.QueueAction:
+            return kv_pb2.QueueAction(requeue=kv_pb2.QueueRequeue(queue=queue, max_count=count))
+
+        return await self._in_steps(step, "requeued", dead_count)
 
     async def purge(self, queue: str = "", *, dead_letters: bool = False, dead_letter: bytes = b"") -> int:
         """Delete the messages that wait, or the dead letters, or one of these; returns how many.
 
-        It goes in steps; what is enqueued meanwhile may be deleted too. What consumers hold stays.
+        It goes in steps; what is enqueued meanwhile may be deleted too. What consumers hold stays. What fails behind
+        the first step has `not_applied` False and says how many were deleted.
         """
         if dead_letter:
             action = kv_pb2.QueuePurge(queue=queue, dead_letter=dead_letter)
             return await self._act(kv_pb2.QueueAction(purge=action))
-        purge = kv_pb2.QueuePurge(queue=queue, dead_letters=dead_letters, max_count=STEP_COUNT)
-        return await self._repeat(kv_pb2.QueueAction(purge=purge))
+
+        def step(count: int) -> kv_pb2.QueueAction:
+            purge = kv_pb2.QueuePurge(queue=queue, dead_letters=dead_letters, max_count=count)
+            return kv_pb2.QueueAction(purge=purge)
+
+        return await self._in_steps(step, "deleted")
 
     async def configure(self, queue: str = "", *, max_messages: int = 0) -> None:
         """Set how many undelivered messages the queue may hold; 0 = the default, 100,000."""
-        action = kv_pb2.QueueConfigure(queue=queue, max_messages_count=max_messages)
+        bound = parse_count("max_messages", max_messages, 0, limits.HARD_MAX_QUEUE_MESSAGES_COUNT)
+        action = kv_pb2.QueueConfigure(queue=queue, max_messages_count=bound)
         await self._act(kv_pb2.QueueAction(configure=action))
 
     async def push(
@@ -88,6 +111,8 @@ class QueueAdmin:
             The secret by which the receiver checks signatures, if it was given or made here; "" if the queue kept its
             own.
         """
+        concurrency = parse_push_limit("concurrency", concurrency)
+        timeout_ms = parse_push_limit("timeout_ms", timeout_ms)
         present = await self.status(queue or DEFAULT_QUEUE)
         if not secret and not any(status.push_url for status in present):
             secret = encode_secret(secrets.token_bytes(PUSH_KEY_BYTES))
@@ -106,13 +131,36 @@ class QueueAdmin:
         await self._act(kv_pb2.QueueAction(remove=kv_pb2.QueueRemove(queue=queue)))
 
     async def _act(self, action: kv_pb2.QueueAction) -> int:
-        response = await self._commit(kv_pb2.AtomicWriteRequest(actions=[action]), self._timeout_ms)
-        return sum(result.count for result in response.results)
+        return sum(await self._counts(action))
 
-    async def _repeat(self, action: kv_pb2.QueueAction) -> int:
+    async def _counts(self, action: kv_pb2.QueueAction) -> list[int]:
+        """How many it was done to; empty = it is not known, because the write had to be sent again."""
+        response = await self._commit(kv_pb2.AtomicWriteRequest(actions=[action]), self._timeout_ms)
+        return [result.count for result in response.results]
+
+    async def _in_steps(self, step: Callable[[int], kv_pb2.QueueAction], done: str, most: int | None = None) -> int:
+        """Transactions one after the other, until one finds nothing or `most` are done; how many were.
+
+        Args:
+            step: what is to be done to so many of them.
+            done: what is done to them, for an error's text.
+            most: None = as many as there are.
+        """
         total = 0
-        while True:
-            count = await self._act(action)
-            total += count
-            if not count:
-                return total
+        while most is None or total < most:
+            try:
+                counts = await self._counts(step(STEP_COUNT if most is None else min(STEP_COUNT, most - total)))
+            except KvError as error:
+                if not total:
+                    raise
+                raise _behind_a_step(error, f"{total} were {done}") from error
+            if counts == [0]:
+                break
+            total += sum(counts)
+        return total
+
+
+def _behind_a_step(error: KvError, done: str) -> KvError:
+    """An error of one step, for a caller to whom it is not true that nothing was done."""
+    text = f"{done} in steps before this; of the last step: {error.message}"
+    return KvError(error.code, text, phase=error.phase, endpoint=error.endpoint, not_applied=False)

@@ -11,7 +11,8 @@ import pytest
 from cluster.launcher import THREE_DCS, LocalCluster
 from kvnode.base.errors import KvError
 from kvnode.client import Admin, open_kv, rpc
-from kvnode.client.queue import QueueListener, QueueMessage, run_handlers
+from kvnode.client.queue import QueueListener, QueueMessage
+from kvnode.client.queue_handlers import run_handlers
 from kvnode.client.unary import UnaryCaller
 from kvnode.proto.kv.v1 import queue_pb2
 from tests.integration.queue_client import TOKEN, QueueClient, close_all, payload

@@ -1,0 +1,66 @@
+"""Numbers as callers give them, judged before they go into a message of the protocol, which has errors of its own."""
+
+from __future__ import annotations
+
+from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest
+from kvnode.machine.queue.errors import bad_deadline
+
+_MAX_UINT32 = (1 << 32) - 1
+
+
+def whole_number(value: float, least: int, most: int) -> int | None:
+    """The whole number nearest to `value`; None if it is none from `least` to `most`: not finite, or no number."""
+    try:
+        found = round(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if least <= found <= most else None
+
+
+def parse_delay_ms(delay: float) -> int:
+    """Milliseconds until a message is delivered. Raises InvalidRequest: BAD_DEADLINE."""
+    found = whole_number(delay, 0, limits.MAX_QUEUE_DELAY_MS)
+    if found is None:
+        raise bad_deadline(f"The delay is {delay!r}")
+    return found
+
+
+def parse_backoff_ms(interval: float) -> int:
+    """Milliseconds before a further attempt; the node judges how long. Raises InvalidRequest: BAD_DEADLINE."""
+    found = whole_number(interval, 0, _MAX_UINT32)
+    if found is None:
+        raise InvalidRequest(
+            "BAD_DEADLINE",
+            f"An interval of backoff_schedule is {interval!r}: each is 0 to {limits.MAX_BACKOFF_INTERVAL_MS} ms (an "
+            "hour).",
+        )
+    return found
+
+
+def parse_lease_ms(lease_ms: float) -> int:
+    """What a listener asks for; the node judges how long. Raises InvalidRequest: BAD_LEASE_TIME."""
+    found = whole_number(lease_ms, 0, _MAX_UINT32)
+    if found is None:
+        raise InvalidRequest(
+            "BAD_LEASE_TIME",
+            f"lease_ms is {lease_ms!r}: give {limits.MIN_QUEUE_LEASE_MS} to {limits.MAX_QUEUE_LEASE_MS} ms, or 0 for "
+            f"{limits.DEFAULT_QUEUE_LEASE_MS}.",
+        )
+    return found
+
+
+def parse_count(name: str, count: float, least: int, most: int) -> int:
+    """How many are asked for by the argument called `name`. Raises InvalidRequest: BAD_COUNT."""
+    found = whole_number(count, least, most)
+    if found is None:
+        raise InvalidRequest("BAD_COUNT", f"{name} is {count!r}: give a number from {least} to {most}.")
+    return found
+
+
+def parse_push_limit(name: str, value: float) -> int:
+    """A limit of a push, 0 = as it is; the node judges how large. Raises InvalidRequest: BAD_PUSH_LIMIT."""
+    found = whole_number(value, 0, _MAX_UINT32)
+    if found is None:
+        raise InvalidRequest("BAD_PUSH_LIMIT", f"{name} is {value!r}: give a number within its bounds, or 0.")
+    return found

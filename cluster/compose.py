@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.dashboard import dashboard_text
-from cluster.topology import DEFAULT, Topology, TopologyNode, load_topology
+from cluster.topology import DEFAULT, GRAFANA, PROMETHEUS, Topology, TopologyNode, load_topology
 from cluster.yaml_text import Alias, to_yaml
 from kvnode.base.errors import ConfigError
 
@@ -27,7 +27,6 @@ TARGETS_FILE = "cluster/prometheus/targets.json"
 DASHBOARD_FILE = "cluster/grafana/dashboards/overview.json"
 PROMETHEUS_IMAGE = "docker.io/prom/prometheus:v2.53.4"
 GRAFANA_IMAGE = "docker.io/grafana/grafana:11.6.0"
-PROMETHEUS, GRAFANA = "prometheus", "grafana"
 _EVERYWHERE = "0.0.0.0"
 _HOST = "127.0.0.1"  # nothing is published beyond the machine
 _FIRST_HOST_PORT = 4510

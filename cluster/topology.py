@@ -22,6 +22,8 @@ TOPOLOGIES = Path(__file__).resolve().parent / "topologies"
 DEFAULT = "default"
 VOTER, REPLICA = "voter", "replica"
 DEFAULT_PORTS = {"grpc": 4510, "ops": 4511, "connect": 4512}
+PROMETHEUS, GRAFANA = "prometheus", "grafana"
+"""Services of docker-compose.yml beside the nodes: no node is called so."""
 _MAX_DELAY_MS = 1_000.0
 
 
@@ -45,7 +47,7 @@ class TopologyNode:
     """One node: who it is, where it stands, and where others reach it.
 
     Args:
-        name: unique; also the name of its container.
+        name: unique; also the name of its container, so neither of the services beside it.
         region: a region of the topology.
         dc: data center, of one region alone.
         role: "voter" or "replica".
@@ -160,9 +162,13 @@ def load_topology(source: str | Path = DEFAULT) -> Topology:
             names = ", ".join(sorted(file.stem for file in TOPOLOGIES.glob("*.toml")))
             raise ConfigError(f"no topology is called '{source}': give a .toml file, or one of {names}")
     try:
-        return parse_topology(path.read_text(), path.stem)
+        return parse_topology(path.read_text(encoding="utf-8"), path.stem)
     except OSError as error:
         raise ConfigError(f"cannot read the topology {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: byte {error.start} is no UTF-8, as TOML has to be: save the file as UTF-8"
+        ) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}") from None
 
@@ -241,6 +247,8 @@ def _check(topology: Topology) -> None:
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise ConfigError(f"two nodes have the {field} '{twice}'")
+    _check_services(topology)
+    _check_ports(topology)
     regions_of_dcs: dict[str, str] = {}
     for node in topology.nodes:
         region = topology.region(node.region)
@@ -260,3 +268,25 @@ def _check(topology: Topology) -> None:
     ]
     if errors:
         raise ConfigError("; ".join(errors))
+
+
+def _check_services(topology: Topology) -> None:
+    """No node has the name of a service beside the nodes, which would take its place."""
+    for node in topology.nodes:
+        if node.name in (PROMETHEUS, GRAFANA):
+            raise ConfigError(f"'{node.name}' is the name of a service of docker-compose.yml: call the node otherwise")
+
+
+def _check_ports(topology: Topology) -> None:
+    """No two servers would listen on one port of one host."""
+    taken: dict[str, str] = {}
+    for node in topology.nodes:
+        for kind in DEFAULT_PORTS:
+            port = getattr(node, f"{kind}_port")
+            server = f"the {kind} port of node '{node.name}'"
+            other = taken.setdefault(f"{node.host}:{port}", server)
+            if other != server:
+                raise ConfigError(
+                    f"{node.host}:{port} is {other} and {server}: give one of them another, in [ports] or "
+                    f"by its node's own {kind}_port"
+                )

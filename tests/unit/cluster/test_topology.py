@@ -115,3 +115,26 @@ def test_every_key_is_on_its_page() -> None:
     page = (ROOT / "docs/reference/topology.md").read_text()
     keys = {"min_commit_dcs", "primary", "delay_ms", "between", "one_way_ms", *DEFAULT_PORTS, *NODE_KEYS}
     assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[regions.home]", "[ports]\ngrpc = 4510\nops = 4510\n[regions.home]", "4510"),
+        ('name = "b"', 'name = "b"\nops_port = 4510', "4510"),
+        ('name = "b"', 'name = "b"\nhost = "a"\ngrpc_port = 5000', "a:4511"),
+        ('name = "d"', 'name = "prometheus"', "prometheus"),
+        ('name = "d"', 'name = "grafana"', "grafana"),
+    ],
+)
+def test_what_two_would_listen_on_or_be_called_is_named(old: str, new: str, said: str) -> None:
+    """Two servers on one port never start, and a service of docker-compose.yml would take another's place."""
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        parse_topology(TEXT.replace(old, new, 1))
+
+
+def test_a_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "latin.toml"
+    path.write_bytes(TEXT.encode() + b"# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"latin\.toml"):
+        load_topology(path)

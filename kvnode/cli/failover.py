@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvnode.base.errors import InvalidRequest
 from kvnode.cli.exits import Exit
 from kvnode.cli.options import DEFAULT_ENDPOINTS, EndpointsOption, Output, OutputOption, TimeoutOption
-from kvnode.cli.run import run
+from kvnode.cli.run import fail, run
 from kvnode.cli.selection import chosen
 from kvnode.cli.show import print_json
 
@@ -56,6 +57,11 @@ def failover(
       kvnode failover --plan --to us-east --yes
     """
 
+    if unused := [
+        flag for flag, given in (("--force", force), ("--primary-is-down", primary_is_down)) if plan and given
+    ]:
+        fail(InvalidRequest("BAD_FLAGS", _unused_with_plan(unused)), output)
+
     async def shown() -> Any:
         async with await _near(endpoints, timeout, to) as admin:
             return await admin.failover(to, planned=plan, dry_run=True, force=force, primary_is_down=primary_is_down)
@@ -86,6 +92,13 @@ def failover(
     print(f"OK '{after.region}' is the primary region, in epoch {after.epoch}{pause}")
 
 
+def _unused_with_plan(flags: list[str]) -> str:
+    return (
+        f"--plan excludes {' and '.join(flags)}: a primary region that hands over lives, and loses nothing; leave out "
+        f"{'it' if len(flags) == 1 else 'them'}, or --plan if the region is gone"
+    )
+
+
 async def _near(endpoints: str, timeout_ms: int, region: str) -> Admin:
     """Administration at the nodes of that region, as far as an endpoint that answers knows them, then at the given."""
     from kvnode.client import Admin
@@ -104,7 +117,12 @@ def _ask(region: str) -> None:
     if not sys.stdin.isatty():
         print("kvnode: nobody can be asked here: say --yes to go on", file=sys.stderr)
         raise typer.Exit(Exit.USAGE)
-    if not typer.confirm(f"Fail over to '{region}'?"):
+    try:
+        agreed = typer.confirm(f"Fail over to '{region}'?")
+    except typer.Abort:  # Ctrl-C, which typer by itself would end with status 1
+        print(file=sys.stderr)
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    if not agreed:
         raise typer.Exit(Exit.FAILED)
 
 

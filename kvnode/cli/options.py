@@ -38,11 +38,18 @@ def parse_duration(text: str | int) -> int:
 
 
 def parse_timeout(text: str | int) -> int:
-    """A duration above 0."""
+    """A duration of 1 ms at least."""
     timeout_ms = parse_duration(text)
     if timeout_ms < 1:
-        raise typer.BadParameter("a timeout is longer than 0ms")
+        raise typer.BadParameter(f"'{text}' is too short: write 1ms or more")
     return timeout_ms
+
+
+def parse_stamp(text: str) -> str:
+    """A versionstamp that is there: an empty one, as of a variable that nobody has set, would be no bound at all."""
+    if not text.strip():
+        raise typer.BadParameter("it is empty: give the 20 hexadecimal digits of a versionstamp, or leave it out")
+    return text
 
 
 MaxStalenessOption = Annotated[
@@ -68,6 +75,7 @@ MinVersionstampOption = Annotated[
     typer.Option(
         "--min-versionstamp",
         metavar="STAMP",
+        parser=parse_stamp,
         help="Wait for a state that holds this commit: with the versionstamp of your own write you read that write.",
     ),
 ]

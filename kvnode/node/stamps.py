@@ -28,7 +28,12 @@ def refusal(stamp: bytes, rows: Sequence[EpochRow]) -> KvError | None:
     if not rows or not is_lost(stamp, rows):
         return None
     epoch, index, _ = split(stamp)
+    fork_index = fork_of(epoch, rows)
+    if fork_index is not None and index > fork_index:
+        why = f"a failover kept nothing beyond entry {fork_index} of that epoch; what was written from there on"
+    else:
+        why = "that epoch is no part of this cluster's history, which a failover has led on without it; what it wrote"
     return VersionstampLost(
-        f"the versionstamp {stamp.hex()} is lost: it names entry {index} of epoch {epoch}, and a failover kept nothing "
-        f"beyond entry {fork_of(epoch, rows)} of that epoch; what was written from there on must be written again"
+        f"the versionstamp {stamp.hex()} is lost: it names entry {index} of epoch {epoch}, and {why} must be written "
+        "again"
     )

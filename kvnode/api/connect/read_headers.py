@@ -22,15 +22,14 @@ MIN_VERSIONSTAMP = "x-kvnode-min-versionstamp"
 AGE = "x-kvnode-age-ms"
 VERSIONSTAMP = "x-kvnode-versionstamp"
 _MAX_DIGITS_COUNT = 15
+_MAX_SHOWN_COUNT = 40  # characters of a wrong value, in the answer
 
 
 def apply_request_headers(request: Request, read: kv_pb2.ReadRequest) -> None:
     """Put what the headers ask for into a read. Raises HttpError(400)."""
     staleness = request.header(MAX_STALENESS)
     if staleness:
-        if not (staleness.isascii() and staleness.isdecimal()) or not 0 < int(staleness) < 10**_MAX_DIGITS_COUNT:
-            raise HttpError(400, f"{MAX_STALENESS} is a whole number of milliseconds above 0, not {staleness!r}.")
-        read.max_staleness_ms = int(staleness)
+        read.max_staleness_ms = _milliseconds(staleness)
     stamp = request.header(MIN_VERSIONSTAMP)
     if stamp:
         read.min_versionstamp = _stamp(stamp)
@@ -46,11 +45,27 @@ def watch_headers(first: kv_pb2.WatchResponse) -> tuple[tuple[str, str], ...]:
     return (AGE, str(first.age_ms)), (VERSIONSTAMP, first.versionstamp.hex())
 
 
+def _milliseconds(text: str) -> int:
+    # The length first: int() raises on its own beyond some thousands of digits.
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS_COUNT
+    if not is_number or int(text) == 0:
+        raise HttpError(
+            400,
+            f"{MAX_STALENESS} is a whole number of milliseconds above 0, of at most {_MAX_DIGITS_COUNT} digits, "
+            f"not {_shown(text)}.",
+        )
+    return int(text)
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= _MAX_SHOWN_COUNT else f"{text[:_MAX_SHOWN_COUNT]!r}..."
+
+
 def _stamp(text: str) -> bytes:
     try:
         stamp = bytes.fromhex(text)
     except ValueError:
         stamp = b""
     if len(stamp) != VERSIONSTAMP_BYTES:
-        raise HttpError(400, f"{MIN_VERSIONSTAMP} is a versionstamp of 20 hexadecimal digits, not {text!r}.")
+        raise HttpError(400, f"{MIN_VERSIONSTAMP} is a versionstamp of 20 hexadecimal digits, not {_shown(text)}.")
     return stamp

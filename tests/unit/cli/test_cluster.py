@@ -163,6 +163,13 @@ async def test_a_failover_that_asks_nobody_looks_once(cli: Cli, server: FakeServ
             assert "OK 'europe' is the primary region, in epoch 2" in ran.out
 
 
+async def test_a_planned_move_takes_no_flags_of_a_forced_failover(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    both = await cli("failover", "--to", "europe", "--plan", "--yes", "--force", "--primary-is-down")
+    assert both.status == 2 and "BAD_FLAGS" in both.err and "--force and --primary-is-down" in both.err
+    assert not server.admin_requests, "nobody was asked"
+
+
 async def test_a_failover_shows_what_would_be_lost_before_it_asks(cli: Cli, server: FakeServer) -> None:
     describe(server)
     unasked, dry = await asyncio.gather(

@@ -58,3 +58,9 @@ def test_the_table_is_that_of_the_state_before_anybody_is_told(tmp_path: Path) -
     (found,) = epochs.current()
     assert (found.epoch, found.fork_index) == (2, 100)
     assert refusal(versionstamp(1, 101, 0), epochs.current()) is not None
+
+
+def test_a_stamp_of_an_epoch_that_never_came_about_is_not_said_to_be_beyond_a_fork() -> None:
+    error = refusal(versionstamp(2, 9, 0), (row(3, 9),))
+    assert error is not None and error.code == "VERSIONSTAMP_LOST"
+    assert "that epoch is no part of this cluster's history" in error.message and "beyond" not in error.message

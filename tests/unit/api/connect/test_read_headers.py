@@ -87,3 +87,12 @@ async def test_what_is_lost_is_not_asked_for_again_and_what_is_late_may_be() -> 
         running.backend.error = TooStale("nobody is fresh enough")
         answer = await client.request(path("snapshot_read", "eventual"), data_headers(), get_bytes())
         assert answer.status == 503 and b"TOO_STALE" in answer.body
+
+
+async def test_a_number_of_thousands_of_digits_is_refused_as_any_other() -> None:
+    """int() raises beyond 4,300 digits: an answer of 500, which clients repeat for ever, and a traceback in the log."""
+    name = "x-kvnode-max-staleness-ms"
+    async with serving() as running, connected(running) as client:
+        headers = {**data_headers(), name: "9" * 5_000}
+        answer = await client.request(path("snapshot_read", "eventual"), headers, get_bytes())
+        assert answer.status == 400 and name in answer.body.decode()

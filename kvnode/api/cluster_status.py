@@ -40,7 +40,7 @@ async def cluster_status(
     voters = [(a.member.dc, not a.error) for a in answers if a.member.role == MemberRole.VOTER.value]
     loss = next_loss(voters, node.membership.min_commit_dcs)
     return admin_pb2.ClusterStatusResponse(
-        summary=summary, healthy=healthy, nodes=answers, next_loss=loss, outlook=outlook(_leader(answers))
+        summary=summary, healthy=healthy, nodes=answers, next_loss=loss, outlook=outlook(_leader(answers), answers)
     )
 
 

@@ -55,20 +55,32 @@ def topology_problems(places: Sequence[tuple[str, str, bool]], min_commit_dcs: i
 
 
 def next_loss(voters: Sequence[tuple[str, bool]], min_commit_dcs: int) -> str:
-    """Which data center may be lost next without stopping writes, as a sentence; empty for a single voter.
+    """Which data center may be lost next without stopping writes, as a sentence; empty for a single voter that answers.
+
+    Where too few answer already, that writes have stopped, and what they need.
 
     Args:
         voters: of each the data center, and whether it answers.
+        min_commit_dcs: how many data centers a commit needs.
     """
-    if len(voters) < 2:
+    if not voters:
         return ""
     majority = len(voters) // 2 + 1
     dcs = sorted({dc for dc, _ in voters})
     living = [dc for dc, answers in voters if answers]
 
+    if not can_commit(voters, min_commit_dcs):
+        return (
+            f"Writes have stopped: {len(living)} of {len(voters)} voters answer, in {len(set(living))} data centers; "
+            f"they need {majority} voters, in {min_commit_dcs} data centers."
+        )
+
+    if len(voters) == 1:
+        return ""
+
     def survives(lost: str) -> bool:
         left = [dc for dc in living if dc != lost]
-        return len(left) >= majority and len(set(left)) >= min_commit_dcs
+        return _can_commit(left, len(voters), min_commit_dcs)
 
     spare = [dc for dc in dcs if survives(dc)]
     if not spare:
@@ -77,6 +89,15 @@ def next_loss(voters: Sequence[tuple[str, bool]], min_commit_dcs: int) -> str:
     if len(spare) == len(dcs):
         return f"Any one data center of {', '.join(dcs)} can be lost without stopping writes."
     return f"Of the data centers {', '.join(dcs)} only {' or '.join(spare)} can be lost without stopping writes."
+
+
+def can_commit(voters: Sequence[tuple[str, bool]], min_commit_dcs: int) -> bool:
+    """Whether enough voters answer for writes; the arguments are those of next_loss."""
+    return _can_commit([dc for dc, answers in voters if answers], len(voters), min_commit_dcs)
+
+
+def _can_commit(living_dcs: Sequence[str], voters_count: int, min_commit_dcs: int) -> bool:
+    return len(living_dcs) >= voters_count // 2 + 1 and len(set(living_dcs)) >= min_commit_dcs
 
 
 def _advice(members: Sequence[Place], primary_dcs: Sequence[str]) -> list[Problem]:

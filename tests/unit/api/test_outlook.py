@@ -21,3 +21,37 @@ def test_the_sentences() -> None:
     assert cluster(("asia", "", 7_000), ("europe", "e1", 210)) == (
         "With the whole primary region the last 0.2 s of writes would be lost: asia has no copy yet, europe lags 0.2 s."
     )
+
+
+def answer(role: str, region: str, *, age_ms: int = 0, error: str = "") -> admin_pb2.NodeStatus:
+    shown = admin_pb2.NodeStatus(member=admin_pb2.Member(role=role, region=region), error=error)
+    if not error:
+        shown.status.age_ms = age_ms
+    return shown
+
+
+GONE = [answer("voter", "home", error="gone")] * 2
+
+
+def test_with_the_primary_region_gone_it_says_who_could_take_over_and_from_when() -> None:
+    said = outlook(
+        None,
+        [
+            *GONE,
+            answer("replica", "europe", age_ms=9_000),
+            answer("replica", "europe", age_ms=4_000),
+            answer("replica", "asia", age_ms=-1),
+            answer("replica", "africa", error="gone"),
+        ],
+    )
+    assert "asia has the state of an unknown age, europe has the state as of 4.0 s ago" in said
+    assert "kvnode failover --to REGION --dry-run" in said and "africa" not in said
+
+
+def test_with_everybody_gone_it_says_so() -> None:
+    assert outlook(None, GONE) == "No node of another region answers that could take over: start the voters."
+
+
+def test_while_the_voters_can_elect_nobody_is_sent_to_another_region() -> None:
+    voting = [answer("voter", "home")] * 2
+    assert outlook(None, [*voting, GONE[0], answer("replica", "europe")]) == ""

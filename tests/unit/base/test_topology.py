@@ -64,7 +64,16 @@ def test_what_may_be_lost_next() -> None:
     assert next_loss(three[:2], 2).startswith(
         "No data center of a, b can be lost without stopping writes until a third"
     )
-    assert next_loss(three[:1], 1) == ""
+    assert next_loss(three[:1], 1) == "" == next_loss([], 1)
     assert next_loss([*three[:2], ("c", False)], 2).endswith("only c can be lost without stopping writes.")
     heavy = [("a", True), ("a", True), ("a", True), ("b", True), ("c", True)]
     assert "only b or c can be lost" in next_loss(heavy, 2)
+
+
+def test_where_writes_have_stopped_nothing_is_said_of_what_may_be_lost_next() -> None:
+    gone = [("a", False), ("b", False), ("c", True)]
+    assert next_loss(gone, 2) == (
+        "Writes have stopped: 1 of 3 voters answer, in 1 data centers; they need 2 voters, in 2 data centers."
+    )
+    assert next_loss([("a", True), ("a", True), ("b", False)], 2).startswith("Writes have stopped"), "too few places"
+    assert next_loss([("a", False)], 1).startswith("Writes have stopped")

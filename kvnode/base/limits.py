@@ -159,6 +159,7 @@ MAX_BALLOT_INTERVAL_FACTOR = 6  # by which that grows while it finds that it sho
 BALLOT_TURN_MS = 2_000  # a node that is not the first choice waits so long for each that is before it
 RENEWAL_AFTER_MS = 15_000  # an epoch that somebody promised and nobody began is passed over after so long
 READ_WAIT_HERE_MS = 500  # a read waits so long for its versionstamp before another node is asked as well
+MAX_ANSWER_MARGIN_MS = 400  # a tick, and the way from one region to another and back
 READ_ONWARD_TIMEOUT_MS = 1_000  # for one other node to answer a read that this one's state is too old for
 MAX_READ_ONWARD_ATTEMPTS_COUNT = 3  # others that are asked, one after another
 MAX_READS_ONWARD_COUNT = MAX_HELD_REQUESTS_COUNT

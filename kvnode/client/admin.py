@@ -22,6 +22,8 @@ from kvnode.proto.kv.v1 import admin_pb2, directory_pb2
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
+_FINAL_AT_THE_LEADER = frozenset({"PEER_UNREACHABLE"})  # of a node that is to join: others say only who leads
+
 
 class Admin:
     """Administration of one cluster, at whichever endpoint answers; changes go to the leader. All raise KvError.
@@ -238,7 +240,7 @@ class Admin:
                 addresses, credentials=self._credentials, metadata=self._metadata, fail_fast=True, random=self._random
             )
             try:
-                return await caller.call(method, request, left_ms, repeatable=False)
+                return await caller.call(method, request, left_ms, repeatable=False, final_codes=_FINAL_AT_THE_LEADER)
             except KvError as error:
                 pause_ms = self._random.uniform(limits.CLIENT_BACKOFF_MS, 4 * limits.CLIENT_BACKOFF_MS)
                 is_over = self._clock.monotonic_ms() + pause_ms >= deadline_ms

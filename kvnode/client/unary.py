@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from random import Random
 from typing import TypeVar
@@ -13,6 +13,7 @@ import grpc.aio
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
+from kvnode.base.deadline import answer_margin_ms
 from kvnode.base.errors import DeadlineExceeded, KvError, OutcomeUnknown, Unavailable
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
@@ -62,7 +63,13 @@ class UnaryCaller:
         self._endpoints.turn()
 
     async def call(
-        self, method: Method[Request, Response], request: Request, timeout_ms: int, *, repeatable: bool = True
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout_ms: int,
+        *,
+        repeatable: bool = True,
+        final_codes: Collection[str] = (),
     ) -> Response:
         """The answer of the first endpoint that gives one.
 
@@ -72,6 +79,7 @@ class UnaryCaller:
             timeout_ms: for all attempts together.
             repeatable: the call may be made twice without harm. If not, it goes to another endpoint only when it
                 is known to have changed nothing at the first.
+            final_codes: errors of a node that no other endpoint could better.
 
         Raises:
             KvError: it names endpoint, phase and remedy. OutcomeUnknown and NotLeader only if it is not repeatable.
@@ -80,15 +88,21 @@ class UnaryCaller:
         hang_timeout_ms: float = limits.CLIENT_HANG_TIMEOUT_MS
         while True:
             address = self._endpoints.current
+            until_ms = deadline_ms
             left_ms = deadline_ms - self._clock.monotonic_ms()
             attempt_ms = min(left_ms, hang_timeout_ms) if repeatable and len(self._endpoints) > 1 else left_ms
             try:
                 response = await self._attempt(method, request, address, max(1.0, attempt_ms))
             except KvError as error:
                 error.endpoint = error.endpoint or address
-                if isinstance(error, DeadlineExceeded) and attempt_ms < left_ms:
-                    hang_timeout_ms = min(limits.MAX_CLIENT_HANG_TIMEOUT_MS, hang_timeout_ms * 2)
-                await self._next(error, address, repeatable, deadline_ms, timeout_ms)
+                if error.code in final_codes:
+                    raise
+                if isinstance(error, DeadlineExceeded):
+                    if attempt_ms < left_ms:
+                        hang_timeout_ms = min(limits.MAX_CLIENT_HANG_TIMEOUT_MS, hang_timeout_ms * 2)
+                    else:
+                        until_ms -= answer_margin_ms(attempt_ms)  # what is left was for the answer's way
+                await self._next(error, address, repeatable, until_ms, timeout_ms)
             else:
                 self._endpoints.succeeded()
                 return response
@@ -103,11 +117,12 @@ class UnaryCaller:
             task.cancel()
         await asyncio.gather(*self._closing, *(channel.close() for channel in channels), return_exceptions=True)
 
-    async def _next(self, error: KvError, address: str, repeatable: bool, deadline_ms: float, timeout_ms: int) -> None:
-        """Prepare another attempt after `error`, or raise what the caller shall see."""
+    async def _next(self, error: KvError, address: str, repeatable: bool, until_ms: float, timeout_ms: int) -> None:
+        """Prepare another attempt after `error`, to begin before `until_ms`, or raise what the caller shall see."""
+        may_be_repeated = is_retryable(error) or error.code == "DEADLINE_EXCEEDED"
         if repeatable:
             error.not_applied = True
-        elif not error.not_applied:
+        elif not error.not_applied and may_be_repeated:
             unknown = OutcomeUnknown(
                 f"the request was sent and not answered ({error.message}), so it may or may not have been carried out;"
                 " look before you send it again"
@@ -116,12 +131,12 @@ class UnaryCaller:
             raise unknown from error
         elif error.code == "NOT_LEADER":
             raise error
-        if not (is_retryable(error) or error.code == "DEADLINE_EXCEEDED"):
+        if not may_be_repeated:
             raise error
         pause_ms = self._endpoints.failed(error) if address == self._endpoints.current else 0.0
         if self._endpoints.hopeless() is not None:
             raise error
-        if self._clock.monotonic_ms() + pause_ms >= deadline_ms:
+        if self._clock.monotonic_ms() + pause_ms >= until_ms:
             raise DeadlineExceeded(
                 f"no answer within {timeout_ms} ms (last: {error.message})", phase=error.phase, endpoint=error.endpoint
             ) from error

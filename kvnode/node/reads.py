@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 
 from kvnode.base import limits
+from kvnode.base.deadline import answer_margin_ms
 from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, TooStale
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.read import read_ranges
@@ -190,7 +191,8 @@ class Reads:
         if not self._waiting:
             return
         for waiting in self._waiting:
-            if now_ms >= waiting.call.deadline_ms:
+            call = waiting.call
+            if now_ms >= call.deadline_ms - answer_margin_ms(call.deadline_ms - call.started_ms):
                 waiting.call.fail(self._not_reached(waiting))
             elif now_ms - waiting.since_ms >= limits.READ_WAIT_HERE_MS and not (waiting.is_onward or waiting.strong):
                 waiting.is_onward = True  # and it goes on to wait here: whoever is there first answers

@@ -14,8 +14,9 @@ from kvnode.client import Admin, open_kv
 from kvnode.codec.keys import encode_key
 from kvnode.proto.deno import datapath_pb2 as wire
 from tests.integration.conftest import MakeCluster
-from tests.integration.helpers import error_of, eventually
+from tests.integration.helpers import error_of, eventually, put
 from tests.integration.test_membership import kvnode
+from tests.integration.test_replicas import arrives
 
 EUROPE = NodeSpec("e1", "eu-a", "europe")
 STATIC = "a-static-token-of-the-test"
@@ -180,3 +181,18 @@ def metric(node: LocalNode, name: str) -> float:
     status, text = node.http("/metrics")
     assert status == 200
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+
+async def test_who_waits_for_a_stamp_in_vain_is_told_how_far_the_node_is(cluster: LocalCluster) -> None:
+    """docs/howto/regions.md: at the deadline the answer is DEADLINE_EXCEEDED and says how far the node is."""
+    node = await replica_of(cluster)
+    stamp = await put(cluster.addresses[0], "k")
+    await arrives(node.address, "k")
+    future = (stamp[:2] + (10**6).to_bytes(6, "big") + bytes(2)).hex()
+    for address in (node.address, cluster.addresses[0]):
+        async with open_kv([address]) as kv:
+            for consistency in ("eventual", "strong"):
+                reading = kv.get(("k",), consistency=consistency, min_versionstamp=future, timeout_ms=2_000)
+                error = await error_of(reading)
+                assert error.code == "DEADLINE_EXCEEDED"
+                assert "it is at" in error.message, (address, consistency, error)

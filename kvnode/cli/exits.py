@@ -12,6 +12,7 @@ from kvnode.base.errors import (
     OutcomeUnknown,
     RateLimited,
     StorageFailed,
+    VersionstampLost,
 )
 
 
@@ -36,7 +37,10 @@ MEANINGS: dict[Exit, str] = {
     Exit.USAGE: "a flag, key, value or configuration is wrong, or the node refused the request; nothing was changed",
     Exit.CHECK_FAILED: "a check of the transaction did not hold; nothing was changed",
     Exit.UNAVAILABLE: "no node answered, or there was no leader, within the time given; nothing was changed",
-    Exit.OUTCOME_UNKNOWN: "the write was sent and not confirmed: it may or may not have been applied",
+    Exit.OUTCOME_UNKNOWN: (
+        "the write was sent and not confirmed: it may or may not have been applied; failover: it broke off after nodes "
+        "had promised to leave the primary"
+    ),
     Exit.NOT_FOUND: "get: the key does not exist; else: no database, token, queue or cron has that name or id",
     Exit.UNHEALTHY: "status: something is wrong with the cluster; the first line says what",
     Exit.DENIED: "the node refused the caller: no token, a wrong one, one that may not do this; or the database's mode",
@@ -58,6 +62,6 @@ def exit_of(error: KvError) -> Exit:
         return Exit.UNAVAILABLE
     if error.phase == "auth":
         return Exit.DENIED
-    if isinstance(error, StorageFailed):
+    if isinstance(error, StorageFailed | VersionstampLost):  # to ask again, here or elsewhere, cannot help
         return Exit.FAILED
     return Exit.UNAVAILABLE if error.phase in _UNAVAILABLE_PHASES else Exit.FAILED

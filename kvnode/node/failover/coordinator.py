@@ -21,7 +21,7 @@ from typing import Any
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import InvalidRequest, KvError, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, OutcomeUnknown, Unavailable
 from kvnode.codec.membership import Member, Membership, decode_membership
 from kvnode.node.epochs import Epochs
 from kvnode.node.failover.participant import Participant, entry_to_wire, question
@@ -107,13 +107,19 @@ class Coordinator:
             keep_index: what the operator was shown to be kept; with less nothing is done.
 
         Raises:
-            KvError: why it was not done, or how far it came; the message says what to do.
+            KvError: why it was not done, or how far it came; the message says what to do. `not_applied` is False once
+                nodes may have promised the epoch.
         """
         with self._alone():
             plan = await self.prepare(wishes)
             require_fenced(plan, wishes)
             if plan.end[1] < keep_index:
-                raise _less_than_shown(plan, keep_index)
+                raise InvalidRequest(
+                    "FAILOVER_LESS_THAN_SHOWN",
+                    f"{_kept_less(plan, keep_index)}. Nothing was begun; run the command again to see what would be "
+                    "lost",
+                    phase="failover",
+                )
             return await self._carry_out(plan, wishes)
 
     @contextmanager
@@ -191,10 +197,14 @@ class Coordinator:
             await asyncio.sleep(_CATCH_UP_POLL_S)
 
     async def _carry_out(self, plan: Plan, wishes: Wishes) -> Plan:
-        plan = await self._fence(plan, wishes)
-        await self._pull(plan)
-        await self._begin(plan)
-        await self._taken_over(plan)
+        try:
+            plan = await self._fence(plan, wishes)
+            await self._pull(plan)
+            await self._begin(plan)
+            await self._taken_over(plan)
+        except KvError as error:
+            error.not_applied = False  # by now nodes may have promised the epoch, and so have left the primary
+            raise
         _log.warning("epoch %d has begun in '%s', behind entry %d", plan.epoch, plan.region, plan.end[1])
         return plan
 
@@ -214,11 +224,11 @@ class Coordinator:
         not_fenced = unfenced(plan.membership, reports, [report.node_id for report in reports])
         fenced = replace(plan, source=source_of(reports, is_fenced=not not_fenced), unfenced=not_fenced)
         if fenced.end < plan.end:
-            raise _less_than_shown(fenced, plan.end[1])
+            raise _fell_short(fenced, _kept_less(fenced, plan.end[1]))
         if not wishes.automatic:
             require_fenced(fenced, wishes)
             if fenced.unfenced and not plan.unfenced:
-                raise _fewer_than_shown(fenced)  # the epoch's number is one for behind a fence
+                raise _fell_short(fenced, _fenced_fewer(fenced))  # the epoch's number is one for behind a fence
         return fenced
 
     async def _pull(self, plan: Plan) -> None:
@@ -259,7 +269,7 @@ class Coordinator:
         deadline = self._clock.monotonic_ms() + limits.FAILOVER_TAKE_OVER_TIMEOUT_MS
         while self._epochs.established < plan.epoch or not self._raft.leader_id:
             if self._clock.monotonic_ms() >= deadline:
-                raise Unavailable(
+                raise OutcomeUnknown(
                     f"epoch {plan.epoch} has begun in '{plan.region}', but its voters have elected no leader yet: look "
                     "at `kvnode status`, and start those that are down",
                     code="FAILOVER_INCOMPLETE",
@@ -296,20 +306,23 @@ async def _gather(asks: Any) -> list[Any]:
     return answers
 
 
-def _less_than_shown(plan: Plan, index: int) -> KvError:
-    return Unavailable(
+def _kept_less(plan: Plan, index: int) -> str:
+    return (
         f"entry {index} was to be kept, and the most advanced node that answers now ends at {plan.end[1]}: "
-        "who had more does not answer any more. Nothing was begun; run the command again to see what would be lost",
-        code="FAILOVER_LESS_THAN_SHOWN",
-        phase="failover",
+        "who had more does not answer any more"
     )
 
 
-def _fewer_than_shown(plan: Plan) -> KvError:
+def _fenced_fewer(plan: Plan) -> str:
     names = ", ".join(f"'{member.name}'" for member in plan.unfenced)
-    return Unavailable(
-        f"a majority of the old voters answered and would have been fenced; {names} did not promise any more. Nothing "
-        "was begun; run the command again to see what it is without them",
+    return f"a majority of the old voters answered and would have been fenced; {names} did not promise any more"
+
+
+def _fell_short(plan: Plan, reason: str) -> KvError:
+    """After the promises less can be had than the plan said."""
+    return OutcomeUnknown(
+        f"{reason}. Epoch {plan.epoch} has not begun, and the nodes that have promised it take part in no earlier one: "
+        "run the command again, to see what can be had now and to go on with that",
         code="FAILOVER_LESS_THAN_SHOWN",
         phase="failover",
     )
@@ -318,7 +331,7 @@ def _fewer_than_shown(plan: Plan) -> KvError:
 def _broke_off(plan: Plan, member: Member, cause: KvError) -> KvError:
     if cause.code in ("BALLOT_REFUSED", "FAILOVER_IN_PROGRESS", "FAILOVER_SUPERSEDED", "EPOCH_PROMISED"):
         return cause
-    return Unavailable(
+    return OutcomeUnknown(
         f"the failover to '{plan.region}' broke off at '{member.name}': {cause.message} [{cause.code}]. The nodes that "
         f"have promised epoch {plan.epoch} take part in no earlier one: repeat the command, to this region or another",
         code="FAILOVER_INCOMPLETE",

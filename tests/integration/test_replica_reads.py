@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from cluster.launcher import LocalCluster, LocalNode, NodeSpec
 from kvnode.base.errors import KvError
 from kvnode.client import Admin, open_kv
+from kvnode.client.results import Consistency
 from kvnode.codec.keys import encode_key
 from kvnode.proto.deno import datapath_pb2 as wire
 from tests.integration.conftest import MakeCluster
@@ -189,10 +190,17 @@ async def test_who_waits_for_a_stamp_in_vain_is_told_how_far_the_node_is(cluster
     stamp = await put(cluster.addresses[0], "k")
     await arrives(node.address, "k")
     future = (stamp[:2] + (10**6).to_bytes(6, "big") + bytes(2)).hex()
+    consistencies: tuple[Consistency, ...] = ("eventual", "strong")
     for address in (node.address, cluster.addresses[0]):
         async with open_kv([address]) as kv:
-            for consistency in ("eventual", "strong"):
-                reading = kv.get(("k",), consistency=consistency, min_versionstamp=future, timeout_ms=2_000)
-                error = await error_of(reading)
-                assert error.code == "DEADLINE_EXCEEDED"
-                assert "it is at" in error.message, (address, consistency, error)
+            for way in ("single calls", "a session"):
+                errors = await asyncio.gather(
+                    *(
+                        error_of(kv.get(("k",), consistency=consistency, min_versionstamp=future, timeout_ms=2_000))
+                        for consistency in consistencies
+                    )
+                )
+                for consistency, error in zip(consistencies, errors, strict=True):
+                    assert error.code == "DEADLINE_EXCEEDED"
+                    assert "it is at" in error.message, (address, way, consistency, error)
+                await kv.set(("session",), 1)  # from here on reads go with the writes

@@ -279,6 +279,19 @@ async def test_a_versionstamp_from_the_future_is_waited_for_until_the_deadline(t
 
 
 @on_trio
+async def test_who_waits_for_a_versionstamp_in_vain_hears_how_far_the_node_is_before_the_deadline(trio: Trio) -> None:
+    """Whoever sent the read has a timer for the same deadline, which knows nothing."""
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.put(leader, b"k")
+    future = versionstamp(1, 1 << 40, 0)
+    for server, eventual in ((one, True), (leader, True), (leader, False), (one, False)):
+        asked = trio.ask(server, read(b"k", eventual=eventual, min_versionstamp=future, timeout_ms=3_000))
+        await asyncio.sleep(2.9)
+        assert asked.done
+        assert "it is at" in (await asked.error()).message, (server, eventual)
+
+
+@on_trio
 async def test_a_versionstamp_that_a_failover_lost_is_said_to_be_lost(trio: Trio) -> None:
     leader, one, _ = await trio.leader_and_followers()
     kept = await trio.put(leader, b"k")

@@ -45,7 +45,9 @@ class ChangelogService:
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            node.changelog.close(source)  # first: gRPC cancels a call that its client has left, and any await may end so
+            node.changelog.close(
+                source
+            )  # first: gRPC cancels a call that its client has left, and any await may end so
             for one in both:
                 one.cancel()
             await asyncio.gather(*both, return_exceptions=True)  # each ends with an error when the server stops
@@ -55,6 +57,8 @@ async def _write(source: Source, context: aio.ServicerContext) -> None:
     while True:
         response = await source.next()
         await context.write(response.SerializeToString())
+        if response.refused:
+            return
 
 
 async def _read(source: Source, context: aio.ServicerContext) -> None:

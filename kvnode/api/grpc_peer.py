@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from functools import partial
 
 import grpc
@@ -16,11 +17,12 @@ from kvnode.api.peer_lanes import Offer, PeerLanes
 from kvnode.api.ports import ServedNode
 from kvnode.api.pump import Pump
 from kvnode.base.clock import Clock
-from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.client.status import error_to_proto
 from kvnode.machine.keyspace import DEFAULT_DATABASE, SYSTEM_DATABASE
 from kvnode.node.message_stream import hello_to
 from kvnode.node.ports import Origin, SnapshotSink
+from kvnode.node.removal import removal_sentence
 from kvnode.node.wire import decode_freshness, decode_held, decode_lease, decode_messages
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
@@ -103,7 +105,7 @@ class PeerService:
             return
         outbox = Outbox(context.write, _RESULTS_FIELD)
         try:
-            await Pump(outbox, self._stopping).run(partial(_take_forwarded, node, context, outbox))
+            await Pump(outbox, self._stopping).run(partial(_take_forwarded, node, hello, context, outbox))
         finally:
             node.queues.peer_left(hello.node_id)
 
@@ -136,7 +138,14 @@ class PeerService:
 
 
 def _take_batch(node: ServedNode, sender: int, raw: bytes) -> int:
-    """Hand a batch to the node; returns the sender's clock sample, 0 without. Raises InvalidRequest."""
+    """Hand a batch to the node; returns the sender's clock sample, 0 without.
+
+    Raises:
+        InvalidRequest: MEMBER_REMOVED, which ends a stream that the sender will open again, and be told why it is
+            refused. A leader that was removed is heard until somebody else leads: it hands over. PEER_TOO_NEW.
+    """
+    if node.has_removed(sender) and node.leader_id != sender:
+        raise InvalidRequest("MEMBER_REMOVED", f"node {sender} was removed from this cluster: stop it", phase="leader")
     batch = parse(peer_pb2.PeerBatch, raw)
     if batch.HasField("hello"):
         node.check_hello(batch.hello)
@@ -154,12 +163,17 @@ def _take_batch(node: ServedNode, sender: int, raw: bytes) -> int:
     return batch.clock_ms
 
 
-async def _take_forwarded(node: ServedNode, context: aio.ServicerContext, outbox: Outbox) -> None:
-    """Take in forwarded operations until the peer ends its half."""
+async def _take_forwarded(
+    node: ServedNode, hello: peer_pb2.Hello, context: aio.ServicerContext, outbox: Outbox
+) -> None:
+    """Take in forwarded operations until the peer ends its half, or is removed from the cluster."""
     read = context.read
     while (raw := await read()) is not aio.EOF:
         operations = parse(peer_pb2.ForwardRequest, raw).operations
         outbox.expect(len(operations))
+        if node.has_removed(hello.node_id):
+            _turn_away(operations, hello.name, node.name, outbox)
+            return
         for forwarded in operations:
             if forwarded.open_session:
                 node.on_forwarded_open(partial(_deliver_opened, outbox, forwarded.call_id))
@@ -170,6 +184,18 @@ async def _take_forwarded(node: ServedNode, context: aio.ServicerContext, outbox
                 node.on_forwarded(origin, forwarded.operation, deliver)
         if outbox.full:
             await outbox.room()
+
+
+def _turn_away(operations: Iterable[peer_pb2.ForwardedOperation], sender: str, endpoint: str, outbox: Outbox) -> None:
+    """Answer what a removed node forwards: its clients are to go elsewhere, also with what they have sent before."""
+    for forwarded in operations:
+        error = Unavailable(removal_sentence(sender), code="MEMBER_REMOVED")
+        error.not_applied = not forwarded.operation.resend
+        if forwarded.open_session:
+            _deliver_opened(outbox, forwarded.call_id, b"", error_to_proto(error, endpoint))
+        else:
+            result = kv_pb2.OperationResult(id=forwarded.operation.id, error=error_to_proto(error, endpoint))
+            _deliver(outbox, forwarded.call_id, endpoint, result)
 
 
 def _deliver(outbox: Outbox, call_id: int, endpoint: str, result: kv_pb2.OperationResult) -> None:

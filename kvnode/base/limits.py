@@ -119,6 +119,7 @@ MAX_FORWARD_QUEUE_BYTES = MAX_HELD_REQUEST_BYTES
 PEER_CONNECT_TIMEOUT_MS = 2_000
 MIN_PEER_BACKOFF_MS = 50
 INTRODUCTION_LIFETIME_MS = 30_000  # so long a peer that our membership does not know is answered after its last word
+MAX_REMOVED_MEMBERS_COUNT = 256  # whose ids a membership remembers, 20 bytes each; the first one makes room
 MAX_INTRODUCED_COUNT = 16  # such peers; the most silent one makes room
 MAX_PEER_BACKOFF_MS = 500
 PEER_CLOCK_SAMPLE_INTERVAL_MS = 1_000

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+
+from kvnode.base import limits
 
 
 class MemberRole(str, Enum):
@@ -37,12 +39,14 @@ class Membership:
         primary_lease_ms: the leader answers only while it holds a lease of so long, and a ballot may promote another
             region (node/promotion); 0 = neither.
         lease_ends: the lease is still needed, but nobody votes in a ballot any more: it is being turned off.
+        removed_ids: of those who were members, the latest one last; the last MAX_REMOVED_MEMBERS_COUNT.
     """
 
     members: tuple[Member, ...] = ()
     min_commit_dcs: int = 2
     primary_lease_ms: int = 0
     lease_ends: bool = False
+    removed_ids: tuple[int, ...] = ()
     _by_id: dict[int, Member] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -51,6 +55,12 @@ class Membership:
     def get(self, node_id: int) -> Member | None:
         """The member of that id, or None."""
         return self._by_id.get(node_id)
+
+    def without(self, node_id: int) -> Membership:
+        """What is left after the removal of a member, whose id is remembered."""
+        members = tuple(member for member in self.members if member.node_id != node_id)
+        removed_ids = (*self.removed_ids, node_id)[-limits.MAX_REMOVED_MEMBERS_COUNT :]
+        return replace(self, members=members, removed_ids=removed_ids)
 
     @property
     def voters(self) -> tuple[Member, ...]:
@@ -69,6 +79,8 @@ def encode_membership(membership: Membership) -> bytes:
     fields: dict[str, object] = {"format": 1, "min_commit_dcs": membership.min_commit_dcs, "members": rows}
     if membership.primary_lease_ms:
         fields |= {"primary_lease_ms": membership.primary_lease_ms, "lease_ends": membership.lease_ends}
+    if membership.removed_ids:
+        fields["removed_ids"] = membership.removed_ids
     return json.dumps(fields).encode()
 
 
@@ -82,4 +94,5 @@ def decode_membership(data: bytes) -> Membership:
         for i, name, region, dc, address, role in parsed["members"]
     )
     lease_ms, lease_ends = int(parsed.get("primary_lease_ms", 0)), bool(parsed.get("lease_ends", False))
-    return Membership(members, int(parsed["min_commit_dcs"]), lease_ms, lease_ends)
+    removed_ids = tuple(int(node_id) for node_id in parsed.get("removed_ids", ()))
+    return Membership(members, int(parsed["min_commit_dcs"]), lease_ms, lease_ends, removed_ids)

@@ -33,6 +33,7 @@ class Gateway:
         add_pull: takes a pull of messages, on the leader.
         stalled: why the leader takes no writes now; empty = it does (replication.py).
         unleased: why the leader answers nothing strong now; empty = it does (promotion).
+        removed: that this node was removed from the cluster; empty = it was not (removal.py).
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class Gateway:
         add_pull: Callable[[Call], None],
         stalled: Callable[[], str] = lambda: "",
         unleased: Callable[[], str] = lambda: "",
+        removed: Callable[[], str] = lambda: "",
     ) -> None:
+        self._removed = removed
         self._unleased = unleased
         self._add_pull = add_pull
         self._stalled = stalled
@@ -85,6 +88,8 @@ class Gateway:
                 self._proposals.add(call)
         elif call.forwarded:
             call.fail(_not_leader(raft.leader_id))
+        elif removed := self._removed():
+            call.fail(_removed_error(call, removed))
         elif raft.leader_id and raft.leader_id != self._node_id:
             self._forward(call, raft.leader_id)
         else:
@@ -126,7 +131,7 @@ class Gateway:
             for call in self._held:
                 if now_ms >= call.deadline_ms - (_margin_ms(call) if unleased or stalled else 0):
                     call.fail(_held_error(call, unleased, stalled))
-            if self._raft.leader_id and not (unleased or stalled):
+            if (self._raft.leader_id or self._removed()) and not (unleased or stalled):
                 self._release([])
             else:
                 self._keep([call for call in self._held if not call.done])
@@ -242,6 +247,13 @@ def _held_error(call: Call, unleased: str, stalled: str) -> KvError:
         )
     else:
         return deadline_error(call)
+    error.not_applied = not call.sent
+    return error
+
+
+def _removed_error(call: Call, removed: str) -> Unavailable:
+    """Another endpoint may take it, and settle what this one has sent on before."""
+    error = Unavailable(removed, code="MEMBER_REMOVED")
     error.not_applied = not call.sent
     return error
 

@@ -115,8 +115,7 @@ class Members:
     async def _remove(self, node_id: int, *, force: bool, vouched: bool) -> Membership:
         self.require_leader()
         self._known(node_id)
-        members = tuple(m for m in self._raft.membership.members if m.node_id != node_id)
-        after = with_fields(self._raft.membership, members=members)
+        after = self._raft.membership.without(node_id)
         problems = [p.text for p in _problems(after) if p.severity == "error"]
         before = [p.text for p in _problems(self._raft.membership) if p.severity == "error"]
         if problems and not before and not force:

@@ -51,6 +51,7 @@ def hello_to(handler: PeerHandler, node_id: int) -> peer_pb2.Hello:
         established_epoch=identity.established_epoch,
         ballot=identity.ballot,
         member=None if identity.member is None else member_to_wire(identity.member),
+        removed=handler.has_removed(node_id),
     )
 
 

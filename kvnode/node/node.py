@@ -61,6 +61,7 @@ from kvnode.node.promotion.promotion import Promotion
 from kvnode.node.proposals import Proposals, deadline_error
 from kvnode.node.queue.queues import Queues
 from kvnode.node.reads import Reads
+from kvnode.node.removal import Removal, removal_sentence
 from kvnode.node.replication import Replication
 from kvnode.node.retention import Retention
 from kvnode.node.settings import NodeSettings
@@ -120,6 +121,7 @@ class Node:
         sealed = read_seal(state) is not None
         self.raft = Raft(config, view, log.hard_state, membership, meta.applied_index, random_source, sealed=sealed)
         self.epochs = Epochs(self.raft, state, lambda: state.meta, self._epoch_heard, settings.epoch)
+        self.removal = Removal(settings.node_id, self.epochs, membership)
         self._fork_keeper = forks
         self._random_source = random_source
         self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
@@ -127,7 +129,7 @@ class Node:
         self.directory = Directory(state, settings.cluster_id)
         self.introductions = Introductions(
             settings.node_id,
-            lambda node_id: self._known_members.get(node_id) is not None,
+            lambda node_id: self._known_members.get(node_id) is not None or node_id in self.removal,
             clock.monotonic_ms,
             self._introduced,
         )
@@ -209,6 +211,7 @@ class Node:
             self.queues.dispatcher.add,
             lambda: self.replication.sentence() if self.replication.holds_writes else "",
             self.promotion.unleased,
+            lambda: self.removal.own,
         )
         self.snapshots = Snapshots(self.raft, self.log, self.state, self.transport, self.stats, self.wake, self._guard)
         self.changelog = Sources(
@@ -219,7 +222,7 @@ class Node:
             region=self.settings.region,
             own_id=self.node_id,
             epochs=lambda: self.epochs.table,
-            hello=lambda request: hello_to(self, request.hello.node_id),
+            hello=lambda node_id: hello_to(self, node_id),
             lease_ask=lambda: self.promotion.ask,
             on_lease=self.promotion.take,
         )
@@ -402,6 +405,8 @@ class Node:
             return False, self.log.damage
         if self._stopping:
             return False, "the node is stopping"
+        if self.removal.own and not self.raft.is_leader:
+            return False, f"MEMBER_REMOVED: {self.removal.own}"
         if not self.raft.leader_id:
             return False, "no leader is known: fewer than a majority of the voters answer, or an election is on"
         behind = self.raft.commit - self.applied_index
@@ -563,7 +568,8 @@ class Node:
         self.gateway.leader_changed(raft.leader_id)
 
     def _membership_applied(self, data: bytes) -> None:
-        del data
+        self.removal.applied(decode_membership(data))
+        self.changelog.dismiss(self.removal)
         self._connect()
         self.follower.look()
 
@@ -754,10 +760,17 @@ class Node:
         if self.log.damage is not None:
             return ""
         self.failover.heard_of(hello.epoch, hello.ballot)
-        refusal = self.epochs.refusal(hello)
-        if not refusal:
-            self.introductions.hear(hello)
-        return refusal
+        if refusal := self.epochs.refusal(hello):
+            return refusal
+        self.removal.hear(hello)
+        if hello.node_id in self.removal:
+            return f"MEMBER_REMOVED: {removal_sentence(hello.name)}"
+        self.introductions.hear(hello)
+        return ""
+
+    def has_removed(self, node_id: int) -> bool:
+        """See ports.PeerHandler."""
+        return node_id in self.removal
 
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """See ports.PeerHandler."""

@@ -86,10 +86,13 @@ class PeerHandler(Protocol):
         """For the Hello of outgoing streams."""
 
     def check_hello(self, hello: peer_pb2.Hello) -> str:
-        """Why a stream is refused (another cluster, a lower epoch, a wrong receiver); empty = welcome.
+        """Why a stream is refused (another cluster, a lower epoch, a wrong receiver, a removal); empty = welcome.
 
-        It also learns from what is said: of a later epoch, which ends the node's part in its own.
+        It also learns from what is said: of a later epoch, which ends the node's part in its own, and of its removal.
         """
+
+    def has_removed(self, node_id: int) -> bool:
+        """Whether that node was a member, and was removed: nothing is taken from it any more, and nothing given."""
 
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """Raft messages from a peer, in order."""

@@ -78,6 +78,9 @@ class SimulatedFollow:
                 self._room.clear()
                 await self._room.wait()
             self._send(response.SerializeToString())
+            if response.refused:
+                self._send(None)
+                return
 
     def _send(self, raw: bytes | None) -> None:
         self._under_way += 1

@@ -280,7 +280,7 @@ class SimulatedTransport:
         """A packet was refused by a host, whose Hello comes back with the refusal."""
         if host.handler is None:
             return
-        hello = hello_to(host.handler, 0)
+        hello = hello_to(host.handler, self._own.node_id)
 
         def back(own: Host) -> None:
             if own.handler is not None:

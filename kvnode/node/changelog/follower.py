@@ -229,7 +229,8 @@ class ChangelogFollower:
 
     def _take(self, member: Member, response: changelog_pb2.FollowResponse) -> bool:
         """Hand a response to the core; whether to go on with this source."""
-        if response.refused:
+        if response.refused:  # in the middle of a stream: this node was removed
+            self._learn(response.hello)
             self._say(member, response.refused)
             return False
         if not self._is_active():

@@ -8,13 +8,16 @@ CHANGELOG_NOTICE_INTERVAL_MS: it says who leads and how fresh the source is, and
 
 Where the log no longer reaches back far enough, a snapshot is sent by the way on which voters get theirs, and the
 stream goes on with notices until the replica holds it.
+
+Who is removed from the cluster is fed no more from the moment at which this node has applied that: the last thing that
+is said on its stream is a refusal, with the Hello that tells it why.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from kvnode.base import limits
 from kvnode.codec.epoch import epoch_of_term
@@ -23,6 +26,7 @@ from kvnode.machine.epochs import EpochRow, fork_of
 from kvnode.node.changelog.pieces import put_entries
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.ports import Held, LeaseAsk, LeaseNews
+from kvnode.node.removal import removal_sentence
 from kvnode.node.wire import decode_lease, encode_freshness, encode_lease
 from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.messages import Message, MessageKind
@@ -71,6 +75,7 @@ class Source:
         self._unacknowledged_bytes = 0
         self._something = asyncio.Event()
         self._begun = False
+        self._farewell: changelog_pb2.FollowResponse | None = None
         self.durable_index = request.index
         self.applied_index = request.applied_index
         self.held_at_ms = request.held_at_ms
@@ -79,6 +84,11 @@ class Source:
 
     def wake(self) -> None:
         """More is committed."""
+        self._something.set()
+
+    def dismiss(self, farewell: changelog_pb2.FollowResponse) -> None:
+        """Send nothing more but this refusal."""
+        self._farewell = farewell
         self._something.set()
 
     def acknowledge(self, request: changelog_pb2.FollowRequest) -> None:
@@ -95,13 +105,16 @@ class Source:
         self._something.set()
 
     async def next(self) -> changelog_pb2.FollowResponse:
-        """The next thing to send; waits until there is one. The first comes at once: it shows that the source lives."""
+        """The next thing to send; waits until there is one. The first comes at once: it shows that the source lives.
+
+        After a refusal comes nothing more: the stream is to be closed.
+        """
         interval_s = limits.CHANGELOG_NOTICE_INTERVAL_MS / 1_000
         if not self._begun:
             self._begun = True
             return self._take() or self._notice()
         while True:
-            piece = self._take()
+            piece = self._farewell or self._take()
             if piece is not None:
                 return piece
             self._something.clear()
@@ -162,7 +175,7 @@ class Sources:
     Args:
         region: where this node stands.
         epochs: the table of epochs, as applied.
-        hello: what this node answers to the Hello of a request.
+        hello: what this node says of itself to the node of that id.
         Others: see Source.
     """
 
@@ -176,7 +189,7 @@ class Sources:
         region: str,
         own_id: int,
         epochs: Callable[[], Sequence[EpochRow]] = tuple,
-        hello: Callable[[changelog_pb2.FollowRequest], peer_pb2.Hello] = lambda _request: peer_pb2.Hello(),
+        hello: Callable[[int], peer_pb2.Hello] = lambda _node_id: peer_pb2.Hello(),
         lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
     ) -> None:
@@ -236,7 +249,7 @@ class Sources:
         reason = refused or self.refusal(request)
         if not reason:
             return None
-        response = changelog_pb2.FollowResponse(refused=reason, epoch=self._epoch(), hello=self._hello(request))
+        response = self._refused(request.hello.node_id, reason)
         if not refused and self._raft.membership.get(request.hello.node_id) is not None:
             response.forked = True
             response.membership = encode_membership(self._raft.membership)
@@ -244,6 +257,9 @@ class Sources:
             if fork_index is not None:
                 response.fork_known, response.fork_index = True, fork_index
         return response
+
+    def _refused(self, node_id: int, reason: str) -> changelog_pb2.FollowResponse:
+        return changelog_pb2.FollowResponse(refused=reason, epoch=self._epoch(), hello=self._hello(node_id))
 
     def _fork_of(self, request: changelog_pb2.FollowRequest) -> int | None:
         """Up to which index the replica's epoch is part of this history; None while that epoch goes on."""
@@ -272,6 +288,16 @@ class Sources:
         """The stream is over."""
         self._open.pop(source, None)
         self._gone[source.node_id] = Held(source.node_id, source.durable_index, source.held_at_ms)
+
+    def dismiss(self, removed: Container[int]) -> None:
+        """End the streams of those who were removed from the cluster.
+
+        Args:
+            removed: has their ids.
+        """
+        for source in [source for source in self._open if source.node_id in removed]:
+            del self._open[source]
+            source.dismiss(self._refused(source.node_id, f"MEMBER_REMOVED: {removal_sentence(source.name)}"))
 
     def committed(self) -> None:
         """The core has handed out more."""

@@ -114,6 +114,7 @@ class FakeNode:
         self.timeouts: list[int] = []
         self.opened = 0
         self.refuse = ""
+        self.removed: set[int] = set()
         self.leader_comes: asyncio.Event | None = None  # no client id before that
         self.messages: list[tuple[int, list[Message], Freshness | None]] = []
         self.held_rows: list[Held] = []
@@ -239,6 +240,9 @@ class FakeNode:
         if hello.cluster_id != self.cluster_id:
             return f"another cluster: {hello.cluster_id}"
         return "" if hello.to_node_id == self.node_id else f"this is node {self.node_id}"
+
+    def has_removed(self, node_id: int) -> bool:
+        return node_id in self.removed
 
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         self.messages.append((sender, list(messages), freshness))

@@ -486,3 +486,41 @@ async def test_closing_answers_what_is_outstanding() -> None:
         await until(lambda: p.far.held)
         await p.transport.close()
         assert p.results[0].error.code == "FORWARD_BROKEN"
+
+
+async def test_what_a_removed_peer_forwards_is_answered_with_its_removal() -> None:
+    async with pair() as p:
+        p.forward(1)
+        await until(lambda: len(p.results) == 1)
+        p.far.removed.add(1)
+        p.far.refuse = "MEMBER_REMOVED"  # as a node answers the next Hello
+        resent = operation(3)
+        resent.resend = True
+        p.forward(2)
+        p.transport.forward(PEER, Origin(b"0123456789", 3, 3), resent, p.results.append)
+        opened: list[kv_pb2.Error | None] = []
+        p.transport.forward_open(PEER, lambda _client_id, error: opened.append(error))
+        await until(lambda: len(p.results) == 3 and opened)
+        assert [result.error.code for result in p.results[1:]] == ["MEMBER_REMOVED"] * 2
+        assert [result.error.not_applied for result in p.results[1:]] == [True, False]
+        assert opened[0] is not None and opened[0].code == "MEMBER_REMOVED"
+        assert [number for _, number in p.far.forwarded] == [1]
+
+
+@pytest.mark.parametrize("lane", [True, False])
+async def test_a_removed_peer_is_cut_off_so_that_it_is_told_unless_it_leads(
+    lane: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not lane:
+        monkeypatch.setattr(PeerLanes, "start", no_lanes)
+    async with pair() as p:
+        await until(lambda: p.transport.has_lane(PEER) == lane)
+        p.far.removed.add(1)
+        p.far.leader_id = 1
+        p.transport.send(PEER, [append(1)], None)
+        await until(lambda: len(p.far.messages) == 1)
+        p.far.leader_id = PEER
+        p.far.refuse = "MEMBER_REMOVED"
+        p.transport.send(PEER, [append(2)], None)
+        await until(lambda: not p.transport.connected(PEER))
+        assert len(p.far.messages) == 1

@@ -29,6 +29,7 @@ class Bench:
         self.opening: list[Callable[[bytes, kv_pb2.Error | None], None]] = []
         self.stall = ""
         self.unleased = ""
+        self.removed = ""
         self.gateway = Gateway(
             1,
             self.raft,
@@ -40,6 +41,7 @@ class Bench:
             self.add,
             lambda: self.stall,  # type: ignore[arg-type]
             lambda: self.unleased,
+            lambda: self.removed,
         )
 
     def add(self, call: Call) -> None:
@@ -90,6 +92,25 @@ def test_one_hop_and_no_further() -> None:
     assert not bench.sent
     nobody = Bench().route(forwarded=True)
     assert nobody.error.code == "NOT_LEADER", "what a peer forwarded is not held here"
+
+
+def test_a_removed_node_refuses_what_it_is_given_and_what_it_holds() -> None:
+    bench = Bench()
+    held, maybe_applied = bench.route(), bench.route()
+    maybe_applied.mark_resend()
+    bench.removed = "it was removed"
+    given = bench.route()
+    bench.gateway.tick(0)
+    assert [call.error.code for call in (given, held, maybe_applied)] == ["MEMBER_REMOVED"] * 3
+    assert [call.error.not_applied for call in (given, held, maybe_applied)] == [True, True, False]
+    forwarded = bench.route(forwarded=True)
+    assert forwarded.error.code == "NOT_LEADER", "who forwarded it knows better whom to ask"
+
+
+def test_a_leader_that_is_being_removed_serves_until_it_has_handed_over() -> None:
+    bench = Bench(is_leader=True, leader_id=1)
+    bench.removed = "it was removed"
+    assert bench.proposed == [bench.route()]
 
 
 def test_held_while_nobody_leads_and_sent_on_in_order() -> None:

@@ -18,7 +18,7 @@ from tests.simulation.cluster import Server
 from tests.unit.node.cluster import Trio, on_trio, put, read, until, write
 
 # Doors through which nothing reaches the core.
-HARMLESS = {"identity", "check_hello", "on_clock_sample", "on_held", "on_lease"}
+HARMLESS = {"identity", "check_hello", "has_removed", "on_clock_sample", "on_held", "on_lease"}
 
 
 class Broken(Raft):

@@ -295,6 +295,23 @@ async def test_a_source_of_an_older_epoch_is_not_followed(world: World, caplog: 
     assert world.peers[11].applied == 0
 
 
+async def test_who_is_removed_is_told_on_its_stream_and_gets_no_more(world: World) -> None:
+    world.write(10)
+    follower = world.follow(11)
+    await until(lambda: world.peers[11].applied == 10)
+    told: list[str] = []
+    follower._learn = lambda _hello: told.append("")
+    source = world.peers[world.source_of(11)].sources
+    (stream,) = source.following
+    source.dismiss({12})
+    assert source.following == [stream], "another one was removed"
+    source.dismiss({11})
+    assert not source.following
+    last = await stream.next()
+    assert last.refused.startswith("MEMBER_REMOVED") and not last.entries
+    await until(lambda: bool(told))
+
+
 async def test_a_stream_that_raises_is_one_that_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fails(self: Stream) -> None:
         raise KvError("PEER_UNREACHABLE", "gone", phase="dial")

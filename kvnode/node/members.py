@@ -61,7 +61,8 @@ class Members:
         """Add the node that listens at `wanted.address`: as a learner, or as the replica that `wanted` may ask for.
 
         Raises:
-            InvalidRequest: MEMBER_ROLE_INVALID, a replica inside the primary region.
+            InvalidRequest: MEMBER_ROLE_INVALID, a replica inside the primary region; MEMBER_REMOVED, a node that was a
+                member before: its id is never used again.
         """
         self.require_leader()
         seen = await self._identify(wanted)
@@ -182,9 +183,19 @@ class Members:
         return await self._propose(self._with_new(member, instead_of))
 
     def _with_new(self, member: Member, instead_of: int) -> Membership:
+        self._refuse_removed(member)
         self._refuse_twins(member, instead_of)
         membership = self._raft.membership
         return with_fields(membership, members=(*membership.members, member))
+
+    def _refuse_removed(self, member: Member) -> None:
+        """Nobody reckons any more with what a removed node has promised and acknowledged under its id."""
+        if member.node_id in self._raft.membership.removed_ids:
+            raise InvalidRequest(
+                "MEMBER_REMOVED",
+                f"the node at {member.address} has the id {member.node_id} of a member that was removed, and no id is "
+                "used again: give it an empty data directory, from which it gets a new one",
+            )
 
     def _refuse_twins(self, member: Member, instead_of: int) -> None:
         for other in self._raft.membership.members:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+
 from cluster.launcher import LocalCluster
 from kvnode.client import open_kv
 from tests.integration.helpers import eventually, put
-from tests.integration.test_membership import kvnode
+from tests.integration.test_membership import kvnode, refused, roles
 from tests.integration.test_replicas import add_europe, arrives
 
 
@@ -29,3 +32,21 @@ async def test_a_removed_replica_is_fed_no_more_and_says_so(cluster: LocalCluste
     for name in (*"abc", first):
         status = cluster.nodes[name].status()
         assert status is not None and second not in {replica.name for replica in status.replicas}
+
+
+async def test_a_removed_replicas_data_directory_does_not_come_back(cluster: LocalCluster) -> None:
+    """As `kvnode member remove --help` says."""
+    _, second = await add_europe(cluster)
+    node = cluster.nodes[second]
+    await kvnode(cluster, "member", "remove", second)
+    said = await refused(cluster, "member", "add", node.address, "--replica")
+    assert "MEMBER_REMOVED" in said and "empty data directory" in said
+    assert await asyncio.to_thread(cluster.terminate, second)
+    shutil.rmtree(node.data_dir)
+    await asyncio.to_thread(cluster.restart, second, wait=False)
+    await asyncio.to_thread(cluster.wait_listening, second)
+    answer = await kvnode(cluster, "member", "add", node.address, "--replica")
+    assert roles(answer)[second] == "replica"
+    await asyncio.to_thread(cluster.wait_ready, [second])
+    await put(cluster.addresses[0], "again")
+    await arrives(node.address, "again")

@@ -297,3 +297,20 @@ def test_an_unknown_role_is_named_with_those_that_exist() -> None:
     wire.role = "king"
     with pytest.raises(InvalidRequest, match="'king' is unknown: it is 'voter' or 'learner'"):
         member_from_wire(wire)
+
+
+@on_trio
+async def test_a_member_that_was_removed_does_not_come_back_under_its_id(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    server, spare = newcomer(trio, 4), newcomer(trio, 5, dc=one.member.dc)
+    await asyncio.sleep(0.1)
+    await added(trio, server)
+    members = trio.node(leader).members
+    await trio.within(leader, members.remove(4, force=False))
+    for again in (members.add(server.member), members.replace(one.member.node_id, server.member, 1_000)):
+        error = await trio.refused(leader, again)
+        assert error.code == "MEMBER_REMOVED" and "empty data directory" in error.message
+    await added(trio, spare)
+    assert set(await names(trio)) == {1, 2, 3, 5}, "another node is taken in, and what broke off is finished"
+    await trio.within(leader, members.replace(one.member.node_id, spare.member, 60_000))
+    assert trio.node(leader).membership.removed_ids == (4, one.member.node_id)

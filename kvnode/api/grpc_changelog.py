@@ -45,9 +45,8 @@ class ChangelogService:
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            node.changelog.close(
-                source
-            )  # first: gRPC cancels a call that its client has left, and any await may end so
+            # First: gRPC cancels a call that its client has left, and any await may end so.
+            node.changelog.close(source)
             for one in both:
                 one.cancel()
             await asyncio.gather(*both, return_exceptions=True)  # each ends with an error when the server stops

@@ -41,7 +41,7 @@ def parse_timeout(text: str | int) -> int:
     """A duration of 1 ms at least."""
     timeout_ms = parse_duration(text)
     if timeout_ms < 1:
-        raise typer.BadParameter(f"'{text}' is too short: write 1ms or more")
+        raise typer.BadParameter(f"'{text}' comes to 0ms: write a duration longer than that, 1ms at least")
     return timeout_ms
 
 

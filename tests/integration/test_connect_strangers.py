@@ -16,6 +16,7 @@ import pytest
 
 from cluster.launcher import LocalCluster
 from kvnode.base import limits
+from kvnode.proto.deno import datapath_pb2 as wire
 from tests.integration.test_connect import TOKEN, Remote
 from tests.unit.api.connect.support import get_bytes, metadata_headers, set_bytes
 from tests.unit.api.http.raw import Answer, Http1, Http2
@@ -124,6 +125,42 @@ async def test_requests_that_are_wrong(node: Node) -> None:
             assert torn.status == 400 and torn.body.startswith(b"Request protobuf is invalid")
             large = await node.once(path, good, bytes(limits.MAX_CONNECT_BODY_BYTES + 1))
             assert large.status == 413
+
+
+async def test_writes_that_offer_an_upgrade_are_written(node: Node) -> None:
+    """As `curl --http2` and Java's HttpClient send them; what is acknowledged must be there."""
+    offer = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"
+    head = f"POST {node.path('atomic_write')} HTTP/1.1\r\nhost: test\r\n{offer}"
+    head += "".join(f"{name}: {value}\r\n" for name, value in node.remote.headers.items())
+
+    def write(key: bytes, framing: str = "", *, chunked: bool = False) -> list[bytes]:
+        body = set_bytes(key, key)
+        if chunked:
+            return [f"{head}transfer-encoding: chunked\r\n\r\n".encode(), b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)]
+        return [f"{head}{framing}content-length: {len(body)}\r\n\r\n".encode(), body[:5], body[5:]]
+
+    pipelined = b"".join(b"".join(write(key)) for key in (b"first", b"second"))
+    ways = {
+        (b"whole",): [b"".join(write(b"whole"))],
+        (b"pieces",): write(b"pieces"),
+        (b"chunks",): write(b"chunks", chunked=True),
+        (b"asked",): write(b"asked", "expect: 100-continue\r\n"),
+        (b"first", b"second"): [pipelined],
+    }
+    async with node.undisturbed():
+        client, reader = await Http1.open(node.remote.port), await Http1.open(node.remote.port)
+        for keys, pieces in ways.items():
+            for piece in pieces:
+                client.send(piece)
+                await asyncio.sleep(0.05)
+            if keys == (b"asked",):
+                assert (await client.head())[0] == 100
+            for key in keys:
+                written = wire.AtomicWriteOutput.FromString((await client.answer()).body)
+                assert written.status == wire.AW_SUCCESS
+                assert await node.remote.get(reader, key) == key
+        await client.close()
+        await reader.close()
 
 
 async def test_slow_senders_are_refused_in_time(node: Node) -> None:

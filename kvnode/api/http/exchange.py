@@ -157,6 +157,13 @@ class Exchange(_WithHead):
             self.fail(error)
         return True
 
+    def framing(self) -> bytes:
+        """The header that says how the body ends, as a line; empty when there is none, nor a body."""
+        for name in (b"transfer-encoding", b"content-length"):
+            if name in self._headers:
+                return b"%b: %b\r\n" % (name, self._headers[name])
+        return b""
+
     def came_at_once(self, message: bytes) -> None:
         """All of it, and nothing else, came as `message`."""
         if self.method == "POST" and self.keep_alive and self.modern:

@@ -3,10 +3,10 @@
 Theory of operation. A connection parses whatever arrives into exchanges and answers them one after the other, in
 their order: pipelined requests wait, and nothing more is read while one waits. Each exchange runs its handler in one
 task. A request that comes whole behind a head that is known (known_heads.py) is not parsed, and first offered to
-`take_whole`, which may answer it without a task. A body is kept as it arrives; above HTTP_READ_AHEAD_BYTES nothing more
-is read until the handler has asked for it, and so has judged its sender. An idle connection stays open, because a
-client that reuses one that is just being closed sees an error; only when there are too many is the one longest idle
-closed.
+`take_whole`, which may answer it without a task. An upgrade that a request offers is ignored, its body is not
+(upgrades.py). A body is kept as it arrives; above HTTP_READ_AHEAD_BYTES nothing more is read until the handler has
+asked for it, and so has judged its sender. An idle connection stays open, because a client that reuses one that is just
+being closed sees an error; only when there are too many is the one longest idle closed.
 
 A connection ends: after an answer that says so (the client or HTTP/1.0 wants it, the body was not read whole, the
 server stops); after a request that cannot be parsed or is too slow; when the client does not read its answer. Before
@@ -41,6 +41,7 @@ from kvnode.api.http.messages import (
     Unanswered,
     too_slow,
 )
+from kvnode.api.http.upgrades import BehindHead
 from kvnode.base import limits
 
 _log = logging.getLogger(__name__)
@@ -211,15 +212,16 @@ class Connection(asyncio.Protocol):
         if between and self._take_known(data):
             return
         try:
-            if self._in_head:  # the parser keeps a header until it is whole
-                self._count_head(len(data))
-            self._parser.feed_data(data)
+            if self._in_head:
+                self._parse_in_head(data)
+            else:
+                self._parser.feed_data(data)
             if between and isinstance(self._serving, Exchange) and self._serving.complete and not self._waiting:
                 self._serving.came_at_once(data)
         except HttpError as error:
             self._refuse(error.status, error.text)
-        except httptools.HttpParserUpgrade:
-            self._last = True  # the upgrade is ignored, and so is what follows it
+        except httptools.HttpParserUpgrade as offered:
+            self._parse_behind_head(memoryview(data)[offered.args[0] :])
         except httptools.HttpParserError as error:
             self._malformed(str(error))
 
@@ -400,10 +402,47 @@ class Connection(asyncio.Protocol):
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(None)
 
-    def _count_head(self, size_bytes: int) -> None:
-        self._head_bytes += size_bytes
+    def _parse_in_head(self, data: bytes) -> None:
+        """A piece that ends no head is counted as a part of it: the parser keeps a header until it is whole."""
+        exchange = self._arriving
+        self._parser.feed_data(data)
+        if not self._in_head or self._arriving is not exchange:
+            return
+        self._head_bytes += len(data)
         if self._head_bytes > limits.MAX_HTTP_HEADER_BYTES:
             raise HttpError(431, f"The headers are larger than {limits.MAX_HTTP_HEADER_BYTES} bytes.\n")
+
+    def _parse_behind_head(self, data: memoryview) -> None:
+        """The parser took the end of a head for the end of HTTP/1.1; `data` is what came behind it."""
+        try:
+            while self._ignore_upgrade():
+                try:
+                    self._parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as offered:  # by the next of those that are pipelined
+                    data = data[offered.args[0] :]
+        except httptools.HttpParserError as error:
+            self._malformed(str(error))
+
+    def _ignore_upgrade(self) -> bool:
+        """Have the newest exchange go on with its body, which the parser said it had not; False = it can have none.
+
+        Nobody has seen it complete: its task begins in the loop's next pass at the earliest.
+        """
+        exchange = self._waiting[-1] if self._waiting else self._serving
+        assert isinstance(exchange, Exchange)
+        exchange.complete = False
+        if exchange.method == "CONNECT":  # what comes behind it is of no request
+            exchange.fail(HttpError(400, "This server opens no tunnels.\n"))
+            self._last = True
+            return False
+        self._arriving = exchange
+        if exchange is self._serving:
+            self._set_deadline(limits.HTTP_BODY_TIMEOUT_MS)
+        behind = BehindHead(self)
+        self._parser = behind.parser
+        behind.begin(exchange.framing())
+        return True
 
     def _malformed(self, reason: str) -> None:
         """The parser gave up: of what comes now nothing is known."""

@@ -196,6 +196,16 @@ async def test_headers_without_end() -> None:
         await client.close()
 
 
+async def test_a_large_body_behind_the_rest_of_a_head_is_no_part_of_it() -> None:
+    async with serving() as (_, _, port):
+        client = await Http1.open(port)
+        client.send(b"POST / HTTP/1.1\r\ncontent-len")
+        await asyncio.sleep(0.05)
+        client.send(b"gth: %d\r\n\r\n" % MAX_BODY + bytes(MAX_BODY))
+        assert len((await client.answer()).body) == MAX_BODY
+        await client.close()
+
+
 async def test_an_early_answer_reaches_a_client_that_still_sends() -> None:
     async with serving() as (_, _, port):
         client = await Http1.open(port)

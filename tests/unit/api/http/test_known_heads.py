@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import socket
 import struct
@@ -20,10 +19,11 @@ from hypothesis import strategies as st
 
 from kvnode.api.http import HttpError, HttpServer, Request, Response, Stream, Unanswered, WholeRequest
 from kvnode.api.http import http1 as http1_module
-from kvnode.api.http.http1 import Connection, Connections
+from kvnode.api.http.http1 import Connections
 from kvnode.api.http.messages import BodyBudget, TakeWhole
 from kvnode.base import limits
 from tests.unit.api.http.raw import Answer, Http1
+from tests.unit.api.http.wire import converse, passes
 
 MAX_BODY = 10_000
 
@@ -853,48 +853,6 @@ async def test_a_handler_may_stream_what_was_taken() -> None:
 # Nobody can tell: whatever comes, in whatever pieces, is answered as if no head were known.
 
 
-class Wire(asyncio.Transport):
-    """The server's end of a connection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = b""
-        self.reads = True
-        self.is_closed = False
-
-    def write(self, data) -> None:
-        if not self.is_closed:
-            self.written += data
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    abort = close
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.written += b"<eof>"
-
-    def pause_reading(self) -> None:
-        self.reads = False
-
-    def resume_reading(self) -> None:
-        self.reads = True
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-
-async def _passes(count: int = 12) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def _answered(pieces: Sequence[bytes], take: TakeWhole | None, *, calm: bool, half_closes: bool) -> bytes:
     """What a fresh server writes to one client. `calm`: it answers what has come before more comes."""
 
@@ -907,34 +865,8 @@ async def _answered(pieces: Sequence[bytes], take: TakeWhole | None, *, calm: bo
 
     shared = Connections(handle, "http", BodyBudget(), None, take)
     for raw in (SHORT, OTHER):
-        await _converse(shared, [raw], calm=True, half_closes=True)
-    return await _converse(shared, pieces, calm=calm, half_closes=half_closes)
-
-
-async def _converse(shared: Connections, pieces: Sequence[bytes], *, calm: bool, half_closes: bool) -> bytes:
-    wire, connection = Wire(), Connection(shared)
-    connection.connection_made(wire)
-    for piece in pieces:
-        if calm:
-            await _passes()
-        for _ in range(100):
-            if wire.reads or wire.is_closed:
-                break
-            await _passes(1)
-        assert wire.reads or wire.is_closed
-        if wire.is_closed:
-            break
-        connection.data_received(piece)
-    if half_closes:
-        await _passes()
-        if not wire.is_closed and not connection.eof_received():
-            wire.close()
-    await _passes(100)
-    ended = b"<closed>" if wire.is_closed else b"<open>"
-    connection.connection_lost(None)
-    await _passes()
-    assert not shared.open and not shared.idle
-    return re.sub(rb"date: [^\r]*\r\n", b"", wire.written) + ended
+        await converse(shared, [raw], calm=True, half_closes=True)
+    return await converse(shared, pieces, calm=calm, half_closes=half_closes)
 
 
 SHORT = post(b"abc", "/short?q=1", "x-note: 1")
@@ -984,7 +916,7 @@ def _take_at_once(request: WholeRequest) -> bool:
 
 def _take_in_a_while(request: WholeRequest) -> bool:
     async def later(asked: Request) -> Response:
-        await _passes(3)
+        await passes(3)
         return await described(asked)
 
     request.serve_by(later)

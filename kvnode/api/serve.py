@@ -11,10 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import sys
-from collections.abc import Awaitable
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.queue_metrics import QueueStats
 from kvnode.api.self_join import SelfJoin
 from kvnode.api.serve_gateway import serve_gateway
+from kvnode.api.shutdown import EXIT_FAILED, EXIT_OK, attempt, bounded_shutdown
 from kvnode.api.stop_signals import stop_signals
 from kvnode.api.tls import GrpcTls, grpc_tls
 from kvnode.base import egress, garbage, limits
@@ -65,8 +64,6 @@ _log = logging.getLogger(__name__)
 
 
 DRAIN_S = 1.0  # for what is owed when the node stops
-EXIT_OK = 0
-EXIT_FAILED = 1
 EXIT_CONFIG = 2
 _REJOIN = -1  # no exit status: the node is to be started again
 
@@ -354,30 +351,11 @@ async def _shut_down(
     node: Node, server: GrpcServer, ops: OpsServer, connect: ConnectServer | None, pushers: Pushers
 ) -> None:
     """Leadership first, then the ports, then the node itself, which closes log and state whatever came before it."""
-    try:
-        async with asyncio.timeout(limits.SHUTDOWN_TIMEOUT_MS / 1_000):
-            await _attempt(node.hand_over())
-            await _attempt(pushers.close())
-            if connect is not None:
-                await _attempt(connect.stop())
-            await _attempt(server.stop(DRAIN_S))
-            await _attempt(ops.stop())
-            await node.stop()
-    except TimeoutError:
-        # As safe as a kill: nothing was acknowledged that is not in the fsynced log. A state that is still open would
-        # keep the process from ending.
-        _log.error("the shutdown took longer than %d ms and is cut short", limits.SHUTDOWN_TIMEOUT_MS)
-        _end_process(EXIT_FAILED)
-
-
-async def _attempt(step: Awaitable[None]) -> None:
-    """A step of the shutdown whose failure must not keep those after it from being taken."""
-    try:
-        await step
-    except Exception:
-        _log.exception("a step of the shutdown failed; it goes on")
-
-
-def _end_process(status: int) -> None:
-    logging.shutdown()
-    os._exit(status)
+    async with bounded_shutdown():
+        await attempt(node.hand_over())
+        await attempt(pushers.close())
+        if connect is not None:
+            await attempt(connect.stop())
+        await attempt(server.stop(DRAIN_S))
+        await attempt(ops.stop())
+        await node.stop()

@@ -27,15 +27,15 @@ from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.remote_backend import RemoteBackend
 from kvnode.api.remote_directory import RemoteDirectory
 from kvnode.api.remote_queues import RemoteQueues
+from kvnode.api.shutdown import EXIT_OK, attempt, bounded_shutdown
 from kvnode.api.stop_signals import stop_signals
 from kvnode.api.tls import grpc_tls
-from kvnode.base import garbage, limits
+from kvnode.base import garbage
 from kvnode.base.clock import SystemClock
 from kvnode.base.config import NodeConfig
 
 _log = logging.getLogger(__name__)
 
-EXIT_OK = 0
 DRAIN_S = 1.0  # for what is owed when the gateway stops
 
 
@@ -72,16 +72,13 @@ async def serve_gateway(config: NodeConfig) -> int:
         _log.info("stopping: draining")
     finally:
         following.cancel()
-        try:
-            async with asyncio.timeout(limits.SHUTDOWN_TIMEOUT_MS / 1_000):
-                await connect.stop()
-                if grpc is not None:
-                    await grpc.stop(DRAIN_S)
-                await queues.close()
-                await backend.close()
-                await ops.stop()
-        except TimeoutError:
-            _log.error("the shutdown took longer than %d ms and was cut short", limits.SHUTDOWN_TIMEOUT_MS)
+        async with bounded_shutdown():
+            await attempt(connect.stop())
+            if grpc is not None:
+                await attempt(grpc.stop(DRAIN_S))
+            await attempt(queues.close())
+            await attempt(backend.close())
+            await attempt(ops.stop())
     return EXIT_OK
 
 

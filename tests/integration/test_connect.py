@@ -18,14 +18,15 @@ TOKEN = "an-access-token-for-tests"
 class Remote:
     """A database as one node's KV Connect port shows it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, token: str = TOKEN) -> None:
+        self.token = token
         self.port = int(address.rpartition(":")[2])
         self.headers: dict[str, str] = {}
         self.endpoints: dict[str, str] = {}
 
     async def exchange(self) -> None:
         client = await Http1.open(self.port)
-        answer = await client.request("/", metadata_headers(TOKEN), b'{"supportedVersions":[1,2,3]}')
+        answer = await client.request("/", metadata_headers(self.token), b'{"supportedVersions":[1,2,3]}')
         await client.close()
         assert answer.status == 200, answer
         found = json.loads(answer.body)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import h2.events
 import pytest
 
 from cluster.launcher import LocalCluster
@@ -16,10 +18,14 @@ from cluster.processes import Child
 from kvnode.proto.deno import datapath_pb2 as wire
 from tests.integration.conftest import MakeCluster
 from tests.integration.connect_client import ConnectClient, add, create
+from tests.integration.test_connect import Remote
+from tests.unit.api.connect.support import watch_bytes
+from tests.unit.api.http.raw import Http2
 
 TOKEN = "the-gateway-tests-own-token"
 CALLERS_COUNT = 8
 MAX_PAUSE_S = 5.0
+MAX_STOP_S = 3.0  # of a process that serves watches, on two busy cores
 
 
 class Gateway:
@@ -205,3 +211,29 @@ async def test_a_gateway_without_nodes_says_so_and_recovers(make_cluster: MakeCl
         assert gateway.child.exit_status == 0
     finally:
         gateway.child.kill()
+
+
+async def test_watches_over_http_2_end_cleanly_and_at_once_when_their_server_stops(
+    nodes: LocalCluster, gateway: Gateway
+) -> None:
+    leader = await asyncio.to_thread(nodes.wait_leader)
+    follower = next(node for name, node in nodes.nodes.items() if name != leader)
+    for address, child in ((gateway.address, gateway.child), (follower.connect_address, follower.child)):
+        caller = ConnectClient(address, TOKEN)
+        await opened(caller)
+        caller.close()
+        remote = Remote(address, TOKEN)
+        await remote.exchange()
+        client = await Http2.open(remote.port)
+        stream = client.begin(f"{remote.endpoints['strong']}/watch", remote.headers)
+        await client.send(stream, watch_bytes(b"w"))
+        await client.data_of(stream, 5)
+        began = time.monotonic()
+        child.signal(signal.SIGTERM)
+        while await client.pump():
+            pass
+        await client.close()
+        assert isinstance(client.events[stream][-1], h2.events.StreamEnded)
+        await asyncio.to_thread(child.wait, 15)
+        assert time.monotonic() - began < MAX_STOP_S
+        assert child.exit_status == 0

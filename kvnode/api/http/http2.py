@@ -8,6 +8,7 @@ bytes to granian and back. What is particular about granian stays in this file:
 - It does not say when it serves: its workers are looked for.
 - Its stop tells clients to go (GOAWAY) and waits for every response that is still being made: the wait is bounded
   here, and long responses end before, by the `stopping` future.
+- It takes a body whose stream the client resets without an error for whole: a declared length is compared here.
 - It sets no bound on a body nor on the time a body takes; both are set here.
 - It runs a coroutine for each request, which has to wait for the answer even of a request that needs no task
   (`take_whole`); what the way through the handler costs besides is saved.
@@ -21,7 +22,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -72,7 +73,7 @@ class _Protocol(Protocol):
     def __aiter__(self) -> Any:
         """The body's chunks."""
 
-    async def client_disconnect(self) -> None:
+    def client_disconnect(self) -> Awaitable[None]:
         """Returns when the client has gone."""
 
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
@@ -195,7 +196,7 @@ class Http2Server:
 
     async def _stream(self, response: Stream, protocol: _Protocol, headers: list[tuple[str, str]]) -> None:
         """Send chunks one by one until they, the client or the server come to an end."""
-        gone = asyncio.ensure_future(protocol.client_disconnect())
+        gone = _task_of(protocol.client_disconnect())
         assert self._stopping is not None
         sending = asyncio.ensure_future(_send(response.chunks, protocol.response_stream(200, headers)))
         try:
@@ -208,6 +209,15 @@ class Http2Server:
             await response.chunks.aclose()
         if isinstance(outcome, Exception) and not client_left:
             _log.warning("a stream broke off: %r", outcome)
+
+
+def _task_of(awaitable: Awaitable[None]) -> asyncio.Task[None]:
+    """A task that awaits one of granian's: they look like futures and are none, asyncio.gather never ends with one."""
+
+    async def awaited() -> None:
+        await awaitable
+
+    return asyncio.get_running_loop().create_task(awaited())
 
 
 async def _send(chunks: AsyncGenerator[bytes, None], transport: Any) -> None:
@@ -352,7 +362,7 @@ class _Bodies:
         try:
             if size is not None and size <= limits.HTTP_READ_AHEAD_BYTES:
                 return await self._at_once(protocol, size)
-            return await self._by_chunks(protocol, max_bytes)
+            return await self._by_chunks(protocol, max_bytes, size)
         except asyncio.CancelledError:
             if task not in self._late:
                 raise
@@ -365,11 +375,11 @@ class _Bodies:
     async def _at_once(self, protocol: _Protocol, size: int) -> bytes:
         try:
             self._budget.reserve(size)
-            return await protocol()
+            return _whole(await protocol(), size)
         finally:
             self._budget.release(size)
 
-    async def _by_chunks(self, protocol: _Protocol, max_bytes: int) -> bytes:
+    async def _by_chunks(self, protocol: _Protocol, max_bytes: int, size: int | None) -> bytes:
         """A body that is large, or did not say its size: it takes of the budget what has come of it."""
         chunks: list[bytes] = []
         total = 0
@@ -380,7 +390,7 @@ class _Bodies:
                 if total > max_bytes:
                     raise too_large(max_bytes)
                 chunks.append(chunk)
-            return b"".join(chunks)
+            return _whole(b"".join(chunks), size)
         finally:
             self._budget.release(total)
 
@@ -392,6 +402,13 @@ class _Bodies:
                 self._late.add(task)
                 task.cancel()
         self._sweep = loop.call_later(_BODY_SWEEP_S, self._find_slow)
+
+
+def _whole(body: bytes, size: int | None) -> bytes:
+    """The body, if it is of its declared size. Granian takes a stream that is reset without an error for ended."""
+    if size is not None and len(body) != size:
+        raise HttpError(400, "The body ended before its length: send the request again.\n")
+    return body
 
 
 def _length(declared: str) -> int:

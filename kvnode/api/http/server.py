@@ -76,10 +76,13 @@ class HttpServer:
         return port
 
     async def stop(self) -> None:
-        """Refuse what is new, end streams and finish what is under way, within SHUTDOWN_TIMEOUT_MS."""
+        """Refuse what is new, end streams and finish what is under way, within half of SHUTDOWN_TIMEOUT_MS.
+
+        The other half is for what is stopped behind this: a client that does not answer must not use it up.
+        """
         if self._listener is not None:
             self._listener.close()
-        timeout_s = limits.SHUTDOWN_TIMEOUT_MS / 1_000
+        timeout_s = limits.SHUTDOWN_TIMEOUT_MS / 2_000
         work = [self._connections.stop(timeout_s)]
         if self._http2 is not None:
             work.append(self._http2.stop(timeout_s))

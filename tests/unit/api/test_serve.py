@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvnode.api import serve
+from kvnode.api import serve, shutdown
 from kvnode.api.serve import _check_place, _fit_together, _shut_down, _unless_stopped
 from kvnode.base import limits
 from kvnode.base.errors import ConfigError, StateDamaged
@@ -180,7 +180,7 @@ async def test_an_error_of_the_storage_is_the_processs_own() -> None:
 @pytest.mark.parametrize("hanging", ORDER)
 async def test_a_shutdown_that_hangs_ends_the_process_in_time(hanging: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(serve, "_end_process", ended.append)
+    monkeypatch.setattr(shutdown, "end_process", ended.append)
     monkeypatch.setattr(limits, "SHUTDOWN_TIMEOUT_MS", 50)
     await asyncio.wait_for(Steps(hanging=hanging).run(), 2)
     assert ended == [serve.EXIT_FAILED]

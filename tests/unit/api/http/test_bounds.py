@@ -228,6 +228,32 @@ async def test_what_a_stranger_sends_ahead_is_not_read() -> None:
         client.writer.transport.abort()
 
 
+@pytest.mark.parametrize("length", [1_000, 100_000])
+async def test_a_body_whose_stream_is_reset_is_not_taken_for_whole(length: int) -> None:
+    """Half a transaction is none; a reset without an error code is the one that could pass for the body's end."""
+    bodies = []
+    read = asyncio.Event()
+
+    async def handle(request: Request) -> Response:
+        try:
+            bodies.append(await request.body(MAX_BODY))
+        finally:
+            read.set()
+        return Response(200, b"")
+
+    server = HttpServer(handle, "127.0.0.1:0", http2=True)
+    client = await Http2.open(await server.start())
+    stream = client.begin("/", {"content-length": str(length)})
+    await client.send(stream, bytes(500), end=False)
+    await asyncio.sleep(0.05)
+    client.h2.reset_stream(stream, 0)
+    client.flush()
+    await asyncio.wait_for(read.wait(), 10)
+    assert bodies == []
+    await client.close()
+    await server.stop()
+
+
 # Slowness.
 
 

@@ -33,6 +33,7 @@ from kvnode.api.tls import grpc_tls
 from kvnode.base import garbage
 from kvnode.base.clock import SystemClock
 from kvnode.base.config import NodeConfig
+from kvnode.base.tokens import is_made_by_cluster
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ async def serve_gateway(config: NodeConfig) -> int:
     nodes = credentials.peers
     directory = RemoteDirectory(config.peers, token=config.access_token, credentials=nodes)
     backend = RemoteBackend(config.name, config.peers, directory.view, token=config.access_token, credentials=nodes)
-    authority = Authority(directory.view, SystemClock(), static_token=config.access_token, learn=directory.learn)
+    authority = Authority(directory.view, SystemClock(), static_token=_static_token(config), learn=directory.learn)
     stats = ConnectStats()
     tls = Tls(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert else None
     queues = RemoteQueues(backend)
@@ -80,6 +81,11 @@ async def serve_gateway(config: NodeConfig) -> int:
             await attempt(backend.close())
             await attempt(ops.stop())
     return EXIT_OK
+
+
+def _static_token(config: NodeConfig) -> str:
+    """What clients may use besides the tokens of the directory; one that stands there is judged by it alone."""
+    return "" if is_made_by_cluster(config.access_token) else config.access_token
 
 
 class GatewayPages(Collector):

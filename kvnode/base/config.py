@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kvnode.base import denokv, limits
 from kvnode.base.errors import ConfigError
+from kvnode.base.tokens import ACCESS_TOKEN_PREFIX, is_made_by_cluster
 
 ENVIRONMENT_PREFIX = "KVNODE_"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -124,8 +125,9 @@ KEYS: dict[str, Key] = {
     "access_token": Key(
         str,
         "",
-        "a token that reads and writes every database and administers, of at least 12 characters; on all nodes the "
-        "same; empty = only tokens that `kvnode token create` made",
+        "a token of your own that reads and writes every database and administers, of at least 12 characters; on all "
+        "nodes the same; empty = only tokens that `kvnode token create` made. Of a gateway: also what it shows the "
+        "nodes, where it may be an admin token so made",
         secret=True,
     ),
     "grpc_auth": Key(
@@ -313,7 +315,7 @@ def _check(config: NodeConfig) -> None:
     ):
         if getattr(config, name) < least:
             raise ConfigError(f"'{name}' must be at least {least}, not {getattr(config, name)}")
-    _check_access_token(config.access_token)
+    _check_access_token(config.access_token, config.role)
     if config.automatic_promotion:
         _check_lease(config)
     if config.on_replication_stall not in ("alarm", "stop"):
@@ -363,8 +365,14 @@ def _check_reachable(config: NodeConfig) -> None:
         )
 
 
-def _check_access_token(token: str) -> None:
-    """A header must carry it as it is."""
+def _check_access_token(token: str, role: str) -> None:
+    """A header must carry it as it is; and it must be the user's own, because it can do everything and never ends."""
+    if is_made_by_cluster(token) and not (role == "gateway" and token.startswith(ACCESS_TOKEN_PREFIX)):
+        raise ConfigError(
+            "'access_token' is a token that the cluster made, for one database and one right; as the static token it "
+            "could do everything, and would not be revoked. Leave it out: clients use it all the same. If a static "
+            "token is wanted, `openssl rand -hex 16` makes a good one"
+        )
     least = limits.MIN_STATIC_TOKEN_CHARACTERS_COUNT
     if token and (len(token) < least or not all("!" <= letter <= "~" for letter in token)):
         raise ConfigError(

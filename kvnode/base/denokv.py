@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from kvnode.base.errors import ConfigError
+from kvnode.base.tokens import is_made_by_cluster
 
 ENVIRONMENT_PREFIX = "DENO_KV_"
 
@@ -58,6 +59,12 @@ FOREIGN_NAMES = (
 )
 
 
+_LEFT_TO_CLIENTS = (
+    "{variable} holds a token that `kvnode token create` made, which is for clients, and is left aside: as the static "
+    "token of this process it could do everything, for ever. Unset it here"
+)
+
+
 def refusal_of_flag(name: ForeignName) -> ConfigError:
     """What a user is told who gives a flag of denokv's that has no counterpart."""
     return ConfigError(f"{name.flag} is a flag of the denokv server: {name.advice}")
@@ -75,7 +82,9 @@ def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], li
         text = environment.get(name.variable, "")
         if not text:
             continue
-        if name.key:
+        if name.key == "access_token" and is_made_by_cluster(text):
+            notices.append(_LEFT_TO_CLIENTS.format(variable=name.variable))
+        elif name.key:
             values[name.key] = text
         elif name.is_harmless or text.lower() in {"0", "false", "no", "off"}:
             notices.append(f"{name.variable} is a setting of the denokv server and is left aside: {name.advice}")

@@ -16,9 +16,9 @@ import hmac
 import random
 from typing import NamedTuple
 
+from kvnode.base.tokens import ACCESS_TOKEN_PREFIX as PREFIX
 from kvnode.machine.directory.rows import TokenRow
 
-PREFIX = "kvn_"
 LAST_CHARACTERS_COUNT = 4
 _ID_BYTES = 5
 _SECRET_BYTES = 25

@@ -18,9 +18,9 @@ import struct
 import uuid
 from typing import NamedTuple
 
+from kvnode.base.tokens import DATA_TOKEN_PREFIX as PREFIX
 from kvnode.machine.directory.rows import Right, SigningKeyRow
 
-PREFIX = "kvd_"
 FORMAT_VERSION = 1
 _HEAD = struct.Struct(">BIBQ16s")
 _MAC_BYTES = 32

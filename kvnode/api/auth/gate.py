@@ -12,11 +12,11 @@ import contextlib
 from collections.abc import Callable, Iterable
 
 from kvnode.api.auth.authority import STATIC_TOKEN_ID, Authority, Holder, read_only_token
-from kvnode.api.auth.data_token import PREFIX as DATA_TOKEN_PREFIX
 from kvnode.api.auth.data_token import Claims
 from kvnode.api.auth.rate import RateLimit
 from kvnode.base.clock import Clock
 from kvnode.base.errors import Forbidden, KvError, NotFound, Unauthenticated
+from kvnode.base.tokens import DATA_TOKEN_PREFIX
 from kvnode.machine.directory.changes import database_not_found
 from kvnode.machine.directory.rows import ALL_DATABASES, DatabaseMode, DatabaseRow, Right
 from kvnode.proto.kv.v1 import kv_pb2

@@ -117,7 +117,7 @@ class Authority:
 
         Args:
             write: whether the request writes.
-            size_bytes: of the request, for the token's limit.
+            size_bytes: of the request, for the token's limit; 0 when it is not known yet (charge).
 
         Raises:
             Unauthenticated: ACCESS_TOKEN_INVALID, ACCESS_TOKEN_EXPIRED, ACCESS_TOKEN_WRONG_DATABASE.
@@ -135,6 +135,17 @@ class Authority:
         if rate is not None:
             rate.take(size_bytes, self._clock.monotonic_ms())
         return grant
+
+    def charge(self, data_token: str, size_bytes: int) -> None:
+        """Count the size of a request that authorize let in without knowing it.
+
+        Args:
+            data_token: the one that was authorized.
+            size_bytes: what came; it may leave a debt, which the next requests wait for.
+        """
+        judged = self._judged.get(data_token)
+        if judged is not None and judged.rate is not None:
+            judged.rate.charge(size_bytes)
 
     def still_grants(self, uuid: str, data_token: str) -> Grant:
         """What authorize granted, judged again for what lasts longer than a request; counted against no limit.

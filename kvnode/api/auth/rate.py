@@ -43,6 +43,10 @@ class RateLimit:
         if self._bytes and self._bytes_left <= 0:
             raise _limited(f"{self._bytes} bytes", -self._bytes_left / self._bytes)
         self._requests_left -= 1
+        self.charge(size_bytes)
+
+    def charge(self, size_bytes: int) -> None:
+        """Count bytes of a request that has passed."""
         self._bytes_left -= size_bytes
 
 

@@ -58,7 +58,10 @@ class Access(Protocol):
         """Whether the view has the key that a data token claims to be signed with; else the token may be newer."""
 
     def authorize(self, uuid: str, data_token: str, *, write: bool, size_bytes: int) -> Grant:
-        """Judge one request. Raises Unauthenticated, Forbidden, RateLimited, NotFound."""
+        """Judge one request; size_bytes 0 = not declared. Raises Unauthenticated, Forbidden, RateLimited, NotFound."""
+
+    def charge(self, data_token: str, size_bytes: int) -> None:
+        """What came of a request that was authorized without its size, for the token's limit; refuses nothing."""
 
 
 class Backend(Protocol):

@@ -165,15 +165,17 @@ class ConnectServer:
         _, _, uuid, consistency, method = parts
         write = method == "atomic_write"
         declared = request.header("content-length")
-        size_bytes = int(declared) if declared.isdecimal() else limits.MAX_CONNECT_BODY_BYTES
+        is_declared = declared.isdecimal()
         token = bearer_token(request)
         if not self._access.can_judge(token):
             await self._access.learn()
-        grant = self._access.authorize(uuid, token, write=write, size_bytes=size_bytes)
+        grant = self._access.authorize(uuid, token, write=write, size_bytes=int(declared) if is_declared else 0)
         refused = wrong_version(request, uuid)
         if refused is not None:
             return refused
         body = await request.body(limits.MAX_CONNECT_BODY_BYTES)
+        if not is_declared:
+            self._access.charge(token, len(body))
         self._stats.received(method, len(body))
         if write:
             return await self._write(grant, body)

@@ -220,6 +220,18 @@ def test_limits_by_token() -> None:
     ground.use(data)
 
 
+def test_a_size_that_is_known_afterwards_is_a_debt() -> None:
+    ground = Ground()
+    data, _ = ground.access.exchange(ground.database(), ground.grant(bytes_per_second=100))
+    ground.use(data, size=0)
+    ground.access.charge(data, 300)
+    with pytest.raises(RateLimited, match="100 bytes"):
+        ground.use(data, size=0)
+    ground.clock.ms += 2_001
+    ground.use(data, size=0)
+    ground.access.charge("kvd_of-nobody", 300)
+
+
 def test_keys_rotate_without_a_refusal() -> None:
     ground = Ground()
     text = ground.grant()

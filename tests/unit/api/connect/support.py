@@ -68,6 +68,9 @@ class FakeAccess:
             raise NotFound("there is no such database")
         return Grant("t", self.databases[uuid], data_token != "read-only")
 
+    def charge(self, data_token: str, size_bytes: int) -> None:
+        self.sizes.append(size_bytes)
+
     def still_grants(self, uuid: str, data_token: str) -> Grant:
         return self.authorize(uuid, data_token, write=False, size_bytes=0)
 

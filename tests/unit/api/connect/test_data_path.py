@@ -103,6 +103,23 @@ async def test_a_stranger_is_refused_before_its_body_is_there() -> None:
         assert await client.closed()
 
 
+async def test_a_request_counts_by_its_declared_size_or_by_what_came() -> None:
+    """Against --bytes-per-second, where a MiB for 20 bytes would shut a client out for seconds."""
+    body = get_bytes()
+    async with serving() as running, connected(running) as client:
+        await client.request(path("snapshot_read"), data_headers(), body)
+        assert running.access.sizes == [len(body)]
+        lines = [f"{name}: {value}" for name, value in data_headers().items()]
+        head = [f"POST {path('snapshot_read')} HTTP/1.1", "host: test", "transfer-encoding: chunked", *lines, "", ""]
+        client.send("\r\n".join(head).encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        assert (await client.answer()).status == 200
+        assert running.access.sizes[1:] == [0, len(body)]
+        other = await Http2.open(running.port)
+        assert (await other.request(path("snapshot_read"), data_headers(), body)).status == 200
+        assert running.access.sizes[3:] == [0, len(body)]
+        await other.close()
+
+
 async def test_versions_and_database_ids() -> None:
     async with serving() as running, connected(running) as client:
 

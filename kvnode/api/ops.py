@@ -54,7 +54,7 @@ class OpsServer:
         if route is None:
             return Response(404, f"{request.path} is not served here; {', '.join(routes)} are\n".encode())
         if request.method not in ("GET", "HEAD"):
-            return Response(405, b"only GET and HEAD are served here\n")
+            return Response(405, b"only GET and HEAD are served here\n", headers=(("allow", "GET, HEAD"),))
         return route(request)
 
     def _live(self, _request: Request) -> Response:

@@ -107,7 +107,7 @@ class GatewayPages(Collector):
     async def answer(self, request: Request) -> Response:
         """The response to one request."""
         if request.method not in ("GET", "HEAD"):
-            return Response(405, b"only GET and HEAD are served here\n")
+            return Response(405, b"only GET and HEAD are served here\n", headers=(("allow", "GET, HEAD"),))
         if request.path == "/livez":
             return Response(200, b"ok\n")
         if request.path == "/readyz":

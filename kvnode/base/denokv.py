@@ -70,6 +70,11 @@ def refusal_of_flag(name: ForeignName) -> ConfigError:
     return ConfigError(f"{name.flag} is a flag of the denokv server: {name.advice}")
 
 
+def notice_of(name: ForeignName, given_as: str) -> str:
+    """What a user is told who sets what is left aside. `given_as`: the flag or the variable."""
+    return f"{given_as} is a setting of the denokv server and is left aside: {name.advice}"
+
+
 def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """(values by our keys, notices) of the DENO_KV_* variables that are set.
 
@@ -87,7 +92,7 @@ def from_environment(environment: Mapping[str, str]) -> tuple[dict[str, str], li
         elif name.key:
             values[name.key] = text
         elif name.is_harmless or text.lower() in {"0", "false", "no", "off"}:
-            notices.append(f"{name.variable} is a setting of the denokv server and is left aside: {name.advice}")
+            notices.append(notice_of(name, name.variable))
         else:
             raise ConfigError(
                 f"{name.variable} is a setting of the denokv server: {name.advice}. Then unset the variable"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kvnode.base.config import ENVIRONMENT_PREFIX, KEYS, Loaded, load_config
-from kvnode.base.denokv import FOREIGN_NAMES, ForeignName, refusal_of_flag
+from kvnode.base.denokv import FOREIGN_NAMES, ForeignName, notice_of, refusal_of_flag
 
 CONFIG_ENVIRONMENT = "KVNODE_CONFIG"
 _FOREIGN = "denokv_"
@@ -63,7 +63,7 @@ def _foreign_annotations() -> dict[str, Any]:
         if name.key or not name.flag:
             continue
         is_switch = name.flag in {"--read-only", "--sync-from-s3"}
-        option = typer.Option(name.flag, hidden=True, callback=_refusal(name))
+        option = typer.Option(name.flag, hidden=True, callback=_notice(name) if name.is_harmless else _refusal(name))
         parameter = _FOREIGN + name.flag.removeprefix("--").replace("-", "_")
         annotations[parameter] = Annotated[bool if is_switch else str | None, option]
     return annotations
@@ -75,6 +75,14 @@ def _refusal(name: ForeignName) -> Callable[[Any], None]:
             raise typer.BadParameter(refusal_of_flag(name).message)
 
     return refuse
+
+
+def _notice(name: ForeignName) -> Callable[[Any], None]:
+    def tell(value: Any) -> None:
+        if value:
+            typer.echo(f"kvnode: {notice_of(name, name.flag)}", err=True)
+
+    return tell
 
 
 def _annotation(name: str) -> Any:

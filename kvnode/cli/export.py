@@ -65,7 +65,11 @@ def export(
     async def work() -> dict[str, Any]:
         async with connect(endpoints, timeout) as kv:
             with target.opened():
-                return await _export(kv, target)
+                try:
+                    return await _export(kv, target)
+                except BaseException:
+                    target.broke_off()
+                    raise
 
     done = run(work(), output)
     if output is Output.JSON and not target.is_standard_output:
@@ -163,6 +167,12 @@ class _Target:
             if self._path.is_file():  # a pipe or a device has nothing to sync
                 raise self._unwritable(error) from None
         self._progress().remove()
+
+    def broke_off(self) -> None:
+        """Say how far it came, if it can go on there."""
+        if self.start_versionstamp and not self.is_standard_output and self._path.is_file():
+            text = f"{self.rows_count} rows exported before it broke off; --resume goes on there"
+            print(f"kvnode: {text}", file=sys.stderr)
 
     def _note_beginning(self) -> None:
         if not self.is_standard_output and self._path.is_file():

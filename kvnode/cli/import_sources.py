@@ -49,6 +49,9 @@ class Source(Protocol):
         """Give its resources back."""
 
 
+_SQLITE_MAGIC = b"SQLite format 3\0"
+
+
 class LinesSource:
     """A file of `kvnode export`; - = standard input."""
 
@@ -71,12 +74,19 @@ class LinesSource:
         try:
             self._file = self._path.open("rb")
             status = os.fstat(self._file.fileno())
+            if stat.S_ISREG(status.st_mode):
+                self._refuse_sqlite()
             self.total = status.st_size if stat.S_ISREG(status.st_mode) else None
             if saved is not None:
                 self._start = LinePosition(*map(int, saved))
                 self._file.seek(self._start.offset_bytes)
         except OSError as error:
             raise InvalidRequest("FILE_NOT_READ", f"cannot read {self._path}: {error.strerror}") from None
+
+    def _refuse_sqlite(self) -> None:
+        if self._file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC:
+            raise InvalidRequest("FILE_NOT_READ", f"{self._path} is a SQLite file: import it with --sqlite.")
+        self._file.seek(0)
 
     def rows(self) -> Iterator[tuple[TransferRow, LinePosition]]:
         """See Source."""

@@ -7,7 +7,7 @@ from kvnode.api.http import HttpError, Request, Response
 
 CONSISTENCIES = frozenset(("strong", "eventual", "local"))
 METHODS = frozenset(("snapshot_read", "atomic_write", "watch"))
-_BEARER = "Bearer "
+_BEARER = "bearer "  # in any case: RFC 9110, section 11.1
 
 
 def is_data_path(parts: list[str]) -> bool:
@@ -18,7 +18,7 @@ def is_data_path(parts: list[str]) -> bool:
 def bearer_token(request: Request) -> str:
     """The token of a request. Raises HttpError(401)."""
     header = request.header("authorization")
-    if not header.startswith(_BEARER):
+    if header[: len(_BEARER)].lower() != _BEARER:
         raise HttpError(401, "Malformed authorization header.")
     return header[len(_BEARER) :].strip()
 

@@ -50,6 +50,11 @@ _FRAMES = "application/octet-stream"
 _LENGTH = struct.Struct("<I")
 _PING = _LENGTH.pack(0)
 _RETRY_S = 0.05
+_NOT_POST = Response(
+    405,
+    b"KV Connect is spoken here, and all of it is POST; give this URL to Deno.openKv.\n",
+    headers=(("allow", "POST"),),
+)
 _NOT_FOUND = Response(404, b"Resource not found.")
 
 
@@ -104,7 +109,7 @@ class ConnectServer:
         is_data = is_data_path(parts)
         kind = parts[4] if is_data else "metadata"
         if request.method != "POST":
-            return Response(405, b"KV Connect is spoken here, and all of it is POST; give this URL to Deno.openKv.\n")
+            return _NOT_POST
         stats = self._stats
         began = time.perf_counter()
         status = 0

@@ -37,6 +37,18 @@ class Carrier(Protocol):
         """Have a task answer it."""
 
 
+def _parts(target: bytes) -> tuple[bytes, bytes]:
+    """(authority, path) of a target as proxies are sent it, http://host/path: every server has to take it (RFC 9112).
+
+    Of any other target the authority is empty and the path is the target.
+    """
+    scheme, separator, rest = target.partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        return b"", target
+    authority, slash, path = rest.partition(b"/")
+    return authority, (slash + path) or b"/"
+
+
 class _WithHead:
     """What request line and headers say."""
 
@@ -49,7 +61,8 @@ class _WithHead:
     @property
     def path(self) -> str:
         """See Request."""
-        return self._url.partition(b"?")[0].decode("latin-1")
+        path = self._url.partition(b"?")[0]
+        return (path if path.startswith(b"/") else _parts(path)[1]).decode("latin-1")
 
     @property
     def query(self) -> dict[str, str]:
@@ -59,7 +72,7 @@ class _WithHead:
     @property
     def origin(self) -> str:
         """See Request."""
-        host = self.header("host")
+        host = _parts(self._url)[0].decode("latin-1") or self.header("host")
         return f"{self._connection.shared.scheme}://{host}" if host else ""
 
     def header(self, name: str) -> str:

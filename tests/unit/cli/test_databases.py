@@ -86,6 +86,9 @@ async def test_flags_of_denokv_are_answered(cli: Cli) -> None:
         refused = await cli("serve", *flags)
         assert refused.status == 2
         assert says in refused.err
+    left_aside = await cli("serve", "--num-workers", "4", "--config", "/no/such/file")
+    assert "--num-workers is a setting of the denokv server and is left aside" in left_aside.err
+    assert "/no/such/file" in left_aside.err
     first = await cli("--sqlite-path", "x.db", "serve")  # where the denokv server takes it
     assert first.status == 2
     assert "kvnode import" in " ".join(first.err.replace("│", " ").split())

@@ -167,6 +167,24 @@ async def test_a_deno_kv_file(cli: Cli, server: FakeServer, tmp_path: Path) -> N
     assert (await cli("import", "--sqlite", str(file), "-o", "json")).json["queued"] == 1
 
 
+async def test_a_deno_kv_file_without_its_flag_is_recognised(cli: Cli) -> None:
+    refused = await cli("import", str(FIXTURE))
+    assert refused.status == 2 and "--sqlite" in refused.err
+
+
+async def test_an_export_that_breaks_off_says_how_to_go_on(cli: Cli, server: FakeServer, tmp_path: Path) -> None:
+    await fill(server, 2_500)
+    file = tmp_path / "all.ndjson"
+    with_full_disk = f"ulimit -f 16; exec {sys.executable} -m kvnode export {file}"  # of 512 bytes, or of 1,024
+    process = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", with_full_disk, stderr=asyncio.subprocess.PIPE, env=cli.environment()
+    )
+    _, err = await process.communicate()
+    assert process.returncode == 2 and b"cannot write" in err and b"Traceback" not in err
+    assert b"0 rows exported before it broke off; --resume goes on there" in err
+    assert (await cli("export", "--resume", str(file), "-o", "json")).json["rows"] == 2_500
+
+
 @pytest.mark.parametrize("content", ["", "not a database", '{"key": ["a"], "value": 1}\n'])
 async def test_a_file_that_is_no_database(cli: Cli, tmp_path: Path, content: str) -> None:
     (tmp_path / "x").write_text(content)

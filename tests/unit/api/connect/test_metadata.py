@@ -102,10 +102,26 @@ async def test_unknown_paths(path: str) -> None:
         assert (await client.request(path, data_headers(), get_bytes())).status == 404
 
 
+async def test_the_scheme_of_a_token_is_in_any_case() -> None:
+    async with serving() as running, connected(running) as client:
+        for scheme in ("bearer", "BEARER"):
+            headers = metadata_headers() | {"authorization": f"{scheme} access"}
+            assert (await client.request("/", headers, METADATA_BODY)).status == 200
+        headers = metadata_headers() | {"authorization": "Bearer"}
+        assert (await client.request("/", headers, METADATA_BODY)).status == 401
+
+
+@pytest.mark.parametrize("target", ["http://kv.test:80/", "HTTP://kv.test:80", "http://kv.test:80/?a=b"])
+async def test_a_target_with_its_authority_is_as_good_as_one_without(target: str) -> None:
+    async with serving() as running, connected(running) as client:
+        answer = await client.request(target, metadata_headers(), METADATA_BODY)
+        assert answer.status == 200
+
+
 async def test_other_methods_are_told_what_is_here() -> None:
     async with serving() as running, connected(running) as client:
         answer = await client.request("/", method="GET")
-        assert answer.status == 405
+        assert (answer.status, answer.headers["allow"]) == (405, "post")
         assert b"Deno.openKv" in answer.body
         assert (await client.request("/", method="HEAD")).status == 405
         assert (await client.request("/", metadata_headers(), METADATA_BODY)).status == 200

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import InvalidRequest, KvError, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, OutcomeUnknown, Unavailable
 from kvnode.codec.entry import Entry
 from kvnode.codec.epoch import EpochStart, decode_epoch_start, encode_epoch_start, epoch_entry
 from kvnode.codec.membership import encode_membership
@@ -189,7 +189,7 @@ class Participant:
             limits.PEER_CALL_TIMEOUT_MS,
         )
         if raft.log.term(index) != term or self._meta().applied_index < index:
-            raise Unavailable(
+            raise OutcomeUnknown(
                 "leadership was lost before the seal was committed; it may still be: look at `kvnode status`",
                 code="FAILOVER_INCOMPLETE",
                 phase="failover",

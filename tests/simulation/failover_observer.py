@@ -133,15 +133,16 @@ class EpochObserver(Observer):
         committed = self.committed
         if epoch < latest:
             self.committed = {}  # it leads a history that has ended
-        elif epoch > latest and epoch in self.vouched:
+        elif epoch > latest:
             # The first leader after a loss: its log says where the history parts, perhaps with an epoch before its own
-            # of which nothing was applied yet. Up to there it must hold everything.
+            # of which nothing was applied yet, and behind which its own one was fenced. Up to there it must hold all.
             held = self.durable.get(node_id, DurableLog()).terms
             apart = [
                 index for index, of in held.items() if latest < epoch_of_term(of) and epoch_of_term(of) in self.vouched
             ]
-            first = min(apart, default=0)
-            self.committed = {index: entry for index, entry in committed.items() if index < first}
+            if apart or epoch in self.vouched:
+                first = min(apart, default=0)
+                self.committed = {index: entry for index, entry in committed.items() if index < first}
         super()._elected(term, node_id)
         self.committed = committed
 

@@ -8,7 +8,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.epoch import TERMS_PER_EPOCH
 from kvnode.codec.versionstamp import versionstamp
 from tests.simulation.failover_observer import EpochObserver
-from tests.simulation.observer import Violation
+from tests.simulation.observer import DurableLog, Violation
 
 SECOND = 2 * TERMS_PER_EPOCH + 1  # a term of epoch 2
 
@@ -64,3 +64,18 @@ def test_an_entry_is_committed_in_its_own_epoch_alone() -> None:
     assert not observer.is_committed(versionstamp(2, 2, 0))
     assert not observer.is_committed(versionstamp(2, 5, 0))
     assert not observer.is_committed(versionstamp(1, 6, 0))
+
+
+@pytest.mark.parametrize(("held", "is_fault"), [({1: 1, 2: 1}, False), ({1: 1}, True)])
+def test_a_leader_behind_a_fence_holds_all_up_to_where_an_earlier_loss_was_vouched_for(
+    held: dict[int, int], is_fault: bool
+) -> None:
+    """Epoch 2, for which an operator vouched, began at 3, and nobody has applied that before epoch 3 began behind it."""
+    observer = EpochObserver()
+    observer.committed = {index: entry(index, 1) for index in range(1, 5)}
+    observer.vouched = {2}
+    third = 3 * TERMS_PER_EPOCH + 1
+    log = observer.durable.setdefault(2, DurableLog())
+    log.terms.update({**held, 3: SECOND, 4: third})
+    observer._elected(third, 2)
+    assert (observer.violation is not None) == is_fault

@@ -70,7 +70,7 @@ def test_an_entry_is_committed_in_its_own_epoch_alone() -> None:
 def test_a_leader_behind_a_fence_holds_all_up_to_where_an_earlier_loss_was_vouched_for(
     held: dict[int, int], is_fault: bool
 ) -> None:
-    """Epoch 2, for which an operator vouched, began at 3, and nobody has applied that before epoch 3 began behind it."""
+    """Epoch 2, for which an operator vouched, began at 3; nobody has applied that before epoch 3 began behind it."""
     observer = EpochObserver()
     observer.committed = {index: entry(index, 1) for index in range(1, 5)}
     observer.vouched = {2}

@@ -125,7 +125,7 @@ class Node:
         self._fork_keeper = forks
         self._random_source = random_source
         self.freshness = FreshnessTracker(clock, settings.max_clock_offset_ms)
-        self.watches = WatchHub(state, stats, self.freshness.age_ms)
+        self.watches = WatchHub(state, stats, self.freshness.age_ms, lambda: self._removed)
         self.directory = Directory(state, settings.cluster_id)
         self.introductions = Introductions(
             settings.node_id,
@@ -405,14 +405,19 @@ class Node:
             return False, self.log.damage
         if self._stopping:
             return False, "the node is stopping"
-        if self.removal.own and not self.raft.is_leader:
-            return False, f"MEMBER_REMOVED: {self.removal.own}"
+        if self._removed:
+            return False, f"MEMBER_REMOVED: {self._removed}"
         if not self.raft.leader_id:
             return False, "no leader is known: fewer than a majority of the voters answer, or an election is on"
         behind = self.raft.commit - self.applied_index
         if behind > limits.MAX_BATCH_TRANSACTIONS_COUNT:
             return False, f"catching up: {behind} entries to apply"
         return True, "ok"
+
+    @property
+    def _removed(self) -> str:
+        """That this node was removed, and what to do; empty = it was not, or leads until its successor does."""
+        return "" if self.raft.is_leader else self.removal.own
 
     # Life.
 
@@ -524,6 +529,8 @@ class Node:
                     self._tell_held()
                 if count % RETENTION_CHECK_TICKS == 0:
                     await self.retention.apply()
+            if self._removed:
+                self.watches.end_all()
             self.proposals.sweep(now)
             self.barriers.sweep(now, deadline_error)
             self.promotion.gate.sweep(now, deadline_error)

@@ -77,10 +77,18 @@ class WatchHub:
         state: read for first frames and after a snapshot install.
         stats: counts watches, frames and resyncs.
         age_ms: how old the state may be now, told with each frame; -1 = not known.
+        removed: that this node was removed from the cluster, and what to do; empty = it was not.
     """
 
-    def __init__(self, state: WatchedState, stats: Stats, age_ms: Callable[[], int] = lambda: -1) -> None:
+    def __init__(
+        self,
+        state: WatchedState,
+        stats: Stats,
+        age_ms: Callable[[], int] = lambda: -1,
+        removed: Callable[[], str] = lambda: "",
+    ) -> None:
         self._age_ms = age_ms
+        self._removed = removed
         self._state = state
         self._stats = stats
         # Of objects no sets: their order would be that of the memory, and each run of a seed another one.
@@ -103,11 +111,13 @@ class WatchHub:
 
         Raises:
             InvalidRequest: neither or both kinds, too many keys, an empty range.
-            Unavailable: this node serves as many watches as it may, or is stopping.
+            Unavailable: this node serves as many watches as it may, is stopping, or was removed from the cluster.
         """
         _validate(request)
         if self._closed:
             raise Unavailable("the node is stopping; watch at another one", code="NODE_STOPPING")
+        if removed := self._removed():
+            raise Unavailable(removed, code="MEMBER_REMOVED")  # nothing would ever be seen here
         if len(self._watches) >= limits.MAX_WATCHES_COUNT:
             raise Unavailable(
                 f"this node serves {limits.MAX_WATCHES_COUNT} watches already; watch at another one",
@@ -148,6 +158,10 @@ class WatchHub:
     def close(self) -> None:
         """End all watches: the node is stopping."""
         self._closed = True
+        self.end_all()
+
+    def end_all(self) -> None:
+        """Send those who watch here elsewhere."""
         for watch in list(self._watches):
             watch.close()
 

@@ -167,6 +167,9 @@ class Consumer:
         if error.code in _LATE_CODES:
             self._failed(node_cut_off())
             return
+        if error.code == "MEMBER_REMOVED":
+            self._failed(node_cut_off("this node was removed from the cluster"))
+            return
         _log.debug("a pull failed and is tried again: %s", error)
         if self._retry is None:
             delay_s = limits.CONSUMER_RETRY_MS / 1_000
@@ -177,12 +180,11 @@ class Consumer:
         self._ask()
 
 
-def node_cut_off() -> Unavailable:
-    """Why a listener is to go to another node, its leases with it."""
+def node_cut_off(why: str = "") -> Unavailable:
+    """Why a listener is to go to another node, its leases with it; by default no leader was reached for long."""
     waited_s = (limits.QUEUE_PULL_WAIT_MS + limits.QUEUE_PULL_GRACE_MS) // 1_000
-    return Unavailable(
-        f"this node has reached no leader for {waited_s} s; listen at another one", code="NODE_CUT_OFF", phase="leader"
-    )
+    why = why or f"this node has reached no leader for {waited_s} s"
+    return Unavailable(f"{why}; listen at another one", code="NODE_CUT_OFF", phase="leader")
 
 
 def _ignore(_result: kv_pb2.OperationResult) -> None:

@@ -7,12 +7,17 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from kvnode.base import limits
+from kvnode.base.errors import Unavailable
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership, encode_membership
 from kvnode.node.removal import Removal
 from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.v1 import kv_pb2
 from tests.simulation.cluster import Server
 from tests.unit.node.cluster import Trio, on_regions, on_trio, put, read, until, write
+from tests.unit.node.queue.test_delivery import Listener
 from tests.unit.node.test_members import added, newcomer
 
 FOUR = Membership(tuple(Member(n, f"n{n}", "r", "d", f"h:{n}") for n in (1, 2, 3, 4)))
@@ -83,6 +88,26 @@ async def test_a_removed_replica_is_fed_no_more_and_says_so(trio: Trio) -> None:
         source.node_id for server in trio.serving for source in trio.node(server).changelog.following
     }
     assert trio.node(stays).ready == (True, "ok")
+
+
+@on_regions
+async def test_who_watches_or_listens_at_a_removed_member_is_sent_elsewhere(trio: Trio) -> None:
+    """Its streams are open, and nothing would ever come on them."""
+    await trio.put(await trio.leading(), b"k")
+    await trio.everywhere()
+    leaves = replicas(trio)[0]
+    node, request = trio.node(leaves), kv_pb2.WatchRequest(keys=[b"k"])
+    watch = leaves.process.context.run(node.watches.watch, request)
+    listener = Listener(trio, leaves, credit=1)
+    await removed(trio, leaves)
+    await says_so(trio, leaves)
+    await until(lambda: not watch.open, 10, "the watch is told nothing")
+    with pytest.raises(Unavailable, match="was removed from the cluster"):
+        node.watches.watch(request)
+    await until(lambda: bool(listener.errors), 60, "the listener is told nothing")
+    assert [error.code for error in listener.errors] == ["NODE_CUT_OFF"], "it takes its leases along"
+    assert "removed" in listener.errors[0].message
+    listener.leave(give_back=False)
 
 
 @on_regions

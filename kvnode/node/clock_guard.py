@@ -41,6 +41,11 @@ class ClockGuard:
         if old is None or moved or round_trip_ms <= old[1] or now - old[2] > fresh_ms:
             self._samples[peer] = (theirs_ms, round_trip_ms, now)
 
+    def now_of(self, peer: int) -> float | None:
+        """What a peer's wall clock says now, as it was measured last, whatever ours says; None = it was not."""
+        taken, now_ms = self._samples.get(peer), self._clock.monotonic_ms()
+        return taken[0] + now_ms if taken is not None and now_ms - taken[2] <= SAMPLE_LIFETIME_MS else None
+
     def offset_ms(self, voters: Sequence[int], members: Iterable[int] = ()) -> float:
         """Our clock minus the median of the others' and it; 0 while it lies between the two middle ones.
 

@@ -80,13 +80,21 @@ class FreshnessTracker:
         """Leadership is lost."""
         self._rounds.clear()
 
-    def heard(self, freshness: Freshness, applied_index: int) -> None:
+    def heard(self, freshness: Freshness, applied_index: int, stamper_now_ms: float | None = None) -> None:
         """A confirmed round became known from a peer.
 
-        One from the future was stamped by a clock that is wrong, its sender's or ours: it says nothing.
+        One from the future was stamped by a clock that is wrong, its sender's or ours: it says nothing. One that was on
+        its way for as long as our clock is behind looks new by it: the stamping clock is asked as well, if it can be.
+
+        Args:
+            freshness: the round.
+            applied_index: of the state.
+            stamper_now_ms: what the clock that stamped it says now, as far as that was measured.
         """
         ago_ms = self._clock.now_ms() - freshness.sent_at_ms
         if ago_ms >= -self._max_clock_offset_ms:
+            if stamper_now_ms is not None:
+                ago_ms = max(ago_ms, ceil(stamper_now_ms - freshness.sent_at_ms))
             bound_ms = self._max_clock_offset_ms
             confirmed = Confirmed(self._clock.monotonic_ms() - ago_ms - bound_ms, bound_ms)
             self._learn(freshness, confirmed, applied_index)

@@ -791,7 +791,7 @@ class Node:
                 if message.sender == sender:
                     self.raft.step(message)
             if freshness is not None and sender == self.raft.leader_id:
-                self.freshness.heard(freshness, self.applied_index)
+                self.freshness.heard(freshness, self.applied_index, self.timekeeper.guard.now_of(sender))
             self.wake()
         except InvariantViolation as error:
             self._fail(error)

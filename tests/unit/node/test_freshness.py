@@ -79,6 +79,15 @@ def test_a_word_from_the_future_is_not_believed() -> None:
     assert ages.age_ms() == 0
 
 
+def test_a_word_that_was_long_on_its_way_is_no_newer_because_our_clock_is_behind() -> None:
+    clock, ages = tracker()
+    sent_ms = clock.now_ms()
+    clock.pass_ms(6_000)
+    clock.step_ms(-4_000)
+    ages.heard(Freshness(10, 0, sent_ms), 10, stamper_now_ms=sent_ms + 6_000.4)
+    assert ages.age_ms() == 6_001 + MAX_OFFSET_MS
+
+
 def test_a_step_of_the_wall_clock_makes_nothing_fresh() -> None:
     clock, ages = tracker()
     ages.heard(Freshness(10, 0, clock.now_ms()), 10)

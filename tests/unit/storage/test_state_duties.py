@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from kvnode.base.errors import StorageFailed
 from kvnode.base.invariant import InvariantViolation
 from kvnode.base.limits import DURABLE_APPLIED_INTERVAL_MS, STATE_CHECKPOINT_BYTES
 from kvnode.storage.state import State
+from kvnode.storage.state_checkpoint import Checkpointer
 from tests.unit.storage.state_helpers import ManualClock, fill, opened, put, row
 
 
@@ -127,14 +130,21 @@ async def test_apply_is_shut_out_while_pages_are_copied(tmp_path: Path, small_bo
 
 
 async def test_a_cancelled_maintain_keeps_apply_out_until_its_thread_is_done(
-    tmp_path: Path, small_bounds: None
+    tmp_path: Path, small_bounds: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    may_end, copy = threading.Event(), Checkpointer._copy
+
+    def copy_slowly(checkpoint: Checkpointer, copier: sqlite3.Connection) -> bool:
+        assert may_end.wait(30)
+        return copy(checkpoint, copier)
+
     async with opened(tmp_path) as state:
         fill(state, 1, 60)
         while not state._duties._prepared:
             await state.maintain()
         while not state.maintenance_due:
             await asyncio.sleep(0.001)
+        monkeypatch.setattr(Checkpointer, "_copy", copy_slowly)
         copying = asyncio.ensure_future(state.maintain())
         while not state._exclusive.locked():
             await asyncio.sleep(0)
@@ -142,6 +152,7 @@ async def test_a_cancelled_maintain_keeps_apply_out_until_its_thread_is_done(
         with pytest.raises(asyncio.CancelledError):
             await copying
         assert state._exclusive.locked()
+        may_end.set()
         async with state._exclusive:
             pass
         put(state, 61, {})

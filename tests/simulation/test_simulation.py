@@ -11,7 +11,7 @@ import pytest
 from tests.simulation.mutants import MUTANTS, TESTED, hunt
 from tests.simulation.run import describe, pinned_seeds, run_seeds
 
-SEEDS = 170  # beside the pinned ones, more than fifty by now
+SEEDS = 200
 PROCESSES = 2
 _TRACE = (
     "from tests.simulation.seed import run_seed; r = run_seed({seed}); print(r.trace, r.operations_count, r.virtual_s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -37,8 +38,12 @@ class Child:
         self._keeper = keeper
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it, unless it runs. Output is appended to the log."""
+    def start(self, niceness: int = 0) -> None:
+        """Start it, unless it runs. Output is appended to the log.
+
+        Args:
+            niceness: by how much it comes after others that want the processor (nice(1)), until `renice`.
+        """
         if self.running:
             return
         with self.log.open("ab") as output:
@@ -50,8 +55,16 @@ class Child:
                 env=self.environment,
                 start_new_session=True,
             )
+        if niceness:
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
         if self._keeper is not None:
             self._keeper.started(self._process.pid)
+
+    def renice(self, niceness: int) -> None:
+        """Set the priority of all its threads, each of which has its own on Linux; only root may raise one."""
+        for thread in os.listdir(f"/proc/{self.pid}/task") if self.running else ():
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 
     @property
     def running(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from cluster.drill.bulk import bulk_write
 from cluster.drill.judge import Measured, Verdict, judge, waits
 from cluster.drill.measures import worst_wait_ms
+from cluster.drill.pauses import Pauses
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Traffic
@@ -51,24 +52,26 @@ class Drill:
     async def _once(self, row: Row) -> Measured:
         self._serial += 1
         traffic = Traffic(self._stage.clients, f"drill {self._serial}")
-        traffic.start()
-        try:
-            await asyncio.sleep(SETTLE_S)
-            began = now_ms()
-            async with row.fault(self._stage):
-                if row.changes_count:
-                    await bulk_write(self._stage, f"bulk {self._serial}", row.changes_count)
-                await asyncio.sleep(row.hold_s)
-                ended = now_ms()
-            await self._catch_up(traffic)
-            caught_up = now_ms() - ended  # the start of a process counts
-            await asyncio.sleep(AFTERWARDS_S)
-            until = now_ms()
-        finally:
-            await traffic.stop()
+        with Pauses() as pauses:
+            traffic.start()
+            try:
+                await asyncio.sleep(SETTLE_S)
+                began = now_ms()
+                async with row.fault(self._stage):
+                    if row.changes_count:
+                        await bulk_write(self._stage, f"bulk {self._serial}", row.changes_count)
+                    await asyncio.sleep(row.hold_s)
+                    ended = now_ms()
+                await self._catch_up(traffic)
+                caught_up = now_ms() - ended  # the start of a process counts
+                await asyncio.sleep(AFTERWARDS_S)
+                until = now_ms()
+            finally:
+                await traffic.stop()
         # What the fault did shows while it lasts; what its end did counts as well.
         measured = Measured(waits(traffic.record, self._stage.home, self._stage.away, began, until))
         # What the machine alone costs shows before the fault. At the return processes start, on the others' cores.
+        measured.figures["own pause"] = pauses.longest_ms(began, until)
         home_writes = traffic.record.of("write", self._stage.home)
         measured.figures["writes before the fault"] = worst_wait_ms(home_writes, began - BEFORE_MS, began)
         measured.figures["writes before the return"] = worst_wait_ms(home_writes, began, ended)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.drill.judge import Measured, Verdict, judge, waits
+from cluster.drill.pauses import Pauses
 from cluster.drill.record import Record
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
@@ -64,35 +65,39 @@ async def run_failovers(
 
 async def _once(stage: Stage, row: Row) -> Measured:
     traffic = Traffic(stage.clients, "failover")
-    traffic.start()
     measured = Measured()
     fork = b""
-    try:
-        await asyncio.sleep(SETTLE_S)
-        victims = await asyncio.to_thread(row.victims, stage) if row.victims else []
-        # A data center that is gone sends nothing more: what is on its way out of a killed process would still arrive.
-        cut = await asyncio.to_thread(stage.cluster.wan.isolate, *victims)
-        killed = now_ms()
-        for name in victims:
-            await asyncio.to_thread(stage.cluster.kill, name)
-        if victims:
-            await asyncio.sleep(DEAD_S)
-        commanded = now_ms()
-        answer = await _command(stage, stage.away[0], *row.flags)
-        measured.figures["command"] = now_ms() - commanded
-        if victims:
-            fork = bytes.fromhex(answer["last_versionstamp"])
-            _losses(traffic.record, fork, killed, measured)
-        await asyncio.sleep(AFTERWARDS_S)
-        until = now_ms()
-        await asyncio.to_thread(stage.cluster.wan.heal, cut)  # what was on its way arrives, of an epoch that is over
-        for name in victims:
-            await asyncio.to_thread(stage.cluster.restart, name, wait=False)
-        await asyncio.to_thread(_wait_returned, stage)
-        measured.figures["caught up"] = now_ms() - until
-        await asyncio.sleep(AFTERWARDS_S)
-    finally:
-        await traffic.stop()
+    with Pauses() as pauses:
+        traffic.start()
+        try:
+            await asyncio.sleep(SETTLE_S)
+            victims = await asyncio.to_thread(row.victims, stage) if row.victims else []
+            # A data center that is gone sends nothing more: what is on its way out of a killed process would arrive.
+            cut = await asyncio.to_thread(stage.cluster.wan.isolate, *victims)
+            killed = now_ms()
+            for name in victims:
+                await asyncio.to_thread(stage.cluster.kill, name)
+            if victims:
+                await asyncio.sleep(DEAD_S)
+            commanded = now_ms()
+            answer = await _command(stage, stage.away[0], *row.flags)
+            measured.figures["command"] = now_ms() - commanded
+            if victims:
+                fork = bytes.fromhex(answer["last_versionstamp"])
+                _losses(traffic.record, fork, killed, measured)
+            await asyncio.sleep(AFTERWARDS_S)
+            until = now_ms()
+            await asyncio.to_thread(
+                stage.cluster.wan.heal, cut
+            )  # what was on its way arrives, of an epoch that is over
+            for name in victims:
+                await asyncio.to_thread(stage.cluster.restart, name, wait=False)
+            await asyncio.to_thread(_wait_returned, stage)
+            measured.figures["caught up"] = now_ms() - until
+            await asyncio.sleep(AFTERWARDS_S)
+        finally:
+            await traffic.stop()
+    measured.figures["own pause"] = pauses.longest_ms(commanded, until)
     # The time counts from the command on: when an operator gives it is not the database's affair.
     measured.figures.update(waits(traffic.record, stage.home, stage.away, commanded, until))
     await verify(stage, traffic, measured, fork)

@@ -71,9 +71,7 @@ def killed(choose: Choose) -> Fault:
         try:
             yield
         finally:
-            for name in names:
-                await asyncio.to_thread(stage.cluster.restart, name, wait=False)
-            await asyncio.to_thread(stage.cluster.wait_ready, names)
+            await asyncio.to_thread(stage.cluster.restart_elsewhere, names)
 
     return fault
 

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.drill.clients import Client, GrpcClient
 from cluster.drill.measures import lags_ms, percentile, sights_ms
+from cluster.drill.pauses import Pauses
 from cluster.drill.record import Kind, Record
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Pace, Traffic
@@ -128,9 +129,10 @@ async def lags(stage: Stage, seconds: float, writes_per_second: int = LAG_WRITES
 
 async def _run(stage: Stage, clients: list[tuple[Client, Pace]], seconds: float, space: str) -> Record:
     traffic = Traffic(clients, f"{space} {next(_serials)}")
-    traffic.start()
-    await asyncio.sleep(RAMP_UP_S + seconds)
-    await traffic.stop()
+    with Pauses():
+        traffic.start()
+        await asyncio.sleep(RAMP_UP_S + seconds)
+        await traffic.stop()
     for client, _ in clients:
         await client.close()
     first = min((call.invoked_ms for call in traffic.record.calls), default=0.0)

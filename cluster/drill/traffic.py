@@ -1,4 +1,8 @@
-"""An open loop of calls from every region: they begin at a fixed pace, whatever becomes of those before."""
+"""An open loop of calls from every region: they begin at a fixed pace, whatever becomes of those before.
+
+Clients of different regions know nothing of one another. So their calls do not all begin at once either: each kind of
+call of each client has a phase of its own, or the clients, which share a process, would wait for each other.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from kvnode.codec.keys import encode_key, prefix_range
 from kvnode.proto.kv.v1 import kv_pb2
 
 MAX_UNDER_WAY_COUNT = 8_192
+GOLDEN_RATIO = 0.618033988749895  # multiples of it, modulo 1, lie as evenly as can be, however many there are
 _ONE = (1).to_bytes(8, "little")
 
 
@@ -54,7 +59,8 @@ class Traffic:
             }
             for kind, rate in rates.items():
                 if rate:
-                    self._loops.append(asyncio.ensure_future(self._drive(client, kind, 1 / rate)))
+                    drive = self._drive(client, kind, 1 / rate, phase(len(self._loops)))
+                    self._loops.append(asyncio.ensure_future(drive))
 
     async def stop(self) -> None:
         """Begin no more calls, and wait until each has its answer or its error."""
@@ -87,9 +93,9 @@ class Traffic:
                 return found
             start = entries[-1].key + b"\x00"
 
-    async def _drive(self, client: Client, kind: Kind, interval_s: float) -> None:
+    async def _drive(self, client: Client, kind: Kind, interval_s: float, begin: float) -> None:
         loop = asyncio.get_running_loop()
-        next_at = loop.time()
+        next_at = loop.time() - (1 - begin) * interval_s  # the first call begins `begin` of an interval from now
         while True:
             next_at += interval_s
             await asyncio.sleep(max(0.0, next_at - loop.time()))
@@ -137,6 +143,11 @@ class Traffic:
                 seen = read_outcome(response)
                 self.record.history.add(began, now_ms(), read_from(request), seen, client.name)
         self.record.calls.append(Call(client.name, client.region, client.via, kind, began, now_ms(), stamp, code))
+
+
+def phase(number: int) -> float:
+    """At which part of its interval a loop begins its calls, so that those of any two lie apart."""
+    return number * GOLDEN_RATIO % 1
 
 
 def _mutation(kind: kv_pb2.MutationType, key: bytes, value: bytes) -> kv_pb2.Mutation:

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvloop
 
 from cluster.wan.server import WanServer
+from kvnode.base import garbage
 
 MAX_ORDER_BYTES = 1_048_576
 
@@ -31,6 +32,7 @@ async def serve(socket: Path) -> None:
         writer.close()
 
     control = await asyncio.start_unix_server(obey, socket, limit=MAX_ORDER_BYTES)
+    garbage.settle()  # what it carries waits while the collector walks
     try:
         await stopping.wait()
     finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import itertools
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -15,10 +17,13 @@ from cluster.drill.judge import Measured, judge, waits
 from cluster.drill.latency import Spread, eventual_reads
 from cluster.drill.measures import lags_ms, longest_wait_ms, percentile, sights_ms, worst_wait_ms
 from cluster.drill.page import page
+from cluster.drill.pauses import Pauses
 from cluster.drill.record import Call, Kind, Record
 from cluster.drill.report import Findings
 from cluster.drill.rows import ROWS, SHORT
+from cluster.drill.traffic import phase
 from cluster.drill.verify import is_cut
+from cluster.workload import now_ms
 from kvnode.codec.versionstamp import versionstamp
 
 ROW = next(row for row in ROWS if row.name == "leader-killed")
@@ -178,6 +183,26 @@ async def test_a_flapping_link_is_whole_afterwards_whenever_it_ends() -> None:
         await asyncio.sleep(0.05)
         assert not cluster.wan.is_cut, f"ended after {lasts_s} s"
     assert cluster.wan.cuts_count > 4
+
+
+async def test_the_drill_knows_when_it_stood_still() -> None:
+    with Pauses() as pauses:
+        assert not gc.isenabled()
+        await asyncio.sleep(0.03)
+        before = now_ms()
+        time.sleep(0.2)
+        await asyncio.sleep(0.03)
+        after = now_ms()
+    assert gc.isenabled()
+    assert 150 < pauses.longest_ms(before, after) < after - before
+    assert pauses.longest_ms(after, after + 1_000) == 0
+
+
+def test_the_calls_of_no_two_loops_begin_together() -> None:
+    for count in (2, 9, 27):
+        phases = sorted(phase(number) for number in range(count))
+        apart = [later - earlier for earlier, later in itertools.pairwise([*phases, 1.0])]
+        assert min(apart) > 0.3 / count
 
 
 def test_rows_have_names_of_their_own_and_the_short_form_takes_from_them() -> None:

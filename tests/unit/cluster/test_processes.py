@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,26 @@ def test_life_of_a_child(tmp_path: Path) -> None:
     sleeper.start()
     sleeper.kill()
     assert sleeper.exit_status == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+def test_a_child_that_started_aside_is_an_equal_afterwards(tmp_path: Path) -> None:
+    code = "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); print('up', flush=True)"
+    child = Child([sys.executable, "-c", code], tmp_path / "log")
+    child.start(niceness=19)
+    deadline = time.monotonic() + 30
+    while "up" not in child.log_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    def niceness() -> list[int]:
+        return [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{child.pid}/task")]
+
+    assert niceness() == [19, 19]
+    child.renice(0)
+    assert niceness() == [0, 0]
+    child.kill()
+    child.renice(0)  # nobody is left
 
 
 def test_a_command_survives_its_start_beside_live_calls() -> None:

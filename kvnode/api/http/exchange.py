@@ -150,6 +150,12 @@ class Exchange(_WithHead):
         """A header; of several with one name the last counts."""
         self._headers[name.lower()] = value
 
+    @property
+    def head_size_bytes(self) -> int:
+        """What its target and headers come to."""
+        headers = self._headers
+        return len(self._url) + sum(map(len, headers)) + sum(map(len, headers.values()))
+
     def add_url(self, url: bytes) -> None:
         """A part of the URL."""
         self._url += url

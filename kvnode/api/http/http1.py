@@ -35,6 +35,7 @@ from kvnode.api.http.messages import (
     BodyBudget,
     Handle,
     HttpError,
+    Request,
     Response,
     Stream,
     TakeWhole,
@@ -410,7 +411,7 @@ class Connection(asyncio.Protocol):
             return
         self._head_bytes += len(data)
         if self._head_bytes > limits.MAX_HTTP_HEADER_BYTES:
-            raise HttpError(431, f"The headers are larger than {limits.MAX_HTTP_HEADER_BYTES} bytes.\n")
+            raise _head_too_large()
 
     def _parse_behind_head(self, data: memoryview) -> None:
         """The parser took the end of a head for the end of HTTP/1.1; `data` is what came behind it."""
@@ -476,7 +477,9 @@ class Connection(asyncio.Protocol):
         self._serving = exchange
         if self._arriving is exchange:
             self._set_deadline(limits.HTTP_BODY_TIMEOUT_MS)
-        self._task = self.shared.loop.create_task(self._run(exchange, self.shared.handle))
+        # A head may be larger than the bound and come in one piece all the same.
+        fits = exchange.head_size_bytes <= limits.MAX_HTTP_HEADER_BYTES
+        self._task = self.shared.loop.create_task(self._run(exchange, self.shared.handle if fits else _refuse_head))
 
     async def _run(self, exchange: Exchange | WholeExchange, handle: Handle) -> None:
         try:
@@ -583,6 +586,16 @@ class Connection(asyncio.Protocol):
                 self._transport.write_eof()
             self._set_deadline(limits.HTTP_LINGER_MS)
             self._transport.resume_reading()
+
+
+def _head_too_large() -> HttpError:
+    return HttpError(431, f"The headers are larger than {limits.MAX_HTTP_HEADER_BYTES} bytes.\n")
+
+
+async def _refuse_head(request: Request) -> Response | Stream:
+    """A Handle for requests whose head is too large."""
+    del request
+    raise _head_too_large()
 
 
 def _header_lines(headers: tuple[tuple[str, str], ...]) -> bytes:

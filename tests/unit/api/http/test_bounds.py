@@ -196,6 +196,15 @@ async def test_headers_without_end() -> None:
         await client.close()
 
 
+@pytest.mark.parametrize("head", [b"/" + b"a" * 80_000 + b" HTTP/1.1", b"/ HTTP/1.1\r\nx: " + b"y" * 80_000])
+async def test_a_large_head_in_one_piece(head: bytes) -> None:
+    async with serving() as (_, _, port):
+        client = await Http1.open(port)
+        client.send(b"GET " + head + b"\r\n\r\n")
+        assert (await client.answer()).status == 431
+        await client.close()
+
+
 async def test_a_large_body_behind_the_rest_of_a_head_is_no_part_of_it() -> None:
     async with serving() as (_, _, port):
         client = await Http1.open(port)

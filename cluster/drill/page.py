@@ -19,7 +19,7 @@ nodes' digests are compared. The command fails when a promise is broken.
 **writes** is the longest time that a client of the primary region waited for an acknowledgement, of the client for
 which it was longest, clients that had preferred the lost data center included; **reads away** the same for eventual
 reads of clients in the replica regions, **home** for those in the primary one. **caught up** is how long after the
-return all nodes had applied the same. Milliseconds.
+return all nodes had applied the same. Milliseconds. In the first row nothing happens: compare the others with it.
 """
 
 

@@ -92,6 +92,7 @@ def _failover(name: str, what: str, victims: Choose) -> Row:
 
 
 ROWS: tuple[Row, ...] = (
+    Row("control", "nothing at all: what the machine itself costs", "nothing lost", faults.nothing, (_UNTOUCHED,)),
     _primary("leader-killed", "the leader's", "kill -9", faults.killed(faults.leader)),
     _replicas("region-killed", "a replica region lost: kill -9", faults.killed(faults.region(0)), reads_on=False),
     _primary("leader-frozen", "the leader's", "frozen", faults.frozen(faults.leader)),

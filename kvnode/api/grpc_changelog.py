@@ -35,7 +35,7 @@ class ChangelogService:
             return
         request = parse(changelog_pb2.FollowRequest, raw)
         node = self._node
-        refused = node.changelog.refuse(request, node.check_hello(request.hello))
+        refused = node.changelog.refuse(request, node.peers.check_hello(request.hello))
         if refused is not None:
             await context.write(refused.SerializeToString())
             return

@@ -74,8 +74,8 @@ class PeerService:
         if raw is aio.EOF:
             return
         hello = parse(peer_pb2.PeerBatch, raw).hello
-        if refused := node.check_hello(hello):
-            reply = peer_pb2.PeerReply(refused=refused, hello=hello_to(node, hello.node_id))
+        if refused := node.peers.check_hello(hello):
+            reply = peer_pb2.PeerReply(refused=refused, hello=hello_to(node.peers, hello.node_id))
             await context.write(reply.SerializeToString())
             return
         with self._lanes.offered(partial(_take_batch, node, hello.node_id)) as offer:
@@ -83,7 +83,7 @@ class PeerService:
 
     async def _take_messages(self, context: aio.ServicerContext, sender: int, offer: Offer) -> None:
         node = self._node
-        welcome = peer_pb2.PeerReply(hello=hello_to(node, sender), lane_port=offer.port, lane_token=offer.token)
+        welcome = peer_pb2.PeerReply(hello=hello_to(node.peers, sender), lane_port=offer.port, lane_token=offer.token)
         await context.write(welcome.SerializeToString())
         now_ms = self._clock.now_ms
         while (raw := await context.read()) is not aio.EOF:
@@ -99,7 +99,7 @@ class PeerService:
         if raw is aio.EOF:
             return
         hello = parse(peer_pb2.ForwardRequest, raw).hello
-        refused = node.check_hello(hello)
+        refused = node.peers.check_hello(hello)
         await context.write(peer_pb2.ForwardResponse(refused=refused).SerializeToString())
         if refused:
             return
@@ -115,7 +115,7 @@ class PeerService:
         if raw is aio.EOF:
             return
         header = parse(peer_pb2.SnapshotChunk, raw).header
-        if refused := node.check_hello(header.hello):
+        if refused := node.peers.check_hello(header.hello):
             await context.write(peer_pb2.SnapshotProgress(error=refused).SerializeToString())
             return
         try:
@@ -144,22 +144,23 @@ def _take_batch(node: ServedNode, sender: int, raw: bytes) -> int:
         InvalidRequest: MEMBER_REMOVED, which ends a stream that the sender will open again, and be told why it is
             refused. A leader that was removed is heard until somebody else leads: it hands over. PEER_TOO_NEW.
     """
-    if node.has_removed(sender) and node.leader_id != sender:
+    peers = node.peers
+    if peers.has_removed(sender) and node.leader_id != sender:
         raise InvalidRequest("MEMBER_REMOVED", f"node {sender} was removed from this cluster: stop it", phase="leader")
     batch = parse(peer_pb2.PeerBatch, raw)
     if batch.HasField("hello"):
-        node.check_hello(batch.hello)
+        peers.check_hello(batch.hello)
     freshness = decode_freshness(batch)
     if batch.messages or freshness is not None:
         try:
             messages = decode_messages(batch.messages)
         except ValueError as error:
             raise InvalidRequest("PEER_TOO_NEW", str(error)) from error
-        node.on_messages(sender, messages, freshness)
+        peers.on_messages(sender, messages, freshness)
     if batch.held:
-        node.on_held(decode_held(batch))
+        peers.on_held(decode_held(batch))
     if batch.HasField("lease"):
-        node.on_lease(decode_lease(batch.lease))
+        peers.on_lease(decode_lease(batch.lease))
     return batch.clock_ms
 
 
@@ -167,21 +168,21 @@ async def _take_forwarded(
     node: ServedNode, hello: peer_pb2.Hello, context: aio.ServicerContext, outbox: Outbox
 ) -> None:
     """Take in forwarded operations until the peer ends its half, or is removed from the cluster."""
-    read = context.read
+    peers, read = node.peers, context.read
     while (raw := await read()) is not aio.EOF:
         operations = parse(peer_pb2.ForwardRequest, raw).operations
         outbox.expect(len(operations))
-        if node.has_removed(hello.node_id):
+        if peers.has_removed(hello.node_id):
             _turn_away(operations, hello.name, node.name, outbox)
             return
         for forwarded in operations:
             if forwarded.open_session:
-                node.on_forwarded_open(partial(_deliver_opened, outbox, forwarded.call_id))
+                peers.on_forwarded_open(partial(_deliver_opened, outbox, forwarded.call_id))
             else:
                 database = SYSTEM_DATABASE if forwarded.system else forwarded.database or DEFAULT_DATABASE
                 origin = Origin(forwarded.client_id, forwarded.lowest_unanswered, database)
                 deliver = partial(_deliver, outbox, forwarded.call_id, node.name)
-                node.on_forwarded(origin, forwarded.operation, deliver)
+                peers.on_forwarded(origin, forwarded.operation, deliver)
         if outbox.full:
             await outbox.room()
 

@@ -35,7 +35,7 @@ class MemberVerbs(Protocol):
         """Add, promote, remove."""
 
 
-class ServedNode(PeerHandler, Protocol):
+class ServedNode(Protocol):
     """A node of a cluster."""
 
     stats: Stats
@@ -65,6 +65,10 @@ class ServedNode(PeerHandler, Protocol):
     @property
     def ready(self) -> tuple[bool, str]:
         """Whether it serves, and why not."""
+
+    @property
+    def peers(self) -> PeerHandler:
+        """Takes what its peers say."""
 
     @property
     def watches(self) -> WatchHub:

@@ -60,11 +60,11 @@ class SimulatedFollow:
 
     def _serve(self, raw: bytes) -> None:
         request = changelog_pb2.FollowRequest.FromString(raw)
-        node: Any = self._peer.handler
+        node: Any = self._peer.node
         if node is None:
             self._send(None)
             return
-        refused = node.changelog.refuse(request, node.check_hello(request.hello))
+        refused = node.changelog.refuse(request, node.peers.check_hello(request.hello))
         if refused is not None:
             self._send(refused.SerializeToString())
             return
@@ -91,7 +91,7 @@ class SimulatedFollow:
             self._source.acknowledge(changelog_pb2.FollowRequest.FromString(raw))
 
     def _end(self) -> None:
-        node: Any = self._peer.handler
+        node: Any = self._peer.node
         if self._pump is not None:
             self._pump.cancel()
         if self._source is not None and node is not None:

@@ -275,7 +275,7 @@ class Cluster:
             node.raft.config = replace(node.raft.config, max_append_bytes=1, max_inflight_count=1)
         node.raft.config = self.tuning.config(node.raft.config)
         server.node, server.log = node, log
-        server.host.handler = node
+        server.host.handler, server.host.node = node.peers, node
         server.host.sink = node.snapshot_sink
         server.host.identify = lambda: _identity(member, joined=True)
         server.host.adopt = lambda request: peer_pb2.AdoptResponse(member=member_to_wire(member))

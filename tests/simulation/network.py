@@ -67,13 +67,14 @@ class Weather:
 
 @dataclass
 class Host:
-    """A process that others can reach. `handler` is set once its node runs."""
+    """A process that others can reach. `handler` and `node` are set once its node runs."""
 
     node_id: int
     address: str
     process: Process
     clock: SimulatedClock
     handler: PeerHandler | None = None
+    node: Any = None  # whose handler that is
     sink: Callable[[], SnapshotSink] | None = None
     identify: Callable[[], peer_pb2.IdentifyResponse] | None = None
     adopt: Callable[[peer_pb2.AdoptRequest], peer_pb2.AdoptResponse] | None = None
@@ -542,7 +543,7 @@ class SimulatedTransport:
     ) -> failover_pb2.FailoverResponse:
         """See ports.Transport."""
         host = self._network.at(address)
-        node: Any = None if host is None else host.handler
+        node: Any = None if host is None else host.node
         if host is None or node is None or not self._reachable(host):
             raise _unreachable(address)
         raw = request.SerializeToString()

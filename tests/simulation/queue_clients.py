@@ -303,11 +303,11 @@ class _Stream:
     # In the node's process.
 
     def _at_node_open(self, opening: tuple[str, int, str], held: list[bytes], credit: int) -> None:
-        node = self.host.handler
+        node = self.host.node
         if node is None:
             self._fail()
             return
-        self._consumer = node.queues.listen(1, opening, self._deliver, self._at_node_end)  # type: ignore[attr-defined]
+        self._consumer = node.queues.listen(1, opening, self._deliver, self._at_node_end)
         self._consumer.hold(held)
         self._consumer.grant(max(0, credit))
         self.host.process.call_later(self._notice_s, self._watch)
@@ -319,7 +319,7 @@ class _Stream:
 
     def _leave(self, *, give_back: bool) -> None:
         if self._consumer is not None:
-            self.host.handler.queues.leave(self._consumer, give_back=give_back)  # type: ignore[union-attr]
+            self.host.node.queues.leave(self._consumer, give_back=give_back)
             self._consumer = None
 
     def _watch(self) -> None:

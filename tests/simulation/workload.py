@@ -249,10 +249,10 @@ class Client:
 
     async def _open(self) -> None:
         host = self._choose()
-        if host is None or host.handler is None:
+        if host is None or host.node is None:
             await asyncio.sleep(0.2)
             return
-        node = host.handler
+        node = host.node
         future: asyncio.Future[bytes] = self._loop.create_future()
         out, back = self._connect(host)
 
@@ -262,7 +262,7 @@ class Client:
 
         async def ask() -> None:
             try:
-                back.write(settle, await node.open_session(2_000))  # type: ignore[attr-defined]
+                back.write(settle, await node.open_session(2_000))
             except Exception:
                 back.write(settle, b"")
 
@@ -355,10 +355,10 @@ class Client:
                 future.set_result(answer)
 
         def submit() -> None:
-            node = host.handler
+            node = host.node
             if node is not None:
                 copy = kv_pb2.Operation.FromString(raw)
-                node.submit((copy,), origin, lambda result: back.write(settle, result.SerializeToString()))  # type: ignore[attr-defined]
+                node.submit((copy,), origin, lambda result: back.write(settle, result.SerializeToString()))
 
         out.write(submit)
         try:

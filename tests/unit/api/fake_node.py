@@ -231,6 +231,10 @@ class FakeNode:
 
     # Peers.
 
+    @property
+    def peers(self) -> FakeNode:
+        return self
+
     def identity(self) -> NodeIdentity:
         return NodeIdentity(self.cluster_id, self.epoch, self.node_id, self.name)
 

@@ -63,7 +63,7 @@ class Call:
 
 
 def follow(streams: Streams, call: Call) -> asyncio.Task[None]:
-    node: Any = SimpleNamespace(changelog=streams, check_hello=lambda _hello: "")
+    node: Any = SimpleNamespace(changelog=streams, peers=SimpleNamespace(check_hello=lambda _hello: ""))
     handler = ChangelogService(node).handlers(Handlers(lambda: "a"))["Follow"]
     return asyncio.ensure_future(handler.stream_stream(None, call))
 

@@ -44,10 +44,10 @@ def doors(node: Node) -> dict[str, Callable[[], Any]]:
         await node.members._propose(node.members._with(learner))
 
     return {
-        "on_messages": lambda: node.on_messages(9, [message], Freshness(0, 0, 0)),
-        "on_unreachable": lambda: node.on_unreachable(member.node_id),
-        "on_forwarded": lambda: node.on_forwarded(origin, write(put(b"k")), lambda _: None),
-        "on_forwarded_open": lambda: node.on_forwarded_open(lambda *_: None),
+        "on_messages": lambda: node.peers.on_messages(9, [message], Freshness(0, 0, 0)),
+        "on_unreachable": lambda: node.peers.on_unreachable(member.node_id),
+        "on_forwarded": lambda: node.peers.on_forwarded(origin, write(put(b"k")), lambda _: None),
+        "on_forwarded_open": lambda: node.peers.on_forwarded_open(lambda *_: None),
         "submit": lambda: node.submit([read(b"k")], origin, lambda _: None),
         "write": lambda: node.write(write(put(b"k")).write, 100),
         "open_session": lambda: node.open_session(100),

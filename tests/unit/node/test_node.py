@@ -153,7 +153,7 @@ async def test_a_broken_invariant_in_an_arrival_stops_the_node(trio: Trio) -> No
     trio.may_stop.add(leader.member.node_id)
     sender = one.member.node_id
     claim = Message(MessageKind.APPEND, leader.member.node_id, sender, node.raft.term)  # a second leader of this term
-    leader.process.context.run(node.on_messages, sender, [claim], None)
+    leader.process.context.run(node.peers.on_messages, sender, [claim], None)
     assert node.failed.done() and isinstance(node.failed.result(), InvariantViolation)
     ready, why = node.ready
     assert not ready and "failed" in why
@@ -182,13 +182,13 @@ async def test_a_failed_fsync_stops_the_node_and_acknowledges_nothing(trio: Trio
 async def test_strangers_are_refused_by_their_hello(trio: Trio) -> None:
     node = trio.node(await trio.leading())
     hello = peer_pb2.Hello(cluster_id=CLUSTER_ID, epoch=1, node_id=9, name="x", to_node_id=node.node_id)
-    assert node.check_hello(hello) == ""
+    assert node.peers.check_hello(hello) == ""
 
     def why(**fields: object) -> str:
         other = peer_pb2.Hello.FromString(hello.SerializeToString())
         for name, value in fields.items():
             setattr(other, name, value)
-        return node.check_hello(other)
+        return node.peers.check_hello(other)
 
     assert "is of cluster other" in why(cluster_id="other")
     assert "expects node 77 here" in why(to_node_id=77)

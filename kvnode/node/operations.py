@@ -1,0 +1,181 @@
+"""The way of an operation through a node, from its arrival to its answer: the parts that stand along it, joined.
+
+    intake -> reads                            an eventual read
+           -> gateway -> barriers -> reads     a strong one, on the leader
+                      -> proposals             a write, on the leader
+                      -> the transport         either, on another node
+
+What the leader answers passes the primary lease's gate (node/promotion). Queues are here because their claims are
+proposals, and their pulls operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvnode.codec.membership import Membership
+from kvnode.machine.resolve import Resolver
+from kvnode.node.barriers import Barriers, Item
+from kvnode.node.calls import Call
+from kvnode.node.context import NodeContext
+from kvnode.node.directory import Directory
+from kvnode.node.epochs import Epochs
+from kvnode.node.gateway import Gateway
+from kvnode.node.intake import Intake
+from kvnode.node.onward import Onward
+from kvnode.node.own_session import OwnSession
+from kvnode.node.ports import Deliver, Origin, Transport
+from kvnode.node.promotion.promotion import Promotion
+from kvnode.node.proposals import Proposals, deadline_error
+from kvnode.node.queue.queues import Queues
+from kvnode.node.queue.settler import Write
+from kvnode.node.reads import Reads
+from kvnode.node.removal import Removal
+from kvnode.node.replication import Replication
+from kvnode.node.timekeeper import Timekeeper
+from kvnode.proto.kv.v1 import kv_pb2
+
+
+class Operations:
+    """Those parts of one node.
+
+    Args:
+        context: the node.
+        transport: to whoever leads.
+        epochs: by which versionstamps are judged.
+        directory: the databases.
+        members: whom reads may go on to.
+        timekeeper: gives entries their log time.
+        promotion: says whether a leader may answer.
+        replication: says whether a leader may take writes.
+        removal: says whether this node may still send anything on.
+        nudge: tells the driver that an operation was queued.
+        write: Node.write.
+    """
+
+    def __init__(
+        self,
+        context: NodeContext,
+        transport: Transport,
+        epochs: Epochs,
+        directory: Directory,
+        members: Callable[[], Membership],
+        timekeeper: Timekeeper,
+        promotion: Promotion,
+        replication: Replication,
+        removal: Removal,
+        nudge: Callable[[], None],
+        write: Write,
+    ) -> None:
+        settings, raft, state, stats = context.settings, context.raft, context.state, context.stats
+        monotonic_ms = context.clock.monotonic_ms
+        self._context = context
+        self._gate = promotion.gate
+        self.onward = Onward(settings.node_id, raft, members, transport.forward, monotonic_ms, stats)
+        self.reads = Reads(
+            state,
+            context.freshness,
+            stats,
+            epochs.current,
+            self.onward,
+            monotonic_ms,
+            context.fail,
+            context.wake,
+            promotion.gate,
+        )
+        self.barriers = Barriers(raft, stats, self.reads.strong, self._barriers_lost)
+        self.queues = Queues(
+            settings.node_id,
+            state,
+            context.wake,
+            self._submit_one,
+            write,
+            self.take_back,
+            timekeeper.next_ms,
+            monotonic_ms,
+        )
+        self.proposals = Proposals(
+            raft,
+            state,
+            self.barriers,
+            stats,
+            self._make_resolver,
+            timekeeper.next_ms,
+            self.take_back,
+            nudge,
+            self.queues.dispatcher,
+            directory.takes_write,
+            promotion.gate,
+        )
+        self.gateway = Gateway(
+            settings.node_id,
+            raft,
+            self.proposals,
+            self.barriers,
+            transport,
+            stats,
+            nudge,
+            self.queues.dispatcher.add,
+            lambda: replication.sentence() if replication.holds_writes else "",
+            promotion.unleased,
+            lambda: removal.own,
+        )
+        timeout_ms = settings.operation_timeout_ms
+        self.intake = Intake(
+            self.gateway,
+            self.reads,
+            directory.view,
+            stats,
+            context.clock,
+            timeout_ms,
+            context.guard,
+            context.fail,
+        )
+        self.own_session = OwnSession(self.intake.submit_one, self.intake.open_session, timeout_ms)
+
+    def sweep(self, now_ms: float) -> None:
+        """Answer what is past its deadline, and try again what waits for something.
+
+        Args:
+            now_ms: of the monotonic clock.
+        """
+        self.proposals.sweep(now_ms)
+        self.barriers.sweep(now_ms, deadline_error)
+        self._gate.sweep(now_ms, deadline_error)
+        self.reads.sweep(now_ms)
+        self.gateway.tick(now_ms)
+        self.queues.dispatcher.sweep(now_ms)
+        self._context.stats.proposal_queue = self.proposals.queued_count
+
+    def leader_changed(self) -> None:
+        """Role, term or leader is another one."""
+        raft = self._context.raft
+        if not raft.is_leader:
+            self.queues.dispatcher.lose_leadership()
+        self._gate.lose_leadership()
+        self.gateway.leader_changed(raft.leader_id)
+
+    def sealed(self) -> None:
+        """This node has ended its epoch as the leader: what waits goes to whoever leads the next one."""
+        self.proposals.lose_leadership()
+        self.queues.dispatcher.lose_leadership()
+
+    async def end(self) -> None:
+        """The node stops: answer all that nobody else will."""
+        await self.queues.close()
+        self._gate.lose_leadership()
+        self.gateway.fail_all(RuntimeError("shutdown"))
+
+    def take_back(self, calls: list[Call], unknown: bool) -> None:
+        """See Gateway.take_back."""
+        self.gateway.take_back(calls, unknown)
+
+    def _barriers_lost(self, items: list[Item]) -> None:
+        self.gateway.take_back([item.call for item in items], False)
+
+    def _submit_one(self, operation: kv_pb2.Operation, origin: Origin, deliver: Deliver) -> None:
+        self.intake.submit_one(operation, origin, deliver)
+
+    def _make_resolver(self) -> Resolver:
+        meta = self._context.meta()
+        return Resolver(self._context.state, meta.epoch, meta.log_time_ms)

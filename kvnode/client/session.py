@@ -22,10 +22,10 @@ A new client id is the leader's to give. Until it is there, only eventual reads 
 that is cut off from its leader still answers them.
 
 One task owns the connection. It dials an endpoint, opens or resumes the client id in the first message,
-queues every pending operation, and lets a writer and a reader run until one ends. Then it goes on to the
-next endpoint (endpoints.py says which and when). An endpoint that holds operations and gives no useful
-answer for the hang timeout is left the same way: a frozen process or a cut network looks like that. From an
-endpoint that is not the first of the caller's order the session returns when a better one serves again
+queues every pending operation, and lets a writer and a reader run until one ends (session_stream.py). Then it
+goes on to the next endpoint (endpoints.py says which and when). An endpoint that holds operations and gives no
+useful answer is left the same way: a frozen process or a cut network looks like that (failure_detector.py). From
+an endpoint that is not the first of the caller's order the session returns when a better one serves again
 (homing.py).
 
 When the cluster does not know the client id (it expired, or the history was cut in a failover), nothing
@@ -48,14 +48,14 @@ import grpc.aio
 from kvnode.base import limits
 from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.errors import DeadlineExceeded, KvError, Unavailable
-from kvnode.client import outcome, rpc
-from kvnode.client.channel import dial
+from kvnode.client import outcome
 from kvnode.client.endpoints import Endpoints
+from kvnode.client.failure_detector import FailureDetector
 from kvnode.client.gathering import Gathering
-from kvnode.client.homing import until_one_serves
 from kvnode.client.pending import Deliver, PendingOperation, PendingTable
 from kvnode.client.selection import CallMetadata
-from kvnode.client.status import SESSION_REFUSED_CODES, error_from_proto, error_from_rpc, is_retryable
+from kvnode.client.session_stream import SessionStream
+from kvnode.client.status import SESSION_REFUSED_CODES, error_from_proto, is_retryable
 from kvnode.codec.keys import encode_key
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -95,9 +95,10 @@ class Session:
         self.node = ""
         self._clock = clock or SystemClock()
         self._random = random or Random()
-        self._credentials = credentials
-        self._metadata = metadata
         self._endpoints = Endpoints(addresses, self._random, fail_fast=fail_fast)
+        self._stream = SessionStream(
+            self._endpoints, credentials, metadata, self._random, self._send, self._read, self._stream_ended
+        )
         self._pending = PendingTable()
         self._queue: deque[PendingOperation] = deque()
         self._held: deque[PendingOperation] = deque()  # until there is a client id
@@ -107,17 +108,12 @@ class Session:
         self._work = asyncio.Event()  # something is pending
         self._queued = asyncio.Event()  # something waits for the stream
         self._opened = asyncio.Event()  # the stream's client id is known
-        self._abandoned: asyncio.Future[KvError | None] | None = None  # resolved to leave the present stream
         self._is_refused = False  # the client id is unknown to the cluster
         self._is_closed = False
         self._runner: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
-        self._hang_timeout_ms: float = limits.CLIENT_HANG_TIMEOUT_MS
         self._on_stream: set[int] = set()  # ids sent on the present stream and not settled
-        self._waiting_since_ms: float | None = None  # since when the endpoint owes an answer
-        self._last_heard_ms = 0.0  # when anything at all arrived on the present stream
-        self._probe: tuple[int, float] | None = None  # the unanswered probe: its id, when it was asked for
-        self._is_probe_due = False  # asked for and not yet sent
+        self._detector = FailureDetector(self._take_id)
         self._last_use_ms = self._clock.monotonic_ms()
         self._last_trouble: KvError | None = None
 
@@ -353,7 +349,7 @@ class Session:
         """After a long silence the cluster may have dropped the client id; a fresh one costs less than a doubt."""
         if self.client_id and now_ms - self._last_use_ms > limits.CLIENT_SESSION_IDLE_MS:
             self.client_id = b""
-            self._leave(None)
+            self._stream.leave(None)
         self._last_use_ms = now_ms
 
     # ---- time --------------------------------------------------------------------------------------------------
@@ -368,7 +364,7 @@ class Session:
         try:
             self._sweep_once(self._clock.monotonic_ms())
         finally:
-            is_needed = self._pending or self._waiting_since_ms is not None
+            is_needed = self._pending or self._detector.is_waiting
             if is_needed and self._sweeper is None and not self._is_closed:
                 self._arm_sweeper()
 
@@ -379,35 +375,15 @@ class Session:
                 self._pending.postpone(operation, now_ms)
                 continue
             self._fail(operation, outcome.expired(operation, self.endpoint, self._last_trouble))
-        if self._waiting_since_ms is not None and not self._on_stream and self._opened.is_set():
-            self._waiting_since_ms = None
-        if self._waiting_since_ms is not None and now_ms - self._waiting_since_ms > self._hang_timeout_ms:
-            self._leave_hung()
-        elif self._waiting_since_ms is not None and self._opened.is_set():
-            self._check_alive(now_ms)
-
-    def _check_alive(self, now_ms: float) -> None:
-        """Probe a node that has been silent; leave one that did not answer its probe."""
-        if self._probe is not None:
-            if now_ms - self._probe[1] > limits.CLIENT_PROBE_TIMEOUT_MS:
-                silent_ms = round(now_ms - self._last_heard_ms)
-                self._leave(Unavailable(f"nothing heard for {silent_ms} ms: the node hangs or is gone", phase="leader"))
-        elif now_ms - max(self._last_heard_ms, self._waiting_since_ms or 0) > limits.CLIENT_PROBE_AFTER_MS:
-            self._probe = (self._next_id, now_ms)
-            self._next_id += 1
-            self._is_probe_due = True
+        trouble = self._detector.judge(now_ms, is_open=self._opened.is_set(), owes=bool(self._on_stream))
+        if trouble is not None:
+            self._stream.leave(trouble)
+        elif self._detector.is_probe_due:
             self._queued.set()
 
-    def _leave_hung(self) -> None:
-        waited_ms = round(self._hang_timeout_ms)
-        self._hang_timeout_ms = min(limits.MAX_CLIENT_HANG_TIMEOUT_MS, self._hang_timeout_ms * 2)
-        text = f"no answer within {waited_ms} ms: the node is cut off from the leader, or there is none"
-        self._leave(Unavailable(text, phase="leader"))
-
-    def _leave(self, reason: KvError | None) -> None:
-        """Leave the present stream; None: the endpoint is not to blame."""
-        if self._abandoned is not None and not self._abandoned.done():
-            self._abandoned.set_result(reason)
+    def _take_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
 
     # ---- the connection ----------------------------------------------------------------------------------------
 
@@ -451,83 +427,33 @@ class Session:
                 self._fail(operation, outcome.hopeless(operation, error))
 
     async def _connect(self) -> None:
-        """Serve one stream at the current endpoint until it is left or breaks. Raises the KvError that ended it."""
-        address = self.endpoint
-        channel = await dial(address, self._credentials)
+        """Serve one stream at the current endpoint. Raises the KvError that ended it."""
         try:
-            call: grpc.aio.StreamStreamCall = channel.stream_stream(
-                rpc.SESSION.path,
-                request_serializer=kv_pb2.SessionRequest.SerializeToString,
-                response_deserializer=kv_pb2.SessionResponse.FromString,
-            )(metadata=self._metadata)
-            try:
-                await self._serve(call)
-            finally:
-                call.cancel()
-        except grpc.aio.AioRpcError as error:
-            failure = error_from_rpc(error, address)
-            self._is_refused |= failure.code in SESSION_REFUSED_CODES
-            raise failure from None
-        finally:
-            self._opened.clear()
-            self._on_stream.clear()
-            self._waiting_since_ms = None
-            await channel.close()
+            await self._stream.serve()
+        except KvError as error:
+            self._is_refused |= error.code in SESSION_REFUSED_CODES
+            raise
 
-    async def _serve(self, call: grpc.aio.StreamStreamCall) -> None:
-        loop = asyncio.get_running_loop()
-        abandoned = self._abandoned = loop.create_future()
-        reader = loop.create_task(self._read(call))
-        writer = loop.create_task(self._write(call))
-        homing = loop.create_task(self._return_home())
-        try:
-            await asyncio.wait([reader, writer, abandoned], return_when=asyncio.FIRST_COMPLETED)
-            if writer.done() and writer.exception() is None:
-                await asyncio.wait([reader, abandoned], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self._abandoned = None
-            for task in (reader, writer, homing):
-                task.cancel()
-            endings = await asyncio.gather(reader, writer, homing, return_exceptions=True)
-        if abandoned.done():
-            if (reason := abandoned.result()) is not None:
-                raise reason
-            return
-        for ending in endings:
-            if isinstance(ending, Exception):
-                raise ending
-
-    async def _return_home(self) -> None:
-        """Leave the stream when an address that is preferred to its own serves again."""
-        preferred = self._endpoints.preferred
-        if preferred:
-            address = await until_one_serves(preferred, self._credentials, self._metadata, self._random)
-            self._endpoints.go_back(address)
-            self._leave(None)
+    def _stream_ended(self) -> None:
+        self._opened.clear()
+        self._on_stream.clear()
+        self._detector.ended()
 
     @property
     def _may_send(self) -> bool:
         """Nothing more goes out on a stream that is being left, nor under a client id that was refused."""
-        return self._abandoned is not None and not self._abandoned.done() and not self._is_refused
-
-    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:
-        """Send until the call ends; why it ended is the reader's to say."""
-        try:
-            await self._send(call)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return
+        return self._stream.is_up and not self._is_refused
 
     async def _send(self, call: grpc.aio.StreamStreamCall) -> None:
         """Open or resume the client id, then send whatever is queued."""
-        self._waiting_since_ms = self._last_heard_ms = self._clock.monotonic_ms()
-        self._probe, self._is_probe_due = None, False
+        self._detector.began(self._clock.monotonic_ms())
         self._gathering.restart()
         await call.write(kv_pb2.SessionRequest(open=kv_pb2.SessionOpen(client_id=self.client_id)))
         self._queue_everything()
         while True:
             await self._queued.wait()
             self._queued.clear()
-            while (self._queue or self._is_probe_due) and self._may_send:
+            while (self._queue or self._detector.is_probe_due) and self._may_send:
                 await self._gathering.turn()
                 if not self._may_send:
                     break
@@ -548,9 +474,8 @@ class Session:
         message = kv_pb2.SessionRequest(lowest_unanswered=self._pending.lowest_unanswered)
         size_bytes = 0
         batch: list[kv_pb2.Operation] = []
-        is_probe_due, self._is_probe_due = self._is_probe_due, False
-        if is_probe_due and self._probe is not None:
-            batch.append(kv_pb2.Operation(id=self._probe[0], read=_PROBE))
+        if probe_id := self._detector.take_probe():
+            batch.append(kv_pb2.Operation(id=probe_id, read=_PROBE))
         while (
             self._queue
             and len(batch) < limits.MAX_SESSION_MESSAGE_OPERATIONS_COUNT
@@ -567,16 +492,15 @@ class Session:
             size_bytes += operation.size_bytes
             batch.append(operation.message)
         message.operations.extend(batch)
-        if self._waiting_since_ms is None and self._on_stream:
-            self._waiting_since_ms = now_ms
+        if self._on_stream:
+            self._detector.asked(now_ms)
         return message
 
     # ---- answers -----------------------------------------------------------------------------------------------
 
     async def _read(self, call: grpc.aio.StreamStreamCall) -> None:
         while (response := await call.read()) is not grpc.aio.EOF:
-            self._last_heard_ms = self._clock.monotonic_ms()
-            self._probe = None
+            self._detector.heard(self._clock.monotonic_ms())
             if response.HasField("opened"):
                 self._on_opened(response.opened)
             is_useful = False
@@ -601,8 +525,7 @@ class Session:
         self._on_useful_answer()
 
     def _on_useful_answer(self) -> None:
-        self._waiting_since_ms = self._clock.monotonic_ms() if self._on_stream else None
-        self._hang_timeout_ms = limits.CLIENT_HANG_TIMEOUT_MS
+        self._detector.useful(self._clock.monotonic_ms(), owes_more=bool(self._on_stream))
         self._last_trouble = None
         self._endpoints.succeeded()
 
@@ -647,7 +570,7 @@ class Session:
         else:
             self._fail(operation, outcome.session_lost(operation, self.endpoint))
         if not self._on_stream:
-            self._leave(error_from_proto(error, self.endpoint))
+            self._stream.leave(error_from_proto(error, self.endpoint))
 
     def _renew_if_refused(self) -> None:
         """After the stream under a refused id is gone: what may have been applied ends, the rest starts anew."""

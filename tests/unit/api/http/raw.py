@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import NamedTuple
 
 import h2.config
@@ -171,3 +172,9 @@ class Http2:
         while len(self.data(stream)) < size:
             assert await self.pump(), "the connection ended"
         return self.data(stream)
+
+
+async def eventually(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)

@@ -15,10 +15,9 @@ import h2.events
 import pytest
 
 from kvnode.api.http import HttpServer, Request, Response, Stream, Tls, Unanswered
-from kvnode.api.http import http1 as http1_module
 from kvnode.base import limits
 from kvnode.base.errors import ConfigError
-from tests.unit.api.http.raw import Http1, Http2
+from tests.unit.api.http.raw import Http1, Http2, eventually
 
 MAX_BODY = 200_000
 
@@ -65,20 +64,6 @@ async def serving(tls: Tls | None = None) -> AsyncIterator[tuple[Echo, HttpServe
     finally:
         echo.go.set()
         await server.stop()
-
-
-async def eventually(condition, timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1_module, "SWEEP_S", 0.05)
-    monkeypatch.setattr("kvnode.api.http.http2._BODY_SWEEP_S", 0.05)
-    for name in ("HTTP_HEADER_TIMEOUT_MS", "HTTP_BODY_TIMEOUT_MS", "HTTP_SEND_TIMEOUT_MS"):
-        monkeypatch.setattr(limits, name, 150)
 
 
 # HTTP/1.1 as it should be.

@@ -13,10 +13,10 @@ from kvnode.api.http import Request, Response
 from kvnode.api.http.http1 import Connections
 from kvnode.api.http.messages import BodyBudget
 from kvnode.base import limits
+from tests.unit.api.http.known_heads import connected, known
+from tests.unit.api.http.known_heads import serving as serving_known
 from tests.unit.api.http.raw import Http1
 from tests.unit.api.http.test_bounds import eventually, serving
-from tests.unit.api.http.test_known_heads import connected, known
-from tests.unit.api.http.test_known_heads import serving as serving_known
 from tests.unit.api.http.wire import converse
 
 OFFER = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n"

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator
 from functools import partial
 
 from kvnode.api.auth.gate import Gate, Permit
+from kvnode.api.listener_outbox import ListenerOutbox
 from kvnode.api.ports import ServedNode
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
@@ -80,25 +81,21 @@ class Listening:
         stopping: asyncio.Future[None],
     ) -> None:
         validate_opening(opening)
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._outbox = ListenerOutbox(permit, self._end)
+        self.ended = self._outbox.ended
         self._node = node
-        self._permit = permit
         self._stopping = stopping
-        self._unsent = queue_pb2.ListenResponse()
-        self._unsent_bytes = 0
-        self._something = asyncio.Event()
         self._settling_count = 0
-        self._finishing = False
         self._cut_off = False
         self._consumer: Consumer = node.queues.listen(
             permit.database,
             (opening.queue, opening.lease_ms, opening.consumer),
             self._deliver,
             self._end,
-            lambda: self._unsent_bytes < limits.MAX_LISTENER_UNSENT_BYTES,
+            lambda: self._outbox.has_room,
         )
         self._consumer.hold(opening.held)
-        self._unfollow = gate.follow(self._judge)
+        self._unfollow = gate.follow(self._outbox.judge)
         stopping.add_done_callback(self._node_stops)
 
     def take(self, request: queue_pb2.ListenRequest) -> None:
@@ -113,40 +110,14 @@ class Listening:
         if request.credit:
             self._consumer.grant(request.credit)
 
-    async def responses(self) -> AsyncGenerator[queue_pb2.ListenResponse, None]:
-        """What the client is to be told; the next one is asked for when one is sent.
-
-        Ends when the client has said its last (`finish`) and all that it asked for has come to its end.
-
-        Raises:
-            KvError: why it ends otherwise.
-        """
-        yield queue_pb2.ListenResponse(
-            opened=queue_pb2.ListenOpened(node=self._node.name, lease_ms=self._consumer.lease_ms)
-        )
-        while not (self._finishing and not self._settling_count and not self._unsent.ByteSize()):
-            ping = False
-            try:
-                async with asyncio.timeout(limits.LISTEN_PING_INTERVAL_MS / 1_000):
-                    await self._something.wait()
-            except TimeoutError:
-                ping = True
-            self._judge()  # a token's time runs out without a word, messages or none
-            self._something.clear()
-            if self.ended.done():
-                self.ended.result()
-            response, self._unsent = self._unsent, queue_pb2.ListenResponse()
-            response.ping = ping
-            size_bytes = self._unsent_bytes
-            if response.ByteSize():
-                yield response
-            self._unsent_bytes -= size_bytes
-            self._consumer.resume()
+    def responses(self) -> AsyncGenerator[queue_pb2.ListenResponse, None]:
+        """See ListenerOutbox.responses."""
+        opened = queue_pb2.ListenOpened(node=self._node.name, lease_ms=self._consumer.lease_ms)
+        return self._outbox.responses(opened, lambda: not self._settling_count, self._consumer.resume)
 
     def finish(self) -> None:
-        """The client has said its last: let what it asked for come to its end, and tell it so."""
-        self._finishing = True
-        self._something.set()
+        """See ListenerOutbox.finish."""
+        self._outbox.finish()
 
     def close(self) -> None:
         """Over; called in any case."""
@@ -154,41 +125,33 @@ class Listening:
         self._stopping.remove_done_callback(self._node_stops)
         goes_on = self._stopping.done() or self._cut_off
         self._node.queues.leave(self._consumer, give_back=not goes_on)
-        if not self.ended.cancel() and not self.ended.cancelled():
-            self.ended.exception()  # seen, if it ended for another reason first
+        self._outbox.close()
 
     def _node_stops(self, _stopping: asyncio.Future[None]) -> None:
         self._end(node_stopping())
 
-    def _judge(self) -> None:
-        refusal = self._permit.refusal(write=True)
-        if refusal is not None:
-            self._end(refusal)
-
     def _end(self, error: KvError) -> None:
         """No message will come any more, and this is why."""
-        if not self.ended.done():
+        if self._outbox.end(error):
             self._cut_off = error.code == "NODE_CUT_OFF"
-            self.ended.set_exception(error)
-        self._something.set()
 
     def _deliver(self, messages: list[kv_pb2.QueueMessage]) -> None:
-        self._unsent.messages.extend(messages)
-        self._unsent_bytes += sum(len(message.payload.data) for message in messages)
-        self._something.set()
+        self._outbox.unsent.messages.extend(messages)
+        self._outbox.unsent_bytes += sum(len(message.payload.data) for message in messages)
+        self._outbox.push()
 
     def _settled(self, lease: bytes, error: KvError | None) -> None:
         self._settling_count -= 1
         if error is None:
-            self._unsent.settled.append(lease)
+            self._outbox.unsent.settled.append(lease)
         else:
             self._fail(lease, error)
-        self._something.set()
+        self._outbox.push()
 
     def _extended(self, lease: bytes, error: KvError | None) -> None:
         if error is not None:
             self._fail(lease, error)
-            self._something.set()
+            self._outbox.push()
 
     def _fail(self, lease: bytes, error: KvError) -> None:
-        self._unsent.failed.add(lease=lease, error=error_to_proto(error, self._node.name))
+        self._outbox.unsent.failed.add(lease=lease, error=error_to_proto(error, self._node.name))

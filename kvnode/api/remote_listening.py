@@ -18,6 +18,7 @@ from collections.abc import AsyncGenerator
 from random import Random
 
 from kvnode.api.auth.gate import Gate, Permit
+from kvnode.api.listener_outbox import ListenerOutbox
 from kvnode.api.queue_listening import actions_of, node_stopping, validate_opening
 from kvnode.api.remote_backend import Reach
 from kvnode.base import limits
@@ -56,24 +57,20 @@ class RemoteListening:
         stopping: asyncio.Future[None],
     ) -> None:
         validate_opening(opening)
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._outbox = ListenerOutbox(permit, self._end)
+        self.ended = self._outbox.ended
         self._name = name
         self._opening = queue_pb2.ListenOpen(queue=opening.queue, consumer=opening.consumer, lease_ms=opening.lease_ms)
-        self._permit = permit
         self._stopping = stopping
         self._credit = 0
         self._held = dict.fromkeys(opening.held)
         self._deciding: dict[bytes, queue_pb2.ListenRequest] = {}  # what was said of a lease and is not confirmed
         self._out = queue_pb2.ListenRequest()
         self._out_ready = asyncio.Event()
-        self._unsent = queue_pb2.ListenResponse()
-        self._unsent_bytes = 0
-        self._something = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
-        self._finishing = False
         self._leaving = False
-        self._unfollow = gate.follow(self._judge)
+        self._unfollow = gate.follow(self._outbox.judge)
         stopping.add_done_callback(self._gateway_stops)
         self.relay = asyncio.get_running_loop().create_task(self._relay(reach))
 
@@ -99,34 +96,19 @@ class RemoteListening:
         self._out.ClearField("open")
         self._out_ready.set()
 
-    async def responses(self) -> AsyncGenerator[queue_pb2.ListenResponse, None]:
-        """See Listening.responses."""
+    def responses(self) -> AsyncGenerator[queue_pb2.ListenResponse, None]:
+        """See ListenerOutbox.responses."""
         lease_ms = self._opening.lease_ms or limits.DEFAULT_QUEUE_LEASE_MS
-        yield queue_pb2.ListenResponse(opened=queue_pb2.ListenOpened(node=self._name, lease_ms=lease_ms))
-        while not (self._finishing and not self._deciding and not self._unsent.ByteSize()):
-            ping = False
-            try:
-                async with asyncio.timeout(limits.LISTEN_PING_INTERVAL_MS / 1_000):
-                    await self._something.wait()
-            except TimeoutError:
-                ping = True
-            self._judge()  # a token's time runs out without a word, messages or none
-            self._something.clear()
-            if self.ended.done():
-                self.ended.result()
-            response, self._unsent = self._unsent, queue_pb2.ListenResponse()
-            response.ping = ping
-            size_bytes = self._unsent_bytes
-            if response.ByteSize():
-                yield response
-            self._unsent_bytes -= size_bytes
-            if self._unsent_bytes < limits.MAX_LISTENER_UNSENT_BYTES:
-                self._room.set()
+        opened = queue_pb2.ListenOpened(node=self._name, lease_ms=lease_ms)
+        return self._outbox.responses(opened, lambda: not self._deciding, self._make_room)
+
+    def _make_room(self) -> None:
+        if self._outbox.has_room:
+            self._room.set()
 
     def finish(self) -> None:
-        """See Listening.finish."""
-        self._finishing = True
-        self._something.set()
+        """See ListenerOutbox.finish."""
+        self._outbox.finish()
 
     def close(self) -> None:
         """Over; called in any case."""
@@ -134,8 +116,7 @@ class RemoteListening:
         self._stopping.remove_done_callback(self._gateway_stops)
         if not self._stopping.done():
             self.relay.cancel()
-        if not self.ended.cancel() and not self.ended.cancelled():
-            self.ended.exception()  # seen, if it ended for another reason first
+        self._outbox.close()
 
     async def left(self) -> None:
         """Wait until the node has been told what is to become of the leases."""
@@ -147,15 +128,8 @@ class RemoteListening:
         self._held.pop(lease, None)
         self._deciding[lease] = said
 
-    def _judge(self) -> None:
-        refusal = self._permit.refusal(write=True)
-        if refusal is not None:
-            self._end(refusal)
-
     def _end(self, error: KvError) -> None:
-        if not self.ended.done():
-            self.ended.set_exception(error)
-        self._something.set()
+        self._outbox.end(error)
         self._room.set()
 
     def _gateway_stops(self, _stopping: asyncio.Future[None]) -> None:
@@ -203,19 +177,20 @@ class RemoteListening:
 
     async def take_response(self, response: queue_pb2.ListenResponse) -> None:
         """See ListenSide."""
+        outbox = self._outbox
         self._credit -= len(response.messages)
         for message in response.messages:
             self._held[message.lease] = None
-            self._unsent_bytes += len(message.payload.data)
+            outbox.unsent_bytes += len(message.payload.data)
         for lease in response.settled:
             self._deciding.pop(lease, None)
         for failed in response.failed:
             if self._deciding.pop(failed.lease, None) is None and failed.error.code == "LEASE_LOST":
                 self._held.pop(failed.lease, None)
-        self._unsent.messages.extend(response.messages)
-        self._unsent.settled.extend(response.settled)
-        self._unsent.failed.extend(response.failed)
-        self._something.set()
-        while self._unsent_bytes >= limits.MAX_LISTENER_UNSENT_BYTES and not self.ended.done():
+        outbox.unsent.messages.extend(response.messages)
+        outbox.unsent.settled.extend(response.settled)
+        outbox.unsent.failed.extend(response.failed)
+        outbox.push()
+        while not outbox.has_room and not self.ended.done():
             self._room.clear()
             await self._room.wait()

@@ -28,39 +28,41 @@ def parse_delay_ms(delay: float) -> int:
 
 def parse_backoff_ms(interval: float) -> int:
     """Milliseconds before a further attempt; the node judges how long. Raises InvalidRequest: BAD_DEADLINE."""
-    found = whole_number(interval, 0, _MAX_UINT32)
-    if found is None:
-        raise InvalidRequest(
-            "BAD_DEADLINE",
-            f"An interval of backoff_schedule is {interval!r}: each is 0 to {limits.MAX_BACKOFF_INTERVAL_MS} ms (an "
-            "hour).",
-        )
-    return found
+    return _required(
+        interval,
+        0,
+        _MAX_UINT32,
+        "BAD_DEADLINE",
+        f"An interval of backoff_schedule is {interval!r}: each is 0 to {limits.MAX_BACKOFF_INTERVAL_MS} ms (an hour).",
+    )
 
 
 def parse_lease_ms(lease_ms: float) -> int:
     """What a listener asks for; the node judges how long. Raises InvalidRequest: BAD_LEASE_TIME."""
-    found = whole_number(lease_ms, 0, _MAX_UINT32)
-    if found is None:
-        raise InvalidRequest(
-            "BAD_LEASE_TIME",
-            f"lease_ms is {lease_ms!r}: give {limits.MIN_QUEUE_LEASE_MS} to {limits.MAX_QUEUE_LEASE_MS} ms, or 0 for "
-            f"{limits.DEFAULT_QUEUE_LEASE_MS}.",
-        )
-    return found
+    return _required(
+        lease_ms,
+        0,
+        _MAX_UINT32,
+        "BAD_LEASE_TIME",
+        f"lease_ms is {lease_ms!r}: give {limits.MIN_QUEUE_LEASE_MS} to {limits.MAX_QUEUE_LEASE_MS} ms, or 0 for "
+        f"{limits.DEFAULT_QUEUE_LEASE_MS}.",
+    )
 
 
 def parse_count(name: str, count: float, least: int, most: int) -> int:
     """How many are asked for by the argument called `name`. Raises InvalidRequest: BAD_COUNT."""
-    found = whole_number(count, least, most)
-    if found is None:
-        raise InvalidRequest("BAD_COUNT", f"{name} is {count!r}: give a number from {least} to {most}.")
-    return found
+    return _required(count, least, most, "BAD_COUNT", f"{name} is {count!r}: give a number from {least} to {most}.")
 
 
 def parse_push_limit(name: str, value: float) -> int:
     """A limit of a push, 0 = as it is; the node judges how large. Raises InvalidRequest: BAD_PUSH_LIMIT."""
-    found = whole_number(value, 0, _MAX_UINT32)
+    return _required(
+        value, 0, _MAX_UINT32, "BAD_PUSH_LIMIT", f"{name} is {value!r}: give a number within its bounds, or 0."
+    )
+
+
+def _required(value: float, least: int, most: int, code: str, refusal: str) -> int:
+    found = whole_number(value, least, most)
     if found is None:
-        raise InvalidRequest("BAD_PUSH_LIMIT", f"{name} is {value!r}: give a number within its bounds, or 0.")
+        raise InvalidRequest(code, refusal)
     return found

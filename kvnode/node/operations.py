@@ -120,12 +120,16 @@ class Operations:
             promotion.unleased,
             lambda: removal.own,
         )
-        timeout_ms = settings.operation_timeout_ms
+        self._open_to_callers(directory)
+
+    def _open_to_callers(self, directory: Directory) -> None:
+        context = self._context
+        timeout_ms = context.settings.operation_timeout_ms
         self.intake = Intake(
             self.gateway,
             self.reads,
             directory.view,
-            stats,
+            context.stats,
             context.clock,
             timeout_ms,
             context.guard,

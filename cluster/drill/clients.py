@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol, cast
 
 from cluster.drill.record import Via
+from cluster.plain_http import post
 from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
 from kvnode.client.session import Session
 from kvnode.proto.deno import datapath_pb2 as wire
@@ -133,7 +134,7 @@ class ConnectClient:
             async with asyncio.timeout(TIMEOUT_MS / 1_000):
                 host, _, port = self._address.rpartition(":")
                 streams = self._idle.pop() if self._idle else await asyncio.open_connection(host, int(port))
-                status, answer = await _exchange(streams, self._address, path, headers, body)
+                status, answer = await post(streams, self._address, path, headers, body)
         except (OSError, EOFError, TimeoutError) as error:
             if streams is not None:
                 streams[1].close()
@@ -150,23 +151,3 @@ class ConnectClient:
 def _error(status: int, answer: bytes) -> KvError:
     text = f"HTTP {status}: {answer.decode(errors='replace')}"
     return Unavailable(text, code=f"HTTP_{status}") if status < 500 else OutcomeUnknown(text)
-
-
-async def _exchange(
-    streams: tuple[asyncio.StreamReader, asyncio.StreamWriter],
-    host: str,
-    path: str,
-    headers: dict[str, str],
-    body: bytes,
-) -> tuple[int, bytes]:
-    reader, writer = streams
-    lines = [f"POST {path} HTTP/1.1", f"host: {host}", f"content-length: {len(body)}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    writer.write("\r\n".join([*lines, "", ""]).encode() + body)
-    status = int((await reader.readuntil(b"\r\n")).split()[1])
-    size = 0
-    while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
-        name, _, value = line.decode().partition(":")
-        if name.lower() == "content-length":
-            size = int(value)
-    return status, await reader.readexactly(size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+from cluster.plain_http import post
 from kvnode.codec.keys import encode_key
 from kvnode.proto.deno import datapath_pb2 as wire
 
@@ -28,17 +29,7 @@ class HttpClient:
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection(self.host, self.port)
-            reader, writer = self._streams
-            lines = [f"POST {path} HTTP/1.1", f"host: {self.host}:{self.port}", f"content-length: {len(body)}"]
-            lines += [f"{name}: {value}" for name, value in headers.items()]
-            writer.write("\r\n".join([*lines, "", ""]).encode() + body)
-            status = int((await reader.readuntil(b"\r\n")).split()[1])
-            size = 0
-            while (line := await reader.readuntil(b"\r\n")) != b"\r\n":
-                name, _, value = line.decode().partition(":")
-                if name.lower() == "content-length":
-                    size = int(value)
-            return status, await reader.readexactly(size)
+            return await post(self._streams, f"{self.host}:{self.port}", path, headers, body)
         except BaseException:
             self.close()
             raise

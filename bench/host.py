@@ -10,6 +10,8 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,21 @@ from typing import Any
 _PROBES_COUNT = 200
 _PROBE_BYTES = 4_096
 _CALLS_COUNT = 1_000
+
+
+def circumstances(folder: Path, options: Namespace) -> dict[str, Any]:
+    """How a result begins: when and where it was measured, of what, and with which options.
+
+    Args:
+        folder: where the servers' data goes.
+        options: of the command; those that are paths say where one machine keeps things, nothing about the result.
+    """
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe(folder),
+        "versions": versions(),
+        "settings": {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)},
+    }
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +49,7 @@ def main() -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     result: dict[str, Any] = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": host.describe(folder),
-        "versions": host.versions(),
-        "settings": {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)},
+        **host.circumstances(folder, options),
     }
     try:
         with LocalCluster(THREE_DCS, folder / "nodes") as cluster:

@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +65,7 @@ def main() -> int:
     build()
     options.data.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": host.describe(options.data),
-        "versions": host.versions(),
-        # Paths say where one machine keeps things, nothing about the result.
-        "settings": {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)},
+        **host.circumstances(options.data, options),
         "measurements": [],
     }
     try:

@@ -17,7 +17,6 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,13 +71,11 @@ def main() -> int:
     shutil.rmtree(options.data, ignore_errors=True)
     options.data.mkdir(parents=True)
     found: list[dict[str, Any]] = []
-    result = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": host.describe(options.data),
-        "versions": host.versions() | {"wrk": _version("wrk", "-v"), "h2load": _version("h2load", "--version")},
-        "settings": {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)},
+    result: dict[str, Any] = {
+        **host.circumstances(options.data, options),
         "measurements": found,
     }
+    result["versions"] |= {"wrk": _version("wrk", "-v"), "h2load": _version("h2load", "--version")}
     for number in range(options.rounds):
         for item in one_round(options):
             found.append({"round": number, **item})

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +56,7 @@ def main() -> int:
     build()
     options.data.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": host.describe(options.data),
-        "versions": host.versions(),
-        "settings": {name: str(value) for name, value in vars(options).items() if not isinstance(value, Path)},
+        **host.circumstances(options.data, options),
         "measurements": [],
         "delays": [],
         "memory": [],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from cluster.checker import Report, check
-from cluster.launcher import LocalCluster
+from cluster.launcher import THREE_DCS, LocalCluster
 from cluster.workload import Workload, error_counts, now_ms
 from kvnode.base.errors import KvError
 from kvnode.client.session import Session
@@ -16,6 +16,19 @@ from kvnode.codec.keys import encode_key
 from kvnode.proto.kv.v1 import kv_pb2
 
 RAMP_UP_S = 1.0
+
+
+@contextmanager
+def three_nodes(folder: Path, *arguments: str) -> Iterator[LocalCluster]:
+    """A node in each of three data centers, for a whole module; conftest.py has those of a single test.
+
+    Args:
+        folder: for their data and logs.
+        arguments: of every `kvnode serve`.
+    """
+    with LocalCluster(THREE_DCS, folder, arguments=arguments) as cluster:
+        cluster.start()
+        yield cluster
 
 
 @asynccontextmanager

@@ -8,20 +8,17 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from cluster.launcher import THREE_DCS, LocalCluster
+from cluster.launcher import LocalCluster
 from kvnode.client import Kv, open_kv
 from kvnode.client.queue import QueueMessage
+from tests.integration.helpers import three_nodes
 from tests.unit.cli.conftest import Cli
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    made = LocalCluster(THREE_DCS, tmp_path_factory.mktemp("cluster"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+    with three_nodes(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launcher import THREE_DCS, LocalCluster
+from cluster.launcher import LocalCluster
 from kvnode.base.errors import KvError
 from kvnode.client import Admin, open_kv, rpc
 from kvnode.client.queue import QueueListener, QueueMessage
 from kvnode.client.queue_handlers import run_handlers
 from kvnode.client.unary import UnaryCaller
 from kvnode.proto.kv.v1 import queue_pb2
+from tests.integration.helpers import three_nodes
 from tests.integration.queue_client import TOKEN, QueueClient, close_all, payload
 from tests.integration.test_gateway import Gateway
 from tests.unit.api.http.raw import Http1
@@ -30,12 +31,8 @@ async def _left() -> AsyncIterator[None]:
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    made = LocalCluster(THREE_DCS, tmp_path_factory.mktemp("cluster"), arguments=["--access-token", TOKEN])
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+    with three_nodes(tmp_path_factory.mktemp("cluster"), "--access-token", TOKEN) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from grpc import aio
 
-from cluster.launcher import THREE_DCS, LocalCluster
+from cluster.launcher import LocalCluster
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.client import Admin, open_kv
@@ -19,7 +19,7 @@ from kvnode.client.session import Session
 from kvnode.client.status import error_from_rpc
 from kvnode.codec.keys import encode_key
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
-from tests.integration.helpers import error_of
+from tests.integration.helpers import error_of, three_nodes
 from tests.integration.queue_client import TOKEN, QueueClient, close_all
 
 QUEUE = "work"
@@ -30,14 +30,8 @@ TOO_LONG_MS = limits.MAX_QUEUE_DELAY_MS + 1
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    made = LocalCluster(
-        THREE_DCS, tmp_path_factory.mktemp("cluster"), arguments=["--access-token", TOKEN, "--grpc-auth"]
-    )
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+    with three_nodes(tmp_path_factory.mktemp("cluster"), "--access-token", TOKEN, "--grpc-auth") as cluster:
+        yield cluster
 
 
 @pytest.fixture

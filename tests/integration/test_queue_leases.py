@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from cluster.launcher import THREE_DCS, LocalCluster
+from cluster.launcher import LocalCluster
 from kvnode.client import Admin, open_kv
+from tests.integration.helpers import three_nodes
 from tests.integration.queue_client import TOKEN, close_all, payload
 from tests.integration.test_queue_bad_input import Stream, opening
 from tests.integration.test_queue_http import client
@@ -20,12 +21,8 @@ END_TIMEOUT_S = 4.0  # with messages all the time a listener ends at the next on
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    made = LocalCluster(THREE_DCS, tmp_path_factory.mktemp("cluster"), arguments=["--access-token", TOKEN])
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+    with three_nodes(tmp_path_factory.mktemp("cluster"), "--access-token", TOKEN) as cluster:
+        yield cluster
 
 
 @pytest.fixture(autouse=True)

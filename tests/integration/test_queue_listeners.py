@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from cluster.launcher import THREE_DCS, LocalCluster
+from cluster.launcher import LocalCluster
 from kvnode.base.errors import KvError, Unauthenticated
 from kvnode.client import Admin, Kv, open_kv
 from kvnode.client.queue import QueueMessage
 from kvnode.client.queue_admin import STEP_COUNT
 from kvnode.client.queue_handlers import Handler
 from kvnode.proto.kv.v1 import queue_pb2
+from tests.integration.helpers import three_nodes
 from tests.integration.queue_client import TOKEN
 
 TOO_LATE_S = 10
@@ -24,14 +25,8 @@ TOO_LATE_S = 10
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    made = LocalCluster(
-        THREE_DCS, tmp_path_factory.mktemp("cluster"), arguments=["--access-token", TOKEN, "--grpc-auth"]
-    )
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
+    with three_nodes(tmp_path_factory.mktemp("cluster"), "--access-token", TOKEN, "--grpc-auth") as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -26,13 +26,13 @@ from tests.unit.machine.fakes import (
     SET_EXPIRY,
     SUFFIX,
     SUM,
-    MemoryState,
     entry,
     mutation,
     u64,
     write,
 )
 from tests.unit.machine.model import Model, Value
+from tests.unit.machine.stepping import STEPS, Stepping
 
 KEYS = [b"\x02" + bytes([97 + n]) + b"\0" for n in range(5)]
 EPOCH = 3
@@ -46,19 +46,16 @@ def _small_limits(monkeypatch):
     monkeypatch.setattr(limits, "SCAN_PAGE_COUNT", 2)
 
 
-class Harness:
+class Harness(Stepping):
     """One leader after the other, one follower, and the model."""
 
     def __init__(self, chance):
-        self.chance = chance
+        super().__init__(chance)
         self.model = Model()
-        self.leader, self.follower = MemoryState(), MemoryState()
         self.resolver = Resolver(self.leader, EPOCH)
         self.index = 1
         self.now = 1_000_000
-        self.log = []
         self.applied_count = 0
-        self.follower_count = 0
         self.clients = []
         self.sequences = {}
         self.stamps = [b""]
@@ -176,11 +173,7 @@ class Harness:
     def apply_all(self):
         self.apply(len(self.log))
         assert len(self.resolver.overlay) == 0
-        while self.follower_count < len(self.log):
-            step = self.chance.choice([1, 2, 3])
-            self.follower.apply(self.log[self.follower_count : self.follower_count + step])
-            self.follower_count = min(self.follower_count + step, len(self.log))
-        assert self.follower.rows == self.leader.rows
+        self.follow()
         user = {key: row for key, row in self.leader.rows.items() if not key.startswith(bytes(4))}
         assert {
             k: Value(r.value, r.encoding, r.versionstamp, r.expire_at_ms) for k, r in user.items()
@@ -222,18 +215,6 @@ def comparable(verdict):
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 2**64), st.lists(st.sampled_from("bbbbbaaAdl"), min_size=5, max_size=60))
+@given(st.integers(0, 2**64), STEPS)
 def test_the_machine_is_the_model(seed, steps):
-    harness = Harness(random.Random(seed))
-    for step in steps:
-        if step == "b":
-            harness.batch(discard=False)
-        elif step == "d":
-            harness.batch(discard=True)
-        elif step == "a":
-            harness.apply(harness.chance.choice([1, 2, 4]))
-        elif step == "A":
-            harness.apply_all()
-        else:
-            harness.elect()
-    harness.apply_all()
+    Harness(random.Random(seed)).walk(steps)

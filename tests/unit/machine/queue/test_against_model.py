@@ -20,8 +20,9 @@ from kvnode.machine.validate import validate_write
 from kvnode.machine.verdict import Accepted, Rejected
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from kvnode.proto.kv.v1 import kv_pb2
-from tests.unit.machine.fakes import BYTES, MemoryState, entry
+from tests.unit.machine.fakes import BYTES, entry
 from tests.unit.machine.queue.model import Model
+from tests.unit.machine.stepping import STEPS, Stepping
 
 EPOCH = 3
 DATABASES = (1, 7)
@@ -39,17 +40,16 @@ def _small_limits(monkeypatch):
     monkeypatch.setattr(limits, "MAX_LEASES_EXTENDED_PER_ENTRY_COUNT", 2)
 
 
-class Harness:
+class Harness(Stepping):
     """One leader after the other, one follower, and a model of each database."""
 
     def __init__(self, chance):
-        self.chance = chance
+        super().__init__(chance)
         self.models = {number: Model() for number in DATABASES}
-        self.leader, self.follower = MemoryState(), MemoryState()
         self.resolver = Resolver(self.leader, EPOCH)
         self.index, self.now = 1, 1_000_000
-        self.log, self.worlds = [], {}  # worlds: of each entry not yet applied
-        self.applied_count = self.follower_count = 0
+        self.worlds = {}  # of each entry not yet applied
+        self.applied_count = 0
         self.leases = [b"\0" * 12]
 
     def enqueue(self):
@@ -199,11 +199,7 @@ class Harness:
     def apply_all(self):
         self.apply(len(self.log))
         assert len(self.resolver.overlay) == 0
-        while self.follower_count < len(self.log):
-            step = self.chance.choice([1, 2, 3])
-            self.follower.apply(self.log[self.follower_count : self.follower_count + step])
-            self.follower_count = min(self.follower_count + step, len(self.log))
-        assert self.follower.rows == self.leader.rows
+        self.follow()
         for number, model in self.models.items():
             compare(self.leader, number, model.world)
 
@@ -304,18 +300,6 @@ def check_counters(row, name, world):
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 2**64), st.lists(st.sampled_from("bbbbbaaAdl"), min_size=5, max_size=60))
+@given(st.integers(0, 2**64), STEPS)
 def test_queues_are_the_model(seed, steps):
-    harness = Harness(random.Random(seed))
-    for step in steps:
-        if step == "b":
-            harness.batch(discard=False)
-        elif step == "d":
-            harness.batch(discard=True)
-        elif step == "a":
-            harness.apply(harness.chance.choice([1, 2, 4]))
-        elif step == "A":
-            harness.apply_all()
-        else:
-            harness.elect()
-    harness.apply_all()
+    Harness(random.Random(seed)).walk(steps)

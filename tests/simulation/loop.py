@@ -21,6 +21,8 @@ from asyncio import base_events, events
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from tests.simulation.handles import SimulatedHandle, SimulatedTimer
+
 MAX_CALLBACKS_AT_ONE_INSTANT = 200_000
 MAX_CALLBACKS_IN_ONE_SECOND = 500_000  # simulated; the busiest second of an ordinary seed has some 15,000
 _RESOLUTION_S = 1e-9
@@ -95,6 +97,8 @@ def current_process() -> Process | None:
 class SimulatedLoop(asyncio.BaseEventLoop):
     """The loop. Exceptions that nobody took are collected in `failures`."""
 
+    get_debug = staticmethod(bool)  # never; each future asks
+
     def __init__(self) -> None:
         super().__init__()
         self.failures: list[tuple[Process | None, BaseException]] = []
@@ -110,6 +114,28 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         """Virtual seconds since the seed began."""
         return self._now_s
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> events.Handle:
+        """See asyncio."""
+        handle = SimulatedHandle(callback, args, self, context)
+        self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> events.TimerHandle:
+        """See asyncio."""
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> events.TimerHandle:
+        """See asyncio."""
+        timer = SimulatedTimer(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, (when, timer))  # type: ignore[attr-defined]
+        return timer
 
     def adopt(self, task: SimulatedTask) -> None:
         """Hold on to an unfinished task."""
@@ -161,24 +187,31 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """There are no sockets."""
 
     def _run_once(self) -> None:
-        self._drop_cancelled_timers()
-        if not self._ready:  # type: ignore[attr-defined]
-            self._advance()
-        self._collect_due()
-        self._run_ready()
+        """Pass after pass, until the loop is to stop."""
+        ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
+        while True:
+            if self._timer_cancelled_count:
+                self._drop_cancelled_timers()
+            if not ready:
+                self._advance()
+            if scheduled and scheduled[0][0] <= self._now_s + _RESOLUTION_S:
+                self._collect_due()
+            self._run_ready()
+            if self._stopping:  # type: ignore[attr-defined]
+                return
 
     def _drop_cancelled_timers(self) -> None:
         scheduled = self._scheduled  # type: ignore[attr-defined]
-        if self._timer_cancelled_count > 100 and self._timer_cancelled_count > len(scheduled) // 2:  # type: ignore[attr-defined]
-            for handle in scheduled:
-                if handle._cancelled:
-                    handle._scheduled = False
-            scheduled[:] = [handle for handle in scheduled if not handle._cancelled]
+        if self._timer_cancelled_count > 100 and self._timer_cancelled_count > len(scheduled) // 2:
+            for _, timer in scheduled:
+                if timer._cancelled:
+                    timer._scheduled = False
+            scheduled[:] = [item for item in scheduled if not item[1]._cancelled]
             heapq.heapify(scheduled)
             self._timer_cancelled_count = 0
-        while scheduled and scheduled[0]._cancelled:
+        while scheduled and scheduled[0][1]._cancelled:
             self._timer_cancelled_count -= 1
-            heapq.heappop(scheduled)._scheduled = False
+            heapq.heappop(scheduled)[1]._scheduled = False
 
     def _advance(self) -> None:
         scheduled = self._scheduled  # type: ignore[attr-defined]
@@ -186,31 +219,33 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             return
         if not scheduled:
             raise Hang(f"nothing can happen any more at {self._now_s:.3f} s")
-        if scheduled[0]._when > self._now_s + _RESOLUTION_S:
-            self._now_s = scheduled[0]._when
+        when_s = scheduled[0][0]
+        if when_s > self._now_s + _RESOLUTION_S:
+            self._now_s = when_s
             self._at_instant = 0
-            if int(self._now_s) != self._second[0]:
-                self._second = (int(self._now_s), self.callbacks_count)
+            if int(when_s) != self._second[0]:
+                self._second = (int(when_s), self.callbacks_count)
 
     def _collect_due(self) -> None:
         scheduled, end_s = self._scheduled, self._now_s + _RESOLUTION_S  # type: ignore[attr-defined]
-        while scheduled and scheduled[0]._when <= end_s:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            if handle._cancelled:
+        while scheduled and scheduled[0][0] <= end_s:
+            timer = heapq.heappop(scheduled)[1]
+            timer._scheduled = False
+            if timer._cancelled:
                 self._timer_cancelled_count -= 1
             else:
-                self._ready.append(handle)  # type: ignore[attr-defined]
+                self._ready.append(timer)  # type: ignore[attr-defined]
 
     def _run_ready(self) -> None:
         ready = self._ready  # type: ignore[attr-defined]
-        self._at_instant += len(ready)
-        self.callbacks_count += len(ready)
+        count = len(ready)
+        self._at_instant += count
+        self.callbacks_count += count
         if self._at_instant > MAX_CALLBACKS_AT_ONE_INSTANT:
             raise Livelock(f"time stands still at {self._now_s:.3f} s; next callback: {ready[0]!r}")
         if self.callbacks_count - self._second[1] > MAX_CALLBACKS_IN_ONE_SECOND:
             raise Livelock(f"no rest in the second before {self._now_s:.3f} s; next callback: {ready[0]!r}")
-        for _ in range(len(ready)):
+        for _ in range(count):
             handle = ready.popleft()
             if handle._cancelled:
                 continue

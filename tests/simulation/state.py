@@ -1,9 +1,9 @@
 """The state of a simulated node: production's SQL in memory, with the crashes of a disk.
 
-Theory of operation. Two copies of the tables are kept. `_tables` is what the node sees. `_disk` is what had been
-fsynced; the applies since then stand in `_tail`. A crash loses an end of the tail of any length, because nobody
-knows how much of it the operating system had written: the new state is `_disk` and a beginning of `_tail`. As on the
-real file, an apply is there as a whole or not at all.
+Theory of operation. `_tables` is what the node sees. `_disk` is what had been fsynced, an image and the applies behind
+it, which nobody sees before a crash; the applies since the last fsync stand in `_tail`. A crash loses an end of the
+tail of any length, because nobody knows how much of it the operating system had written: the new state is `_disk` and
+a beginning of `_tail`. As on the real file, an apply is there as a whole or not at all.
 
 Snapshots are real files, in a directory of the simulation's own, since the transfer between nodes reads them.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -47,6 +47,30 @@ def _from_image(image: bytes) -> StateTables:
     return StateTables(connection)
 
 
+class _Disk:
+    """What had been fsynced: an image (None = an empty state) and the applies behind it, in order."""
+
+    def __init__(self, image: bytes | None = None, applied_index: int = 0) -> None:
+        self._image = image
+        self._behind: list[_Applied] = []
+        self.applied_index = applied_index
+
+    def take(self, applied: Sequence[_Applied]) -> None:
+        """These are durable too."""
+        self._behind.extend(applied)
+        if applied:
+            self.applied_index = applied[-1].arguments["applied_index"]
+
+    def read(self) -> StateTables:
+        """Tables of their own that hold it."""
+        tables = _empty() if self._image is None else _from_image(self._image)
+        for applied in self._behind:
+            tables.apply(applied.writes, **applied.arguments)
+        if self._behind:
+            self._image, self._behind = tables.connection.serialize(), []
+        return tables
+
+
 class SimulatedState:
     """Has State's interface; nothing in it waits for a thread.
 
@@ -70,7 +94,7 @@ class SimulatedState:
         self._latency_s = latency_s
         self._fault = fault
         self._tables = _empty()
-        self._disk = _empty()
+        self._disk = _Disk()
         self._tail: list[_Applied] = []
         self._exclusive = asyncio.Lock()
         self._failed: str | None = None
@@ -82,11 +106,11 @@ class SimulatedState:
         """The state that a restart finds: rolled back to any point from the last durable one to now."""
         kept = random_source.randint(0, len(self._tail))
         state = SimulatedState(self._directory, clock=self._clock, latency_s=self._latency_s, fault=self._fault)
-        image = self._disk.connection.serialize()
-        state._replace(image)
+        state._release()
+        state._tables, state._disk = self._disk.read(), self._disk
         for applied in self._tail[:kept]:
             state._tables.apply(applied.writes, **applied.arguments)
-            state._disk.apply(applied.writes, **applied.arguments)  # opening a state makes it durable
+        state._disk.take(self._tail[:kept])  # opening a state makes it durable
         self._release()
         return state
 
@@ -99,11 +123,11 @@ class SimulatedState:
 
     def _release(self) -> None:
         self._tables.connection.close()
-        self._disk.connection.close()
 
     def _replace(self, image: bytes) -> None:
         self._release()
-        self._tables, self._disk, self._tail = _from_image(image), _from_image(image), []
+        self._tables, self._tail = _from_image(image), []
+        self._disk = _Disk(image, self.meta.applied_index)
 
     async def close(self) -> None:
         """What is applied stays, as in an orderly end of the process."""
@@ -180,7 +204,7 @@ class SimulatedState:
 
     @property
     def durable_applied(self) -> int:
-        return self._disk.meta.applied_index
+        return self._disk.applied_index
 
     @property
     def maintenance_due(self) -> bool:
@@ -198,9 +222,9 @@ class SimulatedState:
         until = self.meta.applied_index
         await asyncio.sleep(self._latency_s())
         self._run("sync")
-        while self._tail and self._tail[0].arguments["applied_index"] <= until:
-            applied = self._tail.pop(0)
-            self._disk.apply(applied.writes, **applied.arguments)
+        synced = [applied for applied in self._tail if applied.arguments["applied_index"] <= until]
+        self._disk.take(synced)
+        del self._tail[: len(synced)]
 
     async def scrub(self) -> bool:
         scrub, tables = Scrub(), self._tables

@@ -56,7 +56,7 @@ class ObservedLog(Log):
         before = observer.durable.get(node_id)
         now = DurableLog(self.first_index() - 1, self.term(self.first_index() - 1) or 0)
         for index in range(self.first_index(), self.last_index() + 1):
-            now.terms[index] = self.term(index) or 0
+            now.keep(index, self.term(index) or 0)
         if before is not None and self.damage is None:
             for index, term in before.terms.items():
                 if not now.holds(index, term):

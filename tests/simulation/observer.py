@@ -51,7 +51,8 @@ class DurableLog:
 
     base: int = 0  # everything up to here is in a durable snapshot or was compacted
     base_term: int = 0
-    terms: dict[int, int] = field(default_factory=dict)
+    terms: dict[int, int] = field(default_factory=dict)  # changed by keep and drop alone
+    _last: int = 0  # the greatest index in `terms`; 0 = there is none
 
     def holds(self, index: int, term: int) -> bool:
         """Whether that entry survives a crash of the node."""
@@ -60,8 +61,23 @@ class DurableLog:
     @property
     def end(self) -> tuple[int, int]:
         """(term, index) of the last entry: what a vote compares (Raft, section 5.4.1)."""
-        last = max(self.terms, default=self.base)
+        last = self._last or self.base
         return self.terms.get(last, self.base_term), last
+
+    def keep(self, index: int, term: int) -> None:
+        """An entry is on the disk."""
+        self.terms[index] = term
+        self._last = max(index, self._last)
+
+    def drop_conflicting(self, entries: Sequence[Entry]) -> None:
+        """What stands where these entries begin, or behind, is gone unless it is one of them."""
+        if self._last < entries[0].index:
+            return
+        new = {entry.index: entry.term for entry in entries}
+        for index in [index for index in self.terms if index >= entries[0].index]:
+            if self.terms[index] != new.get(index):
+                del self.terms[index]
+        self._last = max(self.terms, default=0)
 
 
 @dataclass
@@ -165,15 +181,13 @@ class Observer:
             term_before = entry.term
         durable = self.durable.setdefault(node_id, DurableLog())
         if entries:  # a conflicting tail goes before anything is written over it
-            for index in [index for index in durable.terms if index >= entries[0].index]:
-                if durable.terms[index] != next((e.term for e in entries if e.index == index), None):
-                    del durable.terms[index]
+            durable.drop_conflicting(entries)
 
     def synced(self, node_id: int, entries: Sequence[Entry]) -> None:
         """The entries are durable."""
         durable = self.durable.setdefault(node_id, DurableLog())
         for entry in entries:
-            durable.terms[entry.index] = entry.term
+            durable.keep(entry.index, entry.term)
 
     def let_go(self, node_id: int) -> None:
         """A node has given up log and state, having held what a failover cut off."""
@@ -188,7 +202,7 @@ class Observer:
                 self.fail(
                     "durability", f"node {node_id} begins its log anew behind {index} and loses entry {at}/{held}"
                 )
-        durable.base, durable.base_term, durable.terms = index, term, {}
+        self.durable[node_id] = DurableLog(index, term)
 
     # States.
 

@@ -76,6 +76,7 @@ def test_a_leader_behind_a_fence_holds_all_up_to_where_an_earlier_loss_was_vouch
     observer.vouched = {2}
     third = 3 * TERMS_PER_EPOCH + 1
     log = observer.durable.setdefault(2, DurableLog())
-    log.terms.update({**held, 3: SECOND, 4: third})
+    for index, term in {**held, 3: SECOND, 4: third}.items():
+        log.keep(index, term)
     observer._elected(third, 2)
     assert (observer.violation is not None) == is_fault

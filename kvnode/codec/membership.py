@@ -40,6 +40,8 @@ class Membership:
             region (node/promotion); 0 = neither.
         lease_ends: the lease is still needed, but nobody votes in a ballot any more: it is being turned off.
         removed_ids: of those who were members, the latest one last; the last MAX_REMOVED_MEMBERS_COUNT.
+        voters: the members that vote.
+        replicas: the members that follow the changelog.
     """
 
     members: tuple[Member, ...] = ()
@@ -47,10 +49,15 @@ class Membership:
     primary_lease_ms: int = 0
     lease_ends: bool = False
     removed_ids: tuple[int, ...] = ()
+    voters: tuple[Member, ...] = field(init=False, repr=False, compare=False)
+    replicas: tuple[Member, ...] = field(init=False, repr=False, compare=False)
     _by_id: dict[int, Member] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_id", {member.node_id: member for member in self.members})
+        members = self.members  # sorted out once: with each commit somebody asks for the voters
+        object.__setattr__(self, "voters", tuple([one for one in members if one.role is MemberRole.VOTER]))
+        object.__setattr__(self, "replicas", tuple([one for one in members if one.role is MemberRole.REPLICA]))
+        object.__setattr__(self, "_by_id", {member.node_id: member for member in members})
 
     def get(self, node_id: int) -> Member | None:
         """The member of that id, or None."""
@@ -61,16 +68,6 @@ class Membership:
         members = tuple(member for member in self.members if member.node_id != node_id)
         removed_ids = (*self.removed_ids, node_id)[-limits.MAX_REMOVED_MEMBERS_COUNT :]
         return replace(self, members=members, removed_ids=removed_ids)
-
-    @property
-    def voters(self) -> tuple[Member, ...]:
-        """The members that vote."""
-        return tuple(member for member in self.members if member.role is MemberRole.VOTER)
-
-    @property
-    def replicas(self) -> tuple[Member, ...]:
-        """The members that follow the changelog."""
-        return tuple(member for member in self.members if member.role is MemberRole.REPLICA)
 
 
 def encode_membership(membership: Membership) -> bytes:

@@ -14,7 +14,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
@@ -214,6 +214,7 @@ class SimulatedTransport:
         self._calls = 0
         self._closed = False
         self._unheard: dict[int, None] = {}  # of a Hello that was said again
+        self._hellos: dict[int, tuple[object, peer_pb2.Hello]] = {}
         own.process.call_later(WATCH_INTERVAL_S, self._watch)
 
     def set_members(self, members: Sequence[Member]) -> None:
@@ -261,7 +262,12 @@ class SimulatedTransport:
             self._network.packet(self._own.node_id, to, packet.arrive)
 
     def _hello(self, to: int) -> peer_pb2.Hello:
-        return hello_to(self._handler, to)
+        """What goes with every packet here, and on a real stream only once: made anew when it says something else."""
+        said = (self._handler.identity(), self._handler.has_removed(to))
+        kept = self._hellos.get(to)
+        if kept is None or kept[0] != said:
+            kept = self._hellos[to] = (said, hello_to(self._handler, to))
+        return kept[1]
 
     def announce(self) -> None:
         """See ports.Transport."""
@@ -571,8 +577,7 @@ class SimulatedTransport:
             self._break(peer)
 
 
-@dataclass(frozen=True)
-class _Batch:
+class _Batch(NamedTuple):
     """A packet of Raft messages, encoded."""
 
     sender: int

@@ -14,7 +14,7 @@ error rolls it back to where the transaction began, so that a transaction with o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError
@@ -58,6 +58,8 @@ class Resolver:
         state: shows exactly the applied index at every call.
         epoch: of the versionstamps to be given.
         last_log_time_ms: of the state: what the leases in it were judged by last (queue/grace.py). None: of none.
+        max_value_bytes: that a database, by its number, takes. What a request brings was judged where it came in; what
+            a sum makes of it is judged here.
     """
 
     __slots__ = (
@@ -69,13 +71,21 @@ class Resolver:
         "applied_index",
         "arrivals",
         "census",
+        "max_value_bytes",
         "overlay",
         "state",
         "windows",
     )
 
-    def __init__(self, state: StateReader, epoch: int, last_log_time_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        state: StateReader,
+        epoch: int,
+        last_log_time_ms: int | None = None,
+        max_value_bytes: Callable[[int], int] = lambda database: limits.MAX_VALUE_BYTES,
+    ) -> None:
         self.state = state
+        self.max_value_bytes = max_value_bytes
         self.overlay = Overlay(state)
         self.arrivals = Arrivals()
         self.windows: dict[bytes, SessionWindow] = {}
@@ -219,7 +229,7 @@ class Batch:
         results: tuple[kv_pb2.QueueActionResult, ...] = ()
         try:
             for mutation in write.mutations:
-                self._mutate(transaction, mutation, prefix, stamp)
+                self._mutate(transaction, mutation, database, prefix, stamp)
                 if self.size_bytes - size_bytes > limits.MAX_RESOLVED_TRANSACTION_BYTES:
                     raise _resolved_too_large()
             if write.actions or write.enqueues:
@@ -380,7 +390,14 @@ class Batch:
                 failed.append(position)
         return failed
 
-    def _mutate(self, transaction: log_pb2.Transaction, mutation: kv_pb2.Mutation, prefix: bytes, stamp: bytes) -> None:
+    def _mutate(
+        self,
+        transaction: log_pb2.Transaction,
+        mutation: kv_pb2.Mutation,
+        database: int,
+        prefix: bytes,
+        stamp: bytes,
+    ) -> None:
         kind = mutation.type
         key = prefix + mutation.key
         if kind == _SET:
@@ -389,7 +406,7 @@ class Batch:
         elif kind == _DELETE:
             self._delete(transaction, key)
         elif kind in _SUMS:
-            data, encoding = sums.combine(mutation, self._live(key))
+            data, encoding = sums.combine(mutation, self._live(key), self._resolver.max_value_bytes(database))
             self._set(transaction, Row(key, data, encoding, stamp))
         elif kind == _SET_SUFFIX:
             key += b"\x02" + stamp.hex().encode() + b"\x00"

@@ -19,8 +19,13 @@ _U64_MASK = (1 << 64) - 1
 _NAMES = {kv_pb2.MUTATION_TYPE_SUM: "sum", kv_pb2.MUTATION_TYPE_MIN: "min", kv_pb2.MUTATION_TYPE_MAX: "max"}
 
 
-def combine(mutation: kv_pb2.Mutation, stored: Row | None) -> tuple[bytes, int]:
+def combine(
+    mutation: kv_pb2.Mutation, stored: Row | None, max_value_bytes: int = limits.MAX_VALUE_BYTES
+) -> tuple[bytes, int]:
     """(value, encoding) that the mutation leaves where `stored` is.
+
+    Args:
+        max_value_bytes: that the result may have: the database's limit, which can be other than Deno KV's.
 
     Raises:
         InvalidRequest: SUM_NON_U64_OPERAND, SUM_NON_U64_VALUE, SUM_TYPE_MISMATCH, SUM_LIMITS_WITH_U64,
@@ -32,7 +37,10 @@ def combine(mutation: kv_pb2.Mutation, stored: Row | None) -> tuple[bytes, int]:
     if operand.encoding == LE64 and len(operand.data) == 8:
         return _combine_u64(name, mutation, stored), LE64
     if operand.encoding == V8 and name == "sum":
-        return _sum_v8(mutation, stored)
+        data, encoding = _sum_v8(mutation, stored)
+        if len(data) > max_value_bytes:
+            raise _result_too_large(len(data), max_value_bytes)
+        return data, encoding
     raise InvalidRequest(
         "SUM_NON_U64_OPERAND",
         f"Failed to perform '{name}' mutation on a non-U64 operand. Pass a KvU64 (LE64, 8 bytes)"
@@ -77,14 +85,15 @@ def _sum_v8(mutation: kv_pb2.Mutation, stored: Row | None) -> tuple[bytes, int]:
     current = v8number.parse_stored(stored.value)
     if isinstance(current, float) != isinstance(operand, float):
         raise _mismatch(v8number.type_name(current), v8number.type_name(operand))
-    data = v8number.encode(_within(current + operand, low, high, mutation.sum_clamp))
-    if len(data) > limits.MAX_VALUE_BYTES:
-        raise InvalidRequest(
-            "VALUE_TOO_LARGE",
-            f"A value exceeds the value size limit. The sum has {len(data)} bytes; the limit is "
-            f"{limits.MAX_VALUE_BYTES}: start from a smaller bigint.",
-        )
-    return data, V8
+    return v8number.encode(_within(current + operand, low, high, mutation.sum_clamp)), V8
+
+
+def _result_too_large(size_bytes: int, max_value_bytes: int) -> InvalidRequest:
+    return InvalidRequest(
+        "VALUE_TOO_LARGE",
+        f"A value exceeds the value size limit. The sum has {size_bytes} bytes; the limit is {max_value_bytes}: start "
+        "from a smaller bigint, or let the database take larger values (`kvnode database set --max-value-bytes`).",
+    )
 
 
 def _limit(data: bytes, operand: int | float) -> int | float | None:

@@ -71,6 +71,7 @@ class Operations:
         monotonic_ms = context.clock.monotonic_ms
         self._context = context
         self._gate = promotion.gate
+        self._view = directory.view
         self.onward = Onward(settings.node_id, raft, members, transport.forward, monotonic_ms, stats)
         self.reads = Reads(
             state,
@@ -182,4 +183,4 @@ class Operations:
 
     def _make_resolver(self) -> Resolver:
         meta = self._context.meta()
-        return Resolver(self._context.state, meta.epoch, meta.log_time_ms)
+        return Resolver(self._context.state, meta.epoch, meta.log_time_ms, self._view.max_value_bytes)

@@ -207,3 +207,22 @@ def test_limits_hold_for_a_key_that_does_not_exist_yet(kind):
 
 def test_nan_is_one_value():
     assert number(math.nan) == number(-math.nan)
+
+
+@pytest.mark.parametrize("limit", [65_536, 200_000, 100])
+def test_the_result_may_be_as_large_as_a_value_of_its_database(limit):
+    longest = (limit - 8) // 8 * 8  # bytes of a magnitude whose encoding just fits
+    row = stored(bigint(1 << 8 * longest - 2), V8)
+    data, _ = combine(mutation(SUM, KEY, bigint(1 << 8 * longest - 2), V8), row, limit)
+    assert v8number.parse(data) == 1 << 8 * longest - 1 and len(data) <= limit
+    row = stored(data, V8)
+    with pytest.raises(InvalidRequest, match=f"the limit is {limit}") as refused:
+        combine(mutation(SUM, KEY, data, V8), row, limit)
+    assert refused.value.code == "VALUE_TOO_LARGE"
+
+
+def test_a_limit_that_the_result_is_moved_to_is_measured_as_well():
+    low = bigint(1 << 1_000)
+    with pytest.raises(InvalidRequest) as refused:
+        combine(mutation(SUM, KEY, bigint(1), V8, sum_min=low, sum_clamp=True), None, 100)
+    assert refused.value.code == "VALUE_TOO_LARGE"

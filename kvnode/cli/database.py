@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kvnode.cli.ask import agrees
 from kvnode.cli.exits import Exit
 from kvnode.cli.member import administer
 from kvnode.cli.options import DEFAULT_ENDPOINTS, EndpointsOption, Output, OutputOption, TimeoutOption
@@ -192,7 +193,7 @@ def delete(
 def _confirmed(database: str) -> bool:
     if not sys.stdin.isatty():
         return False
-    return typer.confirm(f"Delete the database '{database}' and everything in it, for ever?", err=True)
+    return agrees(f"Delete the database '{database}' and everything in it, for ever?")
 
 
 def _run(endpoints: str, timeout_ms: int, output: Output | None, work: Callable[[Admin], Awaitable[Any]]) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kvnode.base.errors import InvalidRequest
+from kvnode.cli.ask import agrees
 from kvnode.cli.exits import Exit
 from kvnode.cli.options import DEFAULT_ENDPOINTS, EndpointsOption, Output, OutputOption, TimeoutOption
 from kvnode.cli.run import fail, run
@@ -117,12 +118,7 @@ def _ask(region: str) -> None:
     if not sys.stdin.isatty():
         print("kvnode: nobody can be asked here: say --yes to go on", file=sys.stderr)
         raise typer.Exit(Exit.USAGE)
-    try:
-        agreed = typer.confirm(f"Fail over to '{region}'?")
-    except typer.Abort:  # Ctrl-C, which typer by itself would end with status 1
-        print(file=sys.stderr)
-        raise typer.Exit(Exit.INTERRUPTED) from None
-    if not agreed:
+    if not agrees(f"Fail over to '{region}'?"):
         raise typer.Exit(Exit.FAILED)
 
 

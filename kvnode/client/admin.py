@@ -16,6 +16,7 @@ from kvnode.base.errors import KvError, NotLeader
 from kvnode.client import rpc
 from kvnode.client.rpc import Method
 from kvnode.client.selection import call_metadata
+from kvnode.client.texts import DATABASE_NAME, sendable
 from kvnode.client.unary import UnaryCaller
 from kvnode.proto.kv.v1 import admin_pb2, directory_pb2
 
@@ -136,7 +137,7 @@ class Admin:
             keep_index: what a dry run said would be kept (last_index); with less, nothing is done.
         """
         request = admin_pb2.FailoverRequest(
-            region=region,
+            region=sendable("region", region),
             planned=planned,
             dry_run=dry_run,
             force=force,
@@ -163,28 +164,32 @@ class Admin:
         self, database: str = "", *, count_keys: bool = False
     ) -> directory_pb2.DatabaseShowResponse:
         """One database by name or uuid, or how far the removal of a deleted one is. `count_keys` reads them all."""
-        request = directory_pb2.DatabaseShowRequest(database=database, count_keys=count_keys)
+        request = directory_pb2.DatabaseShowRequest(database=_database(database), count_keys=count_keys)
         return await self._caller.call(rpc.DATABASE_SHOW, request, self._timeout_ms)
 
     async def create_database(self, name: str, max_value_bytes: int = 0) -> directory_pb2.DatabaseResponse:
         """A database of that name; `max_value_bytes` 0 = Deno KV's own limit."""
-        request = directory_pb2.DatabaseCreateRequest(name=name, max_value_bytes=max_value_bytes)
+        request = directory_pb2.DatabaseCreateRequest(name=_database(name), max_value_bytes=max_value_bytes)
         return await self._once(rpc.DATABASE_CREATE, request)
 
     async def rename_database(self, database: str, name: str) -> directory_pb2.DatabaseResponse:
         """Another name for a database, which was named by name or uuid."""
-        return await self._once(rpc.DATABASE_RENAME, directory_pb2.DatabaseRenameRequest(database=database, name=name))
+        return await self._once(
+            rpc.DATABASE_RENAME, directory_pb2.DatabaseRenameRequest(database=_database(database), name=_database(name))
+        )
 
     async def set_database(
         self, database: str, mode: str = "", max_value_bytes: int = 0
     ) -> directory_pb2.DatabaseResponse:
         """Another mode (enabled, read-only, disabled) or limit for a database; empty or 0 = as it is."""
-        request = directory_pb2.DatabaseSetRequest(database=database, mode=mode, max_value_bytes=max_value_bytes)
+        request = directory_pb2.DatabaseSetRequest(
+            database=_database(database), mode=sendable("mode", mode), max_value_bytes=max_value_bytes
+        )
         return await self._once(rpc.DATABASE_SET, request)
 
     async def delete_database(self, database: str) -> directory_pb2.DatabaseResponse:
         """Delete a database: its name and tokens at once, its rows afterwards."""
-        return await self._once(rpc.DATABASE_DELETE, directory_pb2.DatabaseDeleteRequest(database=database))
+        return await self._once(rpc.DATABASE_DELETE, directory_pb2.DatabaseDeleteRequest(database=_database(database)))
 
     async def tokens(self) -> directory_pb2.TokenListResponse:
         """All access tokens, without the tokens themselves."""
@@ -212,10 +217,10 @@ class Admin:
             requests_per_second, bytes_per_second: at each node; 0 = no limit.
         """
         request = directory_pb2.TokenCreateRequest(
-            database=database,
+            database=_database(database),
             all_databases=all_databases,
-            right=right,
-            label=label,
+            right=sendable("right", right),
+            label=sendable("label", label),
             expires_in_ms=expires_in_ms,
             requests_per_second=requests_per_second,
             bytes_per_second=bytes_per_second,
@@ -224,7 +229,9 @@ class Admin:
 
     async def revoke_token(self, token_id: str) -> directory_pb2.TokenRevokeResponse:
         """Revoke a token by its id."""
-        return await self._once(rpc.TOKEN_REVOKE, directory_pb2.TokenRevokeRequest(token_id=token_id))
+        return await self._once(
+            rpc.TOKEN_REVOKE, directory_pb2.TokenRevokeRequest(token_id=sendable("token_id", token_id))
+        )
 
     async def _once(self, method: Method[Request, Response], request: Request) -> Response:
         """A change that any node makes; it is not sent again when its outcome is unknown."""
@@ -259,3 +266,7 @@ class Admin:
         status = await self._caller.call(rpc.STATUS, admin_pb2.StatusRequest(), timeout_ms)
         leader = [member.address for member in status.members if member.node_id == status.leader_id]
         return [*leader, *(address for address in self._addresses if address not in leader)]
+
+
+def _database(name: str) -> str:
+    return sendable("the database's name", name, DATABASE_NAME)

@@ -10,6 +10,7 @@ from kvnode.base.errors import InvalidRequest
 from kvnode.client.numbers import parse_backoff_ms, parse_delay_ms, whole_number
 from kvnode.client.queue import QueueMessage
 from kvnode.client.results import CommitResult, Entry, parse_versionstamp
+from kvnode.client.texts import QUEUE_NAME, sendable
 from kvnode.codec.keys import KeyPart, encode_key, prefix_range
 from kvnode.codec.values import KvU64, encode_payload, encode_v8, encode_value
 from kvnode.proto.kv.v1 import kv_pb2
@@ -187,7 +188,8 @@ class AtomicOperation:
                 5,000, 30,000, 60,000; empty = the first failure is the last.
 
         Raises:
-            InvalidRequest: BAD_DEADLINE: the delay or an interval is negative, too long, or no number.
+            InvalidRequest: BAD_DEADLINE: the delay or an interval is negative, too long, or no number. BAD_QUEUE_NAME:
+                the name is no text.
         """
         message = message_of(value, queue, keys_if_undelivered, backoff_schedule)
         message.delay_ms = parse_delay_ms(delay)
@@ -228,7 +230,7 @@ def message_of(
 ) -> kv_pb2.Enqueue:
     """A message, as AtomicOperation.enqueue describes it. Raises InvalidRequest."""
     data, encoding = encode_payload(value)
-    message = kv_pb2.Enqueue(queue=queue)
+    message = kv_pb2.Enqueue(queue=sendable("queue", queue, QUEUE_NAME))
     message.payload.data, message.payload.encoding = data, encoding  # type: ignore[assignment]
     message.keys_if_undelivered.extend(encode_key(key) for key in keys_if_undelivered)
     if backoff_schedule is not None:

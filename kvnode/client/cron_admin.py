@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from kvnode.client import rpc
 from kvnode.client.atomic import message_of
 from kvnode.client.queue_admin import Commit
+from kvnode.client.texts import CRON_NAME, sendable
 from kvnode.client.unary import UnaryCaller
 from kvnode.codec.keys import KeyPart
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
@@ -54,14 +55,19 @@ class CronAdmin:
         Returns:
             Its next tick, milliseconds since 1970; None when the write had to be sent again.
         """
-        made = kv_pb2.CronSet(name=name, schedule=schedule, allow_overlap=allow_overlap, must_be_new=must_be_new)
+        made = kv_pb2.CronSet(
+            name=_named(name),
+            schedule=sendable("schedule", schedule, "BAD_CRON_SCHEDULE"),
+            allow_overlap=allow_overlap,
+            must_be_new=must_be_new,
+        )
         made.message.CopyFrom(message_of(value, queue, keys_if_undelivered, backoff_schedule))
         response = await self._act(kv_pb2.QueueAction(cron_set=made))
         return response.results[0].next_at_ms if response.results else None
 
     async def delete(self, name: str) -> None:
         """Remove a cron; the messages that it has sent stay. Raises KvError: CRON_NOT_FOUND."""
-        await self._act(kv_pb2.QueueAction(cron_delete=kv_pb2.CronDelete(name=name)))
+        await self._act(kv_pb2.QueueAction(cron_delete=kv_pb2.CronDelete(name=_named(name))))
 
     async def status(self) -> list[queue_pb2.CronStatus]:
         """How each cron of the database stands, by name."""
@@ -73,8 +79,12 @@ class CronAdmin:
         return found[0] if found else None
 
     async def _crons(self, name: str) -> list[queue_pb2.CronStatus]:
-        request = queue_pb2.CronsRequest(name=name)
+        request = queue_pb2.CronsRequest(name=_named(name))
         return [*(await self._unary.call(rpc.CRONS, request, self._timeout_ms)).crons]
 
     async def _act(self, action: kv_pb2.QueueAction) -> kv_pb2.AtomicWriteResponse:
         return await self._commit(kv_pb2.AtomicWriteRequest(actions=[action]), self._timeout_ms)
+
+
+def _named(cron: str) -> str:
+    return sendable("name", cron, CRON_NAME)

@@ -405,7 +405,7 @@ class Kv:
             consumer: a name for people to read.
 
         Raises:
-            InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME.
+            InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME, BAD_QUEUE_NAME, BAD_TEXT.
             Unavailable: CLIENT_CLOSED, after close().
         """
         if self._is_closed:

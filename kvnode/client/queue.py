@@ -28,6 +28,7 @@ from kvnode.client.listen_stream import listen_until_refused
 from kvnode.client.numbers import parse_delay_ms, parse_lease_ms, whole_number
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_proto
+from kvnode.client.texts import QUEUE_NAME, sendable
 from kvnode.codec.values import decode_value
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
@@ -148,7 +149,7 @@ class QueueListener(AsyncIterator[QueueMessage]):
         credentials, metadata, fail_fast, random: as for the client.
 
     Raises:
-        InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME.
+        InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME, BAD_QUEUE_NAME, BAD_TEXT.
     """
 
     def __init__(
@@ -171,7 +172,9 @@ class QueueListener(AsyncIterator[QueueMessage]):
                 f"A listener holds 1 to {limits.MAX_CONSUMER_IN_FLIGHT_COUNT} messages at a time, not {concurrency!r}.",
             )
         lease_ms = parse_lease_ms(lease_ms)
-        self._open = queue_pb2.ListenOpen(queue=queue, lease_ms=lease_ms, consumer=consumer)
+        self._open = queue_pb2.ListenOpen(
+            queue=sendable("queue", queue, QUEUE_NAME), lease_ms=lease_ms, consumer=sendable("consumer", consumer)
+        )
         self._lease_s = (lease_ms or limits.DEFAULT_QUEUE_LEASE_MS) / 1000
         self.concurrency = places
         self._credentials = credentials

@@ -9,6 +9,7 @@ from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.client import rpc
 from kvnode.client.numbers import parse_count, parse_push_limit
+from kvnode.client.texts import QUEUE_NAME, sendable
 from kvnode.client.unary import UnaryCaller
 from kvnode.machine.queue.keys import DEFAULT_QUEUE
 from kvnode.machine.queue.push import encode_secret
@@ -36,13 +37,13 @@ class QueueAdmin:
 
     async def status(self, queue: str = "") -> list[queue_pb2.QueueStatus]:
         """How every queue stands, or the one that is named; none for one that has never been used."""
-        request = queue_pb2.QueueListRequest(queue=queue)
+        request = queue_pb2.QueueListRequest(queue=_named(queue))
         return list((await self._unary.call(rpc.QUEUE_LIST, request, self._timeout_ms)).queues)
 
     async def peek(self, queue: str = "", count: int = 10) -> list[queue_pb2.WaitingMessage]:
         """The next messages in the order of their time, up to 100; they stay where they are."""
         count = parse_count("count", count, 1, limits.MAX_PEEK_COUNT)
-        request = queue_pb2.QueuePeekRequest(queue=queue, max_count=count)
+        request = queue_pb2.QueuePeekRequest(queue=_named(queue), max_count=count)
         return list((await self._unary.call(rpc.QUEUE_PEEK, request, self._timeout_ms)).messages)
 
     async def dead_letters(
@@ -50,7 +51,7 @@ class QueueAdmin:
     ) -> list[queue_pb2.DeadLetter]:
         """What was given up, the oldest first, up to 100; `after`: those behind the one with that id."""
         count = parse_count("count", count, 1, limits.MAX_PEEK_COUNT)
-        request = queue_pb2.DeadLettersRequest(queue=queue, max_count=count, after=after)
+        request = queue_pb2.DeadLettersRequest(queue=_named(queue), max_count=count, after=after)
         return list((await self._unary.call(rpc.DEAD_LETTERS, request, self._timeout_ms)).dead_letters)
 
     async def requeue(self, queue: str = "", dead_letter: bytes = b"") -> int:
@@ -64,12 +65,12 @@ class QueueAdmin:
                 fails behind the first step has `not_applied` False and says how many were requeued.
         """
         if dead_letter:
-            action = kv_pb2.QueueRequeue(queue=queue, dead_letter=dead_letter)
+            action = kv_pb2.QueueRequeue(queue=_named(queue), dead_letter=dead_letter)
             return await self._act(kv_pb2.QueueAction(requeue=action))
         dead_count = sum(status.dead_count for status in await self.status(queue or DEFAULT_QUEUE))
 
         def step(count: int) -> kv_pb2.QueueAction:
-            return kv_pb2.QueueAction(requeue=kv_pb2.QueueRequeue(queue=queue, max_count=count))
+            return kv_pb2.QueueAction(requeue=kv_pb2.QueueRequeue(queue=_named(queue), max_count=count))
 
         return await self._in_steps(step, "requeued", dead_count)
 
@@ -80,11 +81,11 @@ class QueueAdmin:
         the first step has `not_applied` False and says how many were deleted.
         """
         if dead_letter:
-            action = kv_pb2.QueuePurge(queue=queue, dead_letter=dead_letter)
+            action = kv_pb2.QueuePurge(queue=_named(queue), dead_letter=dead_letter)
             return await self._act(kv_pb2.QueueAction(purge=action))
 
         def step(count: int) -> kv_pb2.QueueAction:
-            purge = kv_pb2.QueuePurge(queue=queue, dead_letters=dead_letters, max_count=count)
+            purge = kv_pb2.QueuePurge(queue=_named(queue), dead_letters=dead_letters, max_count=count)
             return kv_pb2.QueueAction(purge=purge)
 
         return await self._in_steps(step, "deleted")
@@ -92,7 +93,7 @@ class QueueAdmin:
     async def configure(self, queue: str = "", *, max_messages: int = 0) -> None:
         """Set how many undelivered messages the queue may hold; 0 = the default, 100,000."""
         bound = parse_count("max_messages", max_messages, 0, limits.HARD_MAX_QUEUE_MESSAGES_COUNT)
-        action = kv_pb2.QueueConfigure(queue=queue, max_messages_count=bound)
+        action = kv_pb2.QueueConfigure(queue=_named(queue), max_messages_count=bound)
         await self._act(kv_pb2.QueueAction(configure=action))
 
     async def push(
@@ -113,22 +114,23 @@ class QueueAdmin:
         """
         concurrency = parse_push_limit("concurrency", concurrency)
         timeout_ms = parse_push_limit("timeout_ms", timeout_ms)
+        url, secret = sendable("url", url), sendable("secret", secret)
         present = await self.status(queue or DEFAULT_QUEUE)
         if not secret and not any(status.push_url for status in present):
             secret = encode_secret(secrets.token_bytes(PUSH_KEY_BYTES))
         push = kv_pb2.QueuePush(url=url, secret=secret, concurrency=concurrency, timeout_ms=timeout_ms)
-        action = kv_pb2.QueueConfigure(queue=queue, push=push, keep_max_messages=True)
+        action = kv_pb2.QueueConfigure(queue=_named(queue), push=push, keep_max_messages=True)
         await self._act(kv_pb2.QueueAction(configure=action))
         return secret
 
     async def push_off(self, queue: str = "") -> None:
         """Push the queue's messages no longer; they wait for consumers."""
-        action = kv_pb2.QueueConfigure(queue=queue, no_push=True, keep_max_messages=True)
+        action = kv_pb2.QueueConfigure(queue=_named(queue), no_push=True, keep_max_messages=True)
         await self._act(kv_pb2.QueueAction(configure=action))
 
     async def remove(self, queue: str) -> None:
         """Remove an empty queue, with its counters."""
-        await self._act(kv_pb2.QueueAction(remove=kv_pb2.QueueRemove(queue=queue)))
+        await self._act(kv_pb2.QueueAction(remove=kv_pb2.QueueRemove(queue=_named(queue))))
 
     async def _act(self, action: kv_pb2.QueueAction) -> int:
         return sum(await self._counts(action))
@@ -158,6 +160,10 @@ class QueueAdmin:
                 break
             total += sum(counts)
         return total
+
+
+def _named(queue: str) -> str:
+    return sendable("queue", queue, QUEUE_NAME)
 
 
 def _behind_a_step(error: KvError, done: str) -> KvError:

@@ -89,6 +89,16 @@ async def test_a_lease_lasts_as_long_as_it_was_extended_for_at_any_node(nodes: L
     assert sorted((await one.settle(ack=[here, elsewhere]))["settled"]) == sorted([here, elsewhere])
 
 
+async def test_a_listeners_node_shortens_no_lease_that_was_extended_elsewhere(nodes: LocalCluster) -> None:
+    one, other = client(nodes, queue="longer"), client(nodes, 1, queue="longer")
+    listener = await one.listen(credit=2, lease_ms=1_000)
+    await one.enqueue(b"long")
+    (lease,) = [message["lease"] for message in await listener.messages(1)]
+    assert (await other.settle(extend=[lease], lease_ms=60_000))["failed"] == []
+    await listener.nothing(13.0)  # its node asks with the second ping; then one lease more, and a margin
+    assert (await other.settle(ack=[lease]))["settled"] == [lease]
+
+
 async def test_a_node_that_does_not_know_the_listener_asks_how_long_a_lease_is_to_last(nodes: LocalCluster) -> None:
     one, other = client(nodes, queue="default-time"), client(nodes, 1, queue="default-time")
     listener = await one.listen(credit=2, lease_ms=60_000)

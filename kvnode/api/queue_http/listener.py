@@ -3,7 +3,8 @@
 The client says at the beginning how many messages it may hold. Each that is sent to it takes a place; the place is free
 again when the message is settled, by whichever request to this node, or its lease is lost. A client that settles at
 another node, or not at all, gets its places back a while after the leases would have ended, once the leader has said
-that they have: the client may have extended them at another node. To ask is to extend by the listener's own time.
+that they have: the client may have extended them at another node. To ask is to extend by the listener's own time, which
+shortens no lease that lasts longer.
 """
 
 from __future__ import annotations

@@ -314,6 +314,8 @@ class QueueTransaction:
 
     def _extend(self, row: Row, action: kv_pb2.QueueExtend) -> None:
         expire_at_ms = self.now_ms + (action.lease_ms or limits.DEFAULT_QUEUE_LEASE_MS)
+        if action.never_sooner and expire_at_ms <= row.expire_at_ms:
+            return
         self._access.put(row._replace(versionstamp=self._stamp, expire_at_ms=expire_at_ms))
 
     def _again(self, lease: rows.LeaseRow, message: rows.MessageRow, delay_ms: int | None) -> None:

@@ -108,8 +108,9 @@ class Consumer:
         self._settler.settle(self._database, action, done)
 
     def extend(self, lease: bytes, done: Done) -> None:
-        """Let a lease last from now on."""
-        action = kv_pb2.QueueAction(extend=kv_pb2.QueueExtend(lease=lease, lease_ms=self.lease_ms))
+        """Let a lease last from now on; one that was extended for longer elsewhere stays as it is."""
+        extend = kv_pb2.QueueExtend(lease=lease, lease_ms=self.lease_ms, never_sooner=True)
+        action = kv_pb2.QueueAction(extend=extend)
         self._settler.settle(self._database, action, partial(self._extended, lease, done))
 
     def close(self, *, give_back: bool) -> None:

@@ -208,7 +208,9 @@ class Model:
             self.wait(message, self.now)
 
     def extend(self, action):
-        self.world.leases[action.lease][1] = self.now + (action.lease_ms or 10_000)
+        until = self.now + (action.lease_ms or 10_000)
+        lease = self.world.leases[action.lease]
+        lease[1] = max(until, lease[1]) if action.never_sooner else until
 
     def die(self, message):
         for key in message.keys:

@@ -94,6 +94,8 @@ class Harness(Stepping):
             named.queue = chance.choice(QUEUES)
         if kind in ("claim", "extend"):
             named.lease_ms = chance.choice([0, 1_000, 3_000])
+        if kind == "extend":
+            named.never_sooner = chance.random() < 0.5
         if kind in ("claim", "requeue", "purge"):
             named.max_count = chance.choice([1, 2, 5])
         if kind == "configure":

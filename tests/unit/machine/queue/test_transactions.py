@@ -272,6 +272,19 @@ def test_an_extended_lease_lasts_from_the_commit_on(db):
     assert isinstance(db.run(act(ack={"lease": lease})), Accepted)
 
 
+def test_an_extension_may_leave_a_lease_that_lasts_longer_as_it_is(db):
+    db.enqueue()
+    lease = db.claim(lease_ms=10_000)[0].lease
+    db.run(act(extend={"lease": lease, "lease_ms": 2_000, "never_sooner": True}))
+    db.tick(9_999)
+    db.run(act(extend={"lease": lease, "lease_ms": 2_000, "never_sooner": True}))
+    db.tick(1_999)
+    db.run(act(extend={"lease": lease, "lease_ms": 5_000}))
+    db.run(act(extend={"lease": lease, "lease_ms": 1_000}))  # who says nothing else means what he says
+    db.tick(1_001)
+    assert code(db.run(act(extend={"lease": lease, "lease_ms": 2_000, "never_sooner": True}))) == "LEASE_LOST"
+
+
 def test_a_new_leader_gives_leases_the_time_back(db):
     db.enqueue(b"live")
     db.enqueue(b"late")

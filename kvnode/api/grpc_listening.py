@@ -10,7 +10,7 @@ from grpc import aio
 from kvnode.api.auth.gate import Gate, Permit
 from kvnode.api.grpc_handlers import parse
 from kvnode.api.queue_http.ports import ListenStream
-from kvnode.base.errors import InvalidRequest
+from kvnode.base.errors import InvalidRequest, RateLimited
 from kvnode.proto.kv.v1 import queue_pb2
 
 
@@ -50,6 +50,9 @@ async def serve_listen(
     try:
         listening.take(first)
         await _run(listening, context, permit)
+    except RateLimited:
+        listening.keep()
+        raise
     finally:
         listening.close()
 

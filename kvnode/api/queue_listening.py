@@ -6,7 +6,8 @@ MAX_LISTENER_UNSENT_BYTES wait to be sent, no more are pulled, so that a client 
 
 How it ends says what becomes of the messages the client held. The client left, broke off, or may listen no longer:
 they are given back at once. The node stops, or is cut off from every leader: the client goes on at another node and
-takes its leases along, so nothing is given back.
+takes its leases along, so nothing is given back. Nor is it when its token's rate was exceeded: the client comes again
+after a pause; what has not been sent to it by then is somebody else's.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class Listening:
         self._stopping = stopping
         self._settling_count = 0
         self._cut_off = False
+        self._kept = False
         self._consumer: Consumer = node.queues.listen(
             permit.database,
             (opening.queue, opening.lease_ms, opening.consumer),
@@ -119,11 +121,18 @@ class Listening:
         """See ListenerOutbox.finish."""
         self._outbox.finish()
 
+    def keep(self) -> None:
+        """See ListenStream."""
+        self._kept = True
+
     def close(self) -> None:
         """Over; called in any case."""
         self._unfollow()
         self._stopping.remove_done_callback(self._node_stops)
-        goes_on = self._stopping.done() or self._cut_off
+        goes_on = self._stopping.done() or self._cut_off or self._kept
+        if self._kept:
+            unsent = [message.lease for message in self._unsent.messages]
+            self._node.queues.settler.release(self._permit.database, unsent, unseen=True)
         self._node.queues.leave(self._consumer, give_back=not goes_on)
         self._outbox.close()
 

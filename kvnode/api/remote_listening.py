@@ -110,11 +110,19 @@ class RemoteListening:
         """See ListenerOutbox.finish."""
         self._outbox.finish()
 
+    def keep(self) -> None:
+        """See ListenStream."""
+        self._out.release.extend(message.lease for message in self._unsent.messages)
+        for message in self._unsent.messages:
+            self._held.pop(message.lease, None)
+        self._leave()
+        asyncio.get_running_loop().call_later(limits.LISTENERS_STOP_TIMEOUT_MS / 1_000, self.relay.cancel)
+
     def close(self) -> None:
         """Over; called in any case."""
         self._unfollow()
         self._stopping.remove_done_callback(self._gateway_stops)
-        if not self._stopping.done():
+        if not self._leaving:
             self.relay.cancel()
         self._outbox.close()
 
@@ -133,12 +141,15 @@ class RemoteListening:
         self._room.set()
 
     def _gateway_stops(self, _stopping: asyncio.Future[None]) -> None:
+        self._leave()
+        self._end(node_stopping())
+
+    def _leave(self) -> None:
         """The leases stay with the client: the node is to hold them for nobody, and hears nothing more."""
         self._out.settled.extend(self._held)
         self._out.ClearField("credit")
         self._leaving = True
         self._out_ready.set()
-        self._end(node_stopping())
 
     # The node.
 

@@ -1,7 +1,7 @@
 """How fast a stream may send to a node that limits its token.
 
-A node that refuses one request for the limit ends the whole stream, and gives what its listener held to others. So
-after a refusal requests keep a distance, and what there is to say meanwhile gathers in the next one: a listener says as
+A node that refuses one request for the limit ends the whole stream, which takes a while to open again. So after a
+refusal requests keep a distance, and what there is to say meanwhile gathers in the next one: a listener says as
 much with few requests as with many. The distance grows until it is not refused; after a long time a shorter one is
 tried.
 """

@@ -143,7 +143,9 @@ async def test_a_listener_outlasts_its_tokens_rate(
     async with open_kv(cluster.addresses, token=made.secret) as limited, listening(limited, handle, "rate") as task:
         await until(kv, "rate", lambda status: status.acknowledged_total == count or task.done())
         assert not task.done(), task.exception()
+        (status,) = await kv.queues.status("rate")
     assert "pauses for" in caplog.text  # or the limit was not met at all
+    assert not status.redelivered_total, "what it held in a pause was given to others"
 
 
 async def test_a_plain_function_keeps_its_message_for_longer_than_a_lease(kv: Kv) -> None:

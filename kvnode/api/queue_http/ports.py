@@ -25,6 +25,9 @@ class ListenStream(Protocol):
     def finish(self) -> None:
         """The client has said its last: let what it asked for come to its end, and tell it so."""
 
+    def keep(self) -> None:
+        """The client comes again with what it holds: nothing of it is given back when it is over."""
+
     def close(self) -> None:
         """Over; called in any case."""
 

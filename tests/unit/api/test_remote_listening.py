@@ -212,3 +212,25 @@ async def test_a_gateway_that_stops_tells_the_node_to_keep_the_leases_for_nobody
     stage.refusal.set_result(None)
     await listening.left()
     assert listening.relay.done()
+
+
+async def test_the_node_gives_nothing_back_of_a_client_that_comes_again(stage: Stage) -> None:
+    listening = stage.open(held=[A])
+    listening.take(queue_pb2.ListenRequest(credit=2))
+    listening.first_request()
+    await listening.take_response(messages(B))  # which the client has not seen
+    listening.keep()
+    listening.close()
+    said = await listening.next_request()
+    assert said is not None
+    assert (list(said.settled), list(said.release), said.credit) == ([A], [B], 0)
+    assert await listening.next_request() is None
+    assert not listening.relay.done()
+
+
+async def test_a_node_that_does_not_answer_is_not_waited_for(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LISTENERS_STOP_TIMEOUT_MS", 20)
+    listening = stage.open(held=[A])
+    listening.keep()
+    listening.close()
+    await asyncio.wait_for(asyncio.gather(listening.relay, return_exceptions=True), 1)

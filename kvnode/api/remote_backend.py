@@ -15,6 +15,7 @@ import grpc
 
 from kvnode.base import limits
 from kvnode.base.errors import NotFound, Unavailable
+from kvnode.client.pending import Load
 from kvnode.client.selection import CallMetadata, call_metadata
 from kvnode.client.session import Session
 from kvnode.client.watch import WatchStream
@@ -57,6 +58,7 @@ class RemoteBackend:
         self._token = token
         self._credentials = credentials
         self._sessions: dict[int, Session] = {}
+        self._load = Load()
 
     @property
     def name(self) -> str:
@@ -66,7 +68,12 @@ class RemoteBackend:
     @property
     def held_count(self) -> int:
         """Operations that no node has answered yet."""
-        return sum(session.unanswered_count for session in self._sessions.values())
+        return self._load.count
+
+    @property
+    def held_bytes(self) -> int:
+        """Their size."""
+        return self._load.size_bytes
 
     def can_begin(self, *, write: bool) -> bool:
         """See Backend."""
@@ -111,6 +118,11 @@ class RemoteBackend:
         finally:
             await stream.aclose()
 
+    def give_up_unsent(self) -> None:
+        """The gateway stops: what no node has, or merely reads, is refused; writes that a node has go on."""
+        for session in self._sessions.values():
+            session.give_up_unsent()
+
     async def close(self) -> None:
         """Leave the nodes; what is not answered ends as an error that says what is known of it."""
         for session in self._sessions.values():
@@ -123,15 +135,18 @@ class RemoteBackend:
         return await session.call(request, limits.CONNECT_HOLD_TIMEOUT_MS, settle=True)
 
     def _free_session(self, database: int) -> Session:
-        session = self._session(database)
-        if session.is_full:
+        session, load = self._session(database), self._load
+        is_full = load.count >= limits.MAX_HELD_REQUESTS_COUNT or load.size_bytes >= limits.MAX_HELD_REQUEST_BYTES
+        if is_full or session.is_full:
             raise Unavailable("too many requests wait for an answer already; retry later", code="TOO_MANY_HELD")
         return session
 
     def _session(self, number: int) -> Session:
         session = self._sessions.get(number)
         if session is None:
-            session = Session(self._addresses, credentials=self._credentials, metadata=self._metadata(number))
+            session = Session(
+                self._addresses, credentials=self._credentials, metadata=self._metadata(number), load=self._load
+            )
             self._sessions[number] = session
         return session
 

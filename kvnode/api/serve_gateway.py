@@ -73,6 +73,7 @@ async def serve_gateway(config: NodeConfig) -> int:
         _log.info("stopping: draining")
     finally:
         following.cancel()
+        asyncio.get_running_loop().call_later(DRAIN_S, backend.give_up_unsent)
         async with bounded_shutdown():
             await attempt(connect.stop())
             if grpc is not None:
@@ -120,10 +121,11 @@ class GatewayPages(Collector):
     def collect(self) -> Iterator[Family]:
         """What a gateway has besides KV Connect's own numbers."""
         yield GaugeMetricFamily(
-            "kvnode_gateway_requests_held", "Requests that no node has answered yet", self._backend.held_count
+            "kvnode_gateway_held_count", "Operations that no node has answered yet.", self._backend.held_count
         )
+        yield GaugeMetricFamily("kvnode_gateway_held_bytes", "Their size.", self._backend.held_bytes)
         yield GaugeMetricFamily(
             "kvnode_gateway_directory_followed",
-            "1 while databases and tokens are followed at a node",
+            "1 while databases and tokens are followed at a node.",
             0 if self._directory.trouble else 1,
         )

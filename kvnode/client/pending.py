@@ -66,14 +66,28 @@ class PendingOperation:
         self.last_error: kv_pb2.Error | None = None
 
 
+class Load:
+    """What the tables of several sessions hold together."""
+
+    __slots__ = ("count", "size_bytes")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.size_bytes = 0
+
+
 class PendingTable:
     """Unanswered operations in the order of their ids, bounded by count and bytes.
 
     Deadlines are kept in buckets of a sweep's width: entering and leaving cost one dictionary operation,
     where a heap would keep every answered operation until its deadline.
+
+    Args:
+        load: kept up to date with what is held here; it bounds nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, load: Load | None = None) -> None:
+        self._load = load or Load()
         self._by_id: dict[int, PendingOperation] = {}
         self._writes: set[int] = set()
         self._buckets: dict[int, dict[int, PendingOperation]] = {}
@@ -115,6 +129,8 @@ class PendingTable:
         if operation.is_write:
             self._writes.add(operation.id)
         self.size_bytes += operation.size_bytes
+        self._load.count += 1
+        self._load.size_bytes += operation.size_bytes
         self._buckets.setdefault(int(operation.deadline_ms // _BUCKET_MS), {})[operation.id] = operation
 
     def remove(self, operation: PendingOperation) -> None:
@@ -123,6 +139,8 @@ class PendingTable:
         del self._by_id[operation.id]
         self._writes.discard(operation.id)
         self.size_bytes -= operation.size_bytes
+        self._load.count -= 1
+        self._load.size_bytes -= operation.size_bytes
         bucket = self._buckets.get(int(operation.deadline_ms // _BUCKET_MS))
         if bucket is not None:
             bucket.pop(operation.id, None)

@@ -52,7 +52,7 @@ from kvnode.client import outcome
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.failure_detector import FailureDetector
 from kvnode.client.gathering import Gathering
-from kvnode.client.pending import Deliver, PendingOperation, PendingTable
+from kvnode.client.pending import Deliver, Load, PendingOperation, PendingTable
 from kvnode.client.selection import CallMetadata
 from kvnode.client.session_stream import SessionStream
 from kvnode.client.status import SESSION_REFUSED_CODES, error_from_proto, is_retryable
@@ -79,6 +79,7 @@ class Session:
         fail_fast: answer with an error when no address could be reached, rather than wait until the deadline.
         clock: the source of deadlines.
         random: the source of back-off jitter.
+        load: kept up to date with what is unanswered here, for who has several sessions.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Session:
         fail_fast: bool = False,
         clock: Clock | None = None,
         random: Random | None = None,
+        load: Load | None = None,
     ) -> None:
         self.client_id = b""
         self.node = ""
@@ -99,7 +101,7 @@ class Session:
         self._stream = SessionStream(
             self._endpoints, credentials, metadata, self._random, self._send, self._read, self._stream_ended
         )
-        self._pending = PendingTable()
+        self._pending = PendingTable(load)
         self._queue: deque[PendingOperation] = deque()
         self._held: deque[PendingOperation] = deque()  # until there is a client id
         self._next_id = 1
@@ -211,6 +213,13 @@ class Session:
         operation = self._pending.get(operation_id)
         if operation is not None:
             self._remove(operation)
+
+    def give_up_unsent(self) -> None:
+        """The caller is about to close: what cannot have had an effect is delivered as an error now; the rest may
+        still be settled."""
+        for operation in self._pending:
+            if not (operation.is_write and operation.sends_count):
+                self._fail(operation, outcome.closed(operation, self.endpoint))
 
     async def room(self) -> None:
         """Wait until the session takes another operation."""

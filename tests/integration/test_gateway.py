@@ -213,6 +213,36 @@ async def test_a_gateway_without_nodes_says_so_and_recovers(make_cluster: MakeCl
         gateway.child.kill()
 
 
+async def test_a_gateway_that_stops_refuses_what_no_node_has_and_claims_nothing_of_the_rest(
+    nodes: LocalCluster, gateway: Gateway
+) -> None:
+    clients = [ConnectClient(gateway.address, TOKEN) for _ in range(3)]
+    for client in clients:
+        await opened(client)
+    sent_on, never_sent, reading = clients
+    assert (await sent_on.write(add("n"))).status == wire.AW_SUCCESS
+    for name in nodes.nodes:
+        nodes.pause(name)  # it takes what is sent, and says nothing
+    unknown = asyncio.ensure_future(sent_on.once("atomic_write", add("n").SerializeToString()))
+    await asyncio.sleep(0.3)
+    for name in nodes.nodes:
+        await asyncio.to_thread(nodes.kill, name)
+    await asyncio.sleep(0.3)
+    refused = [
+        asyncio.ensure_future(never_sent.once("atomic_write", add("m").SerializeToString())),
+        asyncio.ensure_future(reading.once("snapshot_read", wire.SnapshotRead().SerializeToString())),
+    ]
+    await asyncio.sleep(0.3)
+    gateway.child.signal(signal.SIGTERM)
+    assert [status for status, _ in await asyncio.wait_for(asyncio.gather(*refused), 4)] == [503, 503]
+    with pytest.raises((OSError, EOFError)):
+        await asyncio.wait_for(unknown, 10)
+    for client in clients:
+        client.close()
+    await asyncio.to_thread(gateway.child.wait, 15)
+    assert gateway.child.exit_status == 0
+
+
 async def test_watches_over_http_2_end_cleanly_and_at_once_when_their_server_stops(
     nodes: LocalCluster, gateway: Gateway
 ) -> None:

@@ -15,6 +15,9 @@ from kvnode.api.http import HttpServer, Request, Response
 from kvnode.api.metrics import Metrics
 from kvnode.api.ops import OpsServer
 from kvnode.api.queue_metrics import QueueStats
+from kvnode.api.remote_backend import RemoteBackend
+from kvnode.api.remote_directory import RemoteDirectory
+from kvnode.api.serve_gateway import GatewayPages
 from kvnode.base.errors import ConfigError
 from kvnode.base.metrics import CATALOGUE, COUNTED, MetricKind
 from kvnode.machine.directory.view import DirectoryView
@@ -157,12 +160,14 @@ def test_names_are_unique_and_carry_their_unit() -> None:
             assert metric.name.endswith(("_ms", "_bytes", "_transactions"))
 
 
-def test_the_reference_names_every_metric_and_no_other() -> None:
+async def test_the_reference_names_every_metric_and_no_other() -> None:
     shown = {metric.name + ("_total" if metric.kind is MetricKind.COUNTER else "") for metric in CATALOGUE}
     shown |= {family.name + ("_total" if family.type == "counter" else "") for family in ConnectStats().collect()}
     queues = QueueStats(MemoryState(), DirectoryView("c"), lambda: 0, lambda: 0, PushStats())
     crons = CronStats(MemoryState(), DirectoryView("c"))
-    for family in (*queues.collect(), *crons.collect()):
+    view = DirectoryView()
+    gateway = GatewayPages(RemoteDirectory(["a:1"]), RemoteBackend("gateway", ["a:1"], view), ConnectStats())
+    for family in (*queues.collect(), *crons.collect(), *gateway.collect()):
         shown.add(family.name + ("_total" if family.type == "counter" else ""))
     named = set(re.findall(r"`(kvnode_[a-z_]+)`", DOCUMENT.read_text(encoding="utf-8")))
     assert named == shown

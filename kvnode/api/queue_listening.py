@@ -89,6 +89,7 @@ class Listening:
         self._settling_count = 0
         self._cut_off = False
         self._kept = False
+        self._database = permit.database
         self._consumer: Consumer = node.queues.listen(
             permit.database,
             (opening.queue, opening.lease_ms, opening.consumer),
@@ -131,8 +132,8 @@ class Listening:
         self._stopping.remove_done_callback(self._node_stops)
         goes_on = self._stopping.done() or self._cut_off or self._kept
         if self._kept:
-            unsent = [message.lease for message in self._unsent.messages]
-            self._node.queues.settler.release(self._permit.database, unsent, unseen=True)
+            unsent = [message.lease for message in self._outbox.unsent.messages]
+            self._node.queues.settler.release(self._database, unsent, unseen=True)
         self._node.queues.leave(self._consumer, give_back=not goes_on)
         self._outbox.close()
 

@@ -112,8 +112,8 @@ class RemoteListening:
 
     def keep(self) -> None:
         """See ListenStream."""
-        self._out.release.extend(message.lease for message in self._unsent.messages)
-        for message in self._unsent.messages:
+        self._out.release.extend(message.lease for message in self._outbox.unsent.messages)
+        for message in self._outbox.unsent.messages:
             self._held.pop(message.lease, None)
         self._leave()
         asyncio.get_running_loop().call_later(limits.LISTENERS_STOP_TIMEOUT_MS / 1_000, self.relay.cancel)

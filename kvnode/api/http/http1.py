@@ -35,11 +35,12 @@ from kvnode.api.http.messages import (
     BodyBudget,
     Handle,
     HttpError,
-    Request,
     Response,
     Stream,
     TakeWhole,
     Unanswered,
+    head_too_large,
+    refuse_head,
     too_slow,
 )
 from kvnode.api.http.upgrades import BehindHead
@@ -411,7 +412,7 @@ class Connection(asyncio.Protocol):
             return
         self._head_bytes += len(data)
         if self._head_bytes > limits.MAX_HTTP_HEADER_BYTES:
-            raise _head_too_large()
+            raise head_too_large()
 
     def _parse_behind_head(self, data: memoryview) -> None:
         """The parser took the end of a head for the end of HTTP/1.1; `data` is what came behind it."""
@@ -479,7 +480,7 @@ class Connection(asyncio.Protocol):
             self._set_deadline(limits.HTTP_BODY_TIMEOUT_MS)
         # A head may be larger than the bound and come in one piece all the same.
         fits = exchange.head_size_bytes <= limits.MAX_HTTP_HEADER_BYTES
-        self._task = self.shared.loop.create_task(self._run(exchange, self.shared.handle if fits else _refuse_head))
+        self._task = self.shared.loop.create_task(self._run(exchange, self.shared.handle if fits else refuse_head))
 
     async def _run(self, exchange: Exchange | WholeExchange, handle: Handle) -> None:
         try:
@@ -586,16 +587,6 @@ class Connection(asyncio.Protocol):
                 self._transport.write_eof()
             self._set_deadline(limits.HTTP_LINGER_MS)
             self._transport.resume_reading()
-
-
-def _head_too_large() -> HttpError:
-    return HttpError(431, f"The headers are larger than {limits.MAX_HTTP_HEADER_BYTES} bytes.\n")
-
-
-async def _refuse_head(request: Request) -> Response | Stream:
-    """A Handle for requests whose head is too large."""
-    del request
-    raise _head_too_large()
 
 
 def _header_lines(headers: tuple[tuple[str, str], ...]) -> bytes:

@@ -146,3 +146,14 @@ def too_large(max_bytes: int) -> HttpError:
 def too_slow() -> HttpError:
     """The refusal of a body that does not arrive."""
     return HttpError(408, f"The body did not arrive within {limits.HTTP_BODY_TIMEOUT_MS} ms: send it at once.\n")
+
+
+def head_too_large() -> HttpError:
+    """Its headers and target are more than MAX_HTTP_HEADER_BYTES."""
+    return HttpError(431, f"The headers are larger than {limits.MAX_HTTP_HEADER_BYTES} bytes.\n")
+
+
+async def refuse_head(request: Request) -> Response | Stream:
+    """A Handle for requests whose head is too large."""
+    del request
+    raise head_too_large()

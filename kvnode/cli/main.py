@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
+from kvnode.cli.direct_values import take_values_directly
 from kvnode.cli.exits import Exit
 from kvnode.cli.run import flush_output
 from kvnode.cli.selection import with_selection
@@ -97,6 +98,7 @@ def _build(name: str, entry: Command) -> Any:
     return command
 
 
+take_values_directly()
 app = typer.Typer(
     name="kvnode",
     cls=LazyGroup,

@@ -136,6 +136,8 @@ CHANGELOG_BETTER_INTERVAL_MS = 5_000  # a replica that does not follow its best 
 CHANGELOG_STALE_MS = 3_000  # a source whose news are older is left, if another one answers
 CHANGELOG_SHUN_MS = 10_000  # for how long it is then tried last
 CHANGELOG_ACKNOWLEDGE_INTERVAL_MS = 20
+NEIGHBOUR_SNAPSHOT_WAIT_MS = 5_000  # a replica leaves a snapshot to a neighbour that is not heard to fetch it so long
+NEIGHBOUR_SNAPSHOT_PROBE_MS = 500  # between two looks at whether a neighbour has it
 HELD_INTERVAL_TICKS = 2  # between two words of a voter to the leader about how far the replicas are that follow it
 MAX_HELD_MARKS_COUNT = 256
 MAX_UNREPLICATED_MS = 45_000
@@ -167,6 +169,7 @@ MAX_READS_ONWARD_COUNT = MAX_HELD_REQUESTS_COUNT
 MAX_SNAPSHOT_ATTEMPTS_COUNT = 5  # a broken transfer is resumed this often
 SNAPSHOT_STALL_TIMEOUT_MS = 30_000
 MAX_SNAPSHOT_INSTALL_MS = 600_000  # after its last byte
+NEIGHBOUR_SNAPSHOT_STALL_MS = 2 * SNAPSHOT_STALL_TIMEOUT_MS  # who sends to the neighbour notices, and resumes
 MAX_PREFIX_WATCHES_COUNT = 1_000  # each costs two bisections per applied run
 HEALTH_INTERVAL_MS = 250
 

@@ -70,6 +70,12 @@ COUNTED: tuple[Metric, ...] = (
     Metric("kvnode_peer_messages_dropped", _C, "Raft messages without an open stream or room.", "messages_dropped"),
     Metric("kvnode_snapshots_created", _C, "Snapshots made.", "snapshots_created"),
     Metric("kvnode_snapshots_sent", _C, "Snapshots that a peer installed.", "snapshots_sent"),
+    Metric(
+        "kvnode_snapshot_sent_bytes",
+        _C,
+        "Bytes of snapshots sent to peers, those of broken transfers included.",
+        "snapshot_sent_bytes",
+    ),
     Metric("kvnode_snapshots_installed", _C, "Snapshots installed here.", "snapshots_installed"),
     Metric("kvnode_cron_late_ms", _H, "From a cron's tick to its firing, at the leader.", "cron_late_ms"),
     Metric(
@@ -153,6 +159,7 @@ READ: tuple[Metric, ...] = (
         labels=("direction", "peer"),
     ),
     Metric("kvnode_snapshot_size_bytes", _G, "Its size.", labels=("direction", "peer")),
+    Metric("kvnode_snapshot_waiting", _G, "1 while a replica leaves it to a neighbour to fetch a snapshot."),
 )
 
 CATALOGUE: tuple[Metric, ...] = COUNTED + READ

@@ -114,7 +114,7 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
     print()
     leader_last = max((node.status.last_index for node in cluster.nodes if node.HasField("status")), default=0)
     print_table(COLUMNS, [_row(node, leader_last) for node in cluster.nodes], right=COLUMNS[4:])
-    for line in _transfers(cluster):
+    for line in (*_transfers(cluster), *_waits(cluster)):
         print(line)
 
 
@@ -137,11 +137,29 @@ def _transfers(cluster: admin_pb2.ClusterStatusResponse) -> list[str]:
     """Snapshots on their way, a line each, as the receiving ends have them."""
     return [
         f"{node.member.name} receives a snapshot from {each.name or each.node_id}: "
-        f"{each.moved_bytes / max(1, each.size_bytes):.0%} of {each.size_bytes / 1_048_576:.0f} MiB"
+        f"{_part(each.moved_bytes, each.size_bytes)}"
         for node in cluster.nodes
         for each in node.status.snapshots
         if each.incoming
     ]
+
+
+def _waits(cluster: admin_pb2.ClusterStatusResponse) -> list[str]:
+    """Replicas that leave it to a neighbour to fetch a snapshot, a line each."""
+    waiting = [node for node in cluster.nodes if node.status.HasField("snapshot_wait")]
+    return [f"{node.member.name} needs a snapshot and {_wait(node.status.snapshot_wait)}" for node in waiting]
+
+
+def _wait(wait: admin_pb2.SnapshotWait) -> str:
+    so_long = f"(for {wait.waited_ms / 1_000:.0f} s now)"
+    if not wait.neighbour:
+        return f"looks for a neighbour that fetches it {so_long}"
+    part = _part(wait.held_bytes, wait.size_bytes) if wait.size_bytes else "nothing yet"
+    return f"waits until {wait.neighbour} has it, which holds {part} {so_long}"
+
+
+def _part(bytes_count: int, of_bytes: int) -> str:
+    return f"{bytes_count / max(1, of_bytes):.0%} of {of_bytes / 1_048_576:.0f} MiB"
 
 
 def _problems(node: admin_pb2.NodeStatus) -> list[str]:
@@ -187,12 +205,14 @@ def cluster_json(cluster: admin_pb2.ClusterStatusResponse) -> dict[str, Any]:
 
 
 def message_json(message: Any) -> dict[str, Any]:
-    """A protobuf message as a dictionary, unset fields included, 64-bit numbers as numbers."""
+    """A protobuf message as a dictionary, unset fields included (a message as None), 64-bit numbers as numbers."""
     shown: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.message_type is None:
             shown[field.name] = list(value) if isinstance(value, list) or field.is_repeated else value
+        elif field.is_repeated:
+            shown[field.name] = [message_json(item) for item in value]
         else:
-            shown[field.name] = [message_json(item) for item in value] if field.is_repeated else message_json(value)
+            shown[field.name] = message_json(value) if message.HasField(field.name) else None
     return shown

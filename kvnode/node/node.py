@@ -191,7 +191,7 @@ class Node:
             self.book,
             self.promotion,
             self.replication,
-            self.snapshots.send,
+            self.snapshots,
             self.operations.sealed,
             forks,
         )

@@ -31,6 +31,18 @@ class Held(NamedTuple):
     at_ms: int  # it holds what was committed by then, by a leader's wall clock; 0 = not known
 
 
+class Awaited(NamedTuple):
+    """How much a node has of the snapshot that it awaits."""
+
+    held_bytes: int
+    size_bytes: int  # 0 = it has not begun to come
+
+    @property
+    def is_complete(self) -> bool:
+        """All of it is there; it is being verified or installed."""
+        return 0 < self.size_bytes <= self.held_bytes
+
+
 class LeaseAsk(NamedTuple):
     """A leader asks every member for the primary lease (node/promotion)."""
 

@@ -24,7 +24,7 @@ from kvnode.node.promotion.granter import NO_PART
 from kvnode.node.promotion.promoter import Promoter
 from kvnode.node.promotion.promotion import Promotion
 from kvnode.node.replication import Replication
-from kvnode.raft.messages import Message
+from kvnode.node.snapshots import Snapshots
 
 
 class Regions:
@@ -38,7 +38,7 @@ class Regions:
         book: whom it knows.
         promotion: the primary lease.
         replication: how far the regions are, while this node leads.
-        send_snapshot: to a replica that is too far behind.
+        snapshots: sent to a replica that is too far behind, and coming to one.
         sealed: told when this node, leading, takes nothing in any more.
         fork_keeper: where it saves what a failover has cut off; without it, such a node stays as it is.
     """
@@ -52,7 +52,7 @@ class Regions:
         book: AddressBook,
         promotion: Promotion,
         replication: Replication,
-        send_snapshot: Callable[[Message], None],
+        snapshots: Snapshots,
         sealed: Callable[[], None],
         fork_keeper: ForkKeeper | None,
     ) -> None:
@@ -65,23 +65,24 @@ class Regions:
         self.forks = Forks(
             context.settings, context.raft, context.epoch, context.clock, fork_keeper, context.wake, context.fail
         )
-        self._join_changelog(peers, send_snapshot)
+        self._join_changelog(peers, snapshots)
         self._join_failovers(sealed)
 
-    def _join_changelog(self, peers: PeerHandler, send_snapshot: Callable[[Message], None]) -> None:
+    def _join_changelog(self, peers: PeerHandler, snapshots: Snapshots) -> None:
         context, epochs, promotion = self._context, self._epochs, self._promotion
         settings, raft = context.settings, context.raft
         self.changelog = Sources(
             raft,
             context.freshness,
             context.epoch,
-            send_snapshot,
+            snapshots.send,
             region=settings.region,
             own_id=settings.node_id,
             epochs=lambda: epochs.table,
             hello=partial(hello_to, peers),
             lease_ask=lambda: promotion.ask,
             on_lease=promotion.take,
+            awaited=lambda: snapshots.coming if self.follower.awaits_snapshot else None,
         )
         self.follower = ChangelogFollower(
             settings.node_id,
@@ -100,6 +101,7 @@ class Regions:
             heard_from=lambda: epochs.heard_from,
             lease_news=promotion.news_upward,
             on_lease=promotion.take,
+            coming=lambda: snapshots.coming,
         )
 
     def _join_failovers(self, sealed: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from kvnode.base import limits
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.codec.membership import decode_membership
 from kvnode.node.guard import Guard
-from kvnode.node.ports import Transport
+from kvnode.node.ports import Awaited, Transport
 from kvnode.node.stats import Stats
 from kvnode.node.wire import decode_message, encode_message
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -47,8 +47,9 @@ class Transfer(NamedTuple):
 class FileSource:
     """A snapshot file as the transport wants it (ports.SnapshotSource)."""
 
-    def __init__(self, snapshot: SnapshotFile, message: Message) -> None:
+    def __init__(self, snapshot: SnapshotFile, message: Message, stats: Stats) -> None:
         self.moved_bytes = 0
+        self._stats = stats
         self._reader = SnapshotReader(snapshot)
         self._header = peer_pb2.SnapshotHeader(
             snapshot_id=snapshot.snapshot_id,
@@ -69,6 +70,7 @@ class FileSource:
         """See ports.SnapshotSource."""
         data = await self._reader.read(offset, size)
         self.moved_bytes = offset + len(data)
+        self._stats.snapshot_sent_bytes += len(data)
         return data
 
     def close(self) -> None:
@@ -80,6 +82,7 @@ class _Accepted(NamedTuple):
     """A verified snapshot that the core has accepted. `installed` is done once the driver has installed it."""
 
     path: Path
+    size_bytes: int
     installed: asyncio.Future[None]
 
 
@@ -138,6 +141,16 @@ class Snapshots:
         ]
         return incoming + outgoing
 
+    @property
+    def coming(self) -> Awaited:
+        """How much is here of the one that comes in, until it is installed."""
+        for accepted in self._accepted.values():
+            return Awaited(accepted.size_bytes, accepted.size_bytes)
+        for name, header in self._headers.items():
+            if name in self._sinks:
+                return Awaited(self._sinks[name].held_bytes, header.size_bytes)
+        return Awaited(0, 0)
+
     # Sending.
 
     def send(self, message: Message) -> None:
@@ -164,7 +177,7 @@ class Snapshots:
             if snapshot is None or snapshot.index + 1 < self._log.first_index():
                 snapshot = await self.make()
             sent = message._replace(index=snapshot.index, log_term=snapshot.term, context=snapshot.membership)
-            self._sources[message.to] = source = FileSource(snapshot, sent)
+            self._sources[message.to] = source = FileSource(snapshot, sent, self._stats)
             delivered = await self._transport.send_snapshot(message.to, source)
             self._stats.snapshots_sent += int(delivered)
         except KvError as error:
@@ -253,7 +266,7 @@ class Snapshots:
         if wanted is None or wanted.index != header.index or header.index in self._accepted:
             raise Unavailable("the snapshot was not wanted any more", code="SNAPSHOT_STALE")
         installed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._accepted[header.index] = _Accepted(receiver.path, installed)
+        self._accepted[header.index] = _Accepted(receiver.path, header.size_bytes, installed)
         return installed
 
     async def install(self, meta: SnapshotMeta) -> None:

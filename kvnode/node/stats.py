@@ -95,6 +95,7 @@ class Stats:
         "reads_too_stale",
         "sessions_open",
         "snapshot_resumed_bytes",
+        "snapshot_sent_bytes",
         "snapshots_created",
         "snapshots_installed",
         "snapshots_sent",
@@ -143,6 +144,7 @@ class Stats:
         self.messages_dropped = 0
         self.snapshots_created = 0
         self.snapshots_sent = 0
+        self.snapshot_sent_bytes = 0  # of all transfers, also of those that broke
         self.snapshots_installed = 0
         self.snapshot_resumed_bytes = 0  # not sent again, because a broken transfer had brought them
         # State.

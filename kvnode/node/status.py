@@ -45,6 +45,7 @@ def node_status(node: Node) -> admin_pb2.StatusResponse:
         replicas=_replicas(node),
         regions=_regions(node),
         snapshots=_snapshots(node),
+        snapshot_wait=_snapshot_wait(node),
         on_replication_stall=node.replication.policy.value,
         max_unreplicated_ms=node.replication.max_unreplicated_ms,
         replication_stalled=node.replication.is_stalled,
@@ -145,6 +146,18 @@ def _snapshots(node: Node) -> list[admin_pb2.SnapshotProgress]:
         )
         for transfer in node.snapshots.transfers()
     ]
+
+
+def _snapshot_wait(node: Node) -> admin_pb2.SnapshotWait | None:
+    wait, source = node.follower.wait, node.follower.source
+    if not wait.is_on() or (source is not None and wait.is_neighbour(source)):
+        return None  # it needs none, or it comes
+    shown = admin_pb2.SnapshotWait(waited_ms=wait.waited_ms)
+    if wait.neighbour is not None:
+        member, awaited = wait.neighbour
+        shown.neighbour = member.name
+        shown.held_bytes, shown.size_bytes = awaited
+    return shown
 
 
 def _name_of(node: Node, node_id: int) -> str:

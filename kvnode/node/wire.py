@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kvnode.codec.entry import Entry, EntryKind
-from kvnode.node.ports import Freshness, Held, LeaseAsk, LeaseGrant, LeaseNews
-from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.node.ports import Awaited, Freshness, Held, LeaseAsk, LeaseGrant, LeaseNews
+from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 
 # A table costs a third of what the enums' own lookup by value does.
@@ -142,3 +142,13 @@ def _encode_ask(ask: LeaseAsk) -> peer_pb2.LeaseAsk:
 
 def _decode_ask(encoded: peer_pb2.LeaseAsk) -> LeaseAsk:
     return LeaseAsk(encoded.term, encoded.asked_at_ms)
+
+
+def encode_awaited(awaited: Awaited) -> changelog_pb2.AwaitedSnapshot:
+    """The wire form of how far a snapshot is that a node awaits."""
+    return changelog_pb2.AwaitedSnapshot(held_bytes=awaited.held_bytes, size_bytes=awaited.size_bytes)
+
+
+def decode_awaited(encoded: changelog_pb2.AwaitedSnapshot) -> Awaited:
+    """The inverse of encode_awaited."""
+    return Awaited(encoded.held_bytes, encoded.size_bytes)

@@ -21,14 +21,19 @@ def sources(membership: Membership, node_id: int, region: str, leader_id: int) -
         node_id, region: of the replica.
         leader_id: 0 = unknown.
     """
-    neighbours = [m for m in membership.replicas if m.region == region and m.node_id < node_id]
     voters = sorted(membership.voters, key=lambda m: m.node_id)
     if voters:
         first = crc32(region.encode()) % len(voters)
         voters = voters[first:] + voters[:first]
     followers = [m for m in voters if m.node_id != leader_id]
     leading = [m for m in voters if m.node_id == leader_id]
-    return [*sorted(neighbours, key=lambda m: m.node_id), *followers, *leading]
+    return [*neighbours(membership, node_id, region), *followers, *leading]
+
+
+def neighbours(membership: Membership, node_id: int, region: str) -> list[Member]:
+    """The replicas of its region that a replica prefers to the voters, the best first."""
+    found = [m for m in membership.replicas if m.region == region and m.node_id < node_id]
+    return sorted(found, key=lambda m: m.node_id)
 
 
 def all_others(membership: Membership, node_id: int, first_id: int = 0) -> list[Member]:

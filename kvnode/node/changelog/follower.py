@@ -6,6 +6,10 @@ and it is only given up for a source that has answered: every CHANGELOG_BETTER_I
 tried again, so that a region's first replica that comes back takes its neighbours over without a gap; and when a source
 lives but has heard nothing of the leader for CHANGELOG_STALE_MS, one whose news are newer is looked for.
 
+A source that awaits a snapshot itself has nothing to give, and is only followed while nobody else answers: what it
+says is how far it is. Who needs a snapshot as well stays with a voter meanwhile, which holds its own back, and looks
+every NEIGHBOUR_SNAPSHOT_PROBE_MS whether the neighbour has it (snapshot_wait.py).
+
 Each stream begins where the own log ends durably, so whatever the previous one had under way comes again, and the core
 leaves out what it has.
 """
@@ -15,24 +19,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from math import inf
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.codec.membership import Member, Membership
-from kvnode.node.changelog.choice import all_others, sources
+from kvnode.node.changelog.choice import all_others, neighbours, sources
 from kvnode.node.changelog.pieces import take_entries
+from kvnode.node.changelog.snapshot_wait import SnapshotWait
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.marks import Marks
-from kvnode.node.ports import ChangelogStream, Freshness, LeaseNews, Transport
-from kvnode.node.wire import decode_lease, encode_lease
+from kvnode.node.ports import Awaited, ChangelogStream, Freshness, LeaseNews, Transport
+from kvnode.node.wire import decode_awaited, decode_lease, encode_lease
 from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.raft import Raft
 
 _log = logging.getLogger(__name__)
 
 Opened = tuple[Member, ChangelogStream, changelog_pb2.FollowResponse]
+
+
+class _Looks:
+    """When a better source than the present one was last looked for, for each reason, in monotonic milliseconds."""
+
+    __slots__ = ("better_ms", "newer_ms", "useful_ms")
+
+    def __init__(self, now_ms: float) -> None:
+        self.better_ms = now_ms
+        self.newer_ms = self.useful_ms = -inf  # at once
 
 
 class ChangelogFollower:
@@ -48,6 +64,7 @@ class ChangelogFollower:
         heard_from: who told of the latest epoch; 0 = nobody.
         lease_news: what this node and those behind it have granted.
         on_lease: told of a source's ask.
+        coming: how much this node has of a snapshot that is sent to it.
         transport: opens streams.
         wake: tells the driver that the core has news.
     """
@@ -71,6 +88,7 @@ class ChangelogFollower:
         heard_from: Callable[[], int] = lambda: 0,
         lease_news: Callable[[], LeaseNews | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
+        coming: Callable[[], Awaited] = lambda: Awaited(0, 0),
     ) -> None:
         self._lease_news = lease_news
         self._on_lease = on_lease
@@ -94,10 +112,16 @@ class ChangelogFollower:
         self._said: dict[int, str] = {}  # what was last logged of each source
         self._held: Marks[int] = Marks(limits.MAX_HELD_MARKS_COUNT)  # moments at their commit indexes
         self._heard_at_ms = 0  # the newest of them
+        self._end = 0, 0  # of the own log, durably: index and term
         self.committed_index = 0  # of the group, as far as the sources say
         self.held_at_ms = 0  # what was committed by then is in the log durably, by a leader's clock
         self.source: Member | None = None
-        self.awaits_snapshot = False
+        self.wait = SnapshotWait(clock, self._neighbours, coming)
+
+    @property
+    def awaits_snapshot(self) -> bool:
+        """Whether it follows somebody, and needs a snapshot to go on."""
+        return self.source is not None and self.wait.is_needed
 
     def look(self) -> None:
         """It may have to follow from here on, or somebody else."""
@@ -109,12 +133,13 @@ class ChangelogFollower:
         try:
             while True:
                 if opened is None and not self._is_active():
-                    self.source, self.awaits_snapshot = None, False
+                    self.source = None
+                    self.wait.settle()
                     self._something.clear()
                     await self._something.wait()
                     continue
                 if opened is None:
-                    opened = await self._open_first(self._sources())
+                    opened = await self._open_first(self._sources(), or_any=True)
                 if opened is None:
                     self.source = None
                     await self._pause()
@@ -147,29 +172,65 @@ class ChangelogFollower:
             found = sources(membership, self._node_id, self._region, self._raft.leader_id)
         return sorted(found, key=lambda m: self._shunned.get(m.node_id, 0.0) > now)
 
-    async def _open_first(self, candidates: list[Member], newer_than_ms: int = 0) -> Opened | None:
-        """The first of them that answers, with news from after that time if one is given."""
-        for member in candidates:
-            stream = self._transport.follow(member.node_id, self._where())
-            first: changelog_pb2.FollowResponse | None = None
-            try:
-                first = await self._read(stream, limits.PEER_CONNECT_TIMEOUT_MS)
-                refused = first.refused if first is not None else "no answer"
-                if first is not None and first.HasField("hello"):
-                    self._learn(first.hello)
-                refused = refused or self._is_of_the_past(first)
-                if first is not None and first.forked and self._forked is not None and not self._is_of_the_past(first):
-                    await self._forked(member, first)
-                is_newer = first is not None and (not newer_than_ms or first.freshness.sent_at_ms > newer_than_ms)
-                if not refused and first is not None and is_newer:
-                    return member, stream, first
-                first = None
-                if refused:
-                    self._say(member, refused)
-            finally:
-                if first is None:
-                    await stream.close()
-        return None
+    def _neighbours(self) -> list[Member]:
+        return [] if self._raft.fenced else neighbours(self._membership(), self._node_id, self._region)
+
+    async def _open_first(
+        self, candidates: list[Member], newer_than_ms: int = 0, *, or_any: bool = False
+    ) -> Opened | None:
+        """The first of them that answers and is of use.
+
+        Args:
+            newer_than_ms: its news are from after that time; 0 = whatever their age.
+            or_any: if none is of use, the first that answers.
+        """
+        spare: Opened | None = None
+        try:
+            for member in candidates:
+                opened = await self._open(member, newer_than_ms)
+                if opened is not None and self._is_useful(member, opened[2]):
+                    return opened
+                if opened is not None and spare is None and or_any:
+                    spare = opened
+                elif opened is not None:
+                    await opened[1].close()
+            kept, spare = spare, None
+            return kept
+        finally:
+            if spare is not None:
+                await spare[1].close()
+
+    async def _open(self, member: Member, newer_than_ms: int) -> Opened | None:
+        """A stream from that source, if it answers and does not refuse."""
+        where = self._where(member)
+        where.hold_snapshot = True  # whoever is only looked at is to send none; the first acknowledgement asks for it
+        stream = self._transport.follow(member.node_id, where)
+        opened: Opened | None = None
+        try:
+            first = await self._read(stream, limits.PEER_CONNECT_TIMEOUT_MS)
+            refused = first.refused if first is not None else "no answer"
+            if first is not None and first.HasField("hello"):
+                self._learn(first.hello)
+            if first is not None and first.HasField("awaited"):
+                self.wait.hear(member, decode_awaited(first.awaited))
+            refused = refused or self._is_of_the_past(first)
+            if first is not None and first.forked and self._forked is not None and not self._is_of_the_past(first):
+                await self._forked(member, first)
+            is_newer = first is not None and (not newer_than_ms or first.freshness.sent_at_ms > newer_than_ms)
+            if refused:
+                self._say(member, refused)
+            elif first is not None and is_newer:
+                opened = member, stream, first
+            return opened
+        finally:
+            if opened is None:
+                await stream.close()
+
+    def _is_useful(self, member: Member, first: changelog_pb2.FollowResponse) -> bool:
+        """Whether a source that answers has something to give. A neighbour that is behind this node has not."""
+        if first.HasField("awaited"):
+            return False
+        return not (self.wait.is_needed and self.wait.is_neighbour(member)) or first.snapshot or bool(first.entries)
 
     def _is_of_the_past(self, response: changelog_pb2.FollowResponse | None) -> str:
         """Why a source is not followed: an epoch that it is not in has begun or been promised. Empty = it is in it."""
@@ -184,23 +245,17 @@ class ChangelogFollower:
         self.source = member
         self._say(member, "")
         better: asyncio.Task[Opened | None] | None = None
-        look_at = self._clock.monotonic_ms() + limits.CHANGELOG_BETTER_INTERVAL_MS
-        fresher_at = 0.0
+        looks = _Looks(self._clock.monotonic_ms())
         response: changelog_pb2.FollowResponse | None = first
         try:
             while response is not None and self._take(member, response):
-                await self._acknowledge(stream)
+                await self._acknowledge(member, stream)
                 if better is not None and better.done():
                     found, better = better.result(), None
                     if found is not None:
                         return found
-                now = self._clock.monotonic_ms()
-                if better is None and now >= look_at:
-                    look_at = now + limits.CHANGELOG_BETTER_INTERVAL_MS
-                    better = self._look_for_better(member)
-                elif better is None and now >= fresher_at and self._is_stale(response):
-                    fresher_at = now + limits.CHANGELOG_STALE_MS
-                    search = self._look_for_newer(member, response.freshness.sent_at_ms)
+                search = self._search(member, response, looks) if better is None else None
+                if search is not None:
                     better = asyncio.get_running_loop().create_task(search)
                 response = await self._read(stream, limits.CHANGELOG_SILENCE_MS)
             if response is None:
@@ -210,11 +265,38 @@ class ChangelogFollower:
             if better is not None:
                 await _abandon(better)
 
-    def _look_for_better(self, than: Member) -> asyncio.Task[Opened | None] | None:
-        better = self._sources()
-        ids = [member.node_id for member in better]
-        better = better[: ids.index(than.node_id)] if than.node_id in ids else better
-        return asyncio.get_running_loop().create_task(self._open_first(better)) if better else None
+    def _search(
+        self, member: Member, response: changelog_pb2.FollowResponse, looks: _Looks
+    ) -> Coroutine[None, None, Opened | None] | None:
+        """A search for a source that is to take this one's place, if there is a reason for one."""
+        now = self._clock.monotonic_ms()
+        is_waiting = self.wait.is_on() and not self.wait.is_neighbour(member)
+        pause_ms = limits.NEIGHBOUR_SNAPSHOT_PROBE_MS if is_waiting else limits.CHANGELOG_BETTER_INTERVAL_MS
+        if now >= looks.better_ms + pause_ms:
+            looks.better_ms = now
+            better = self._better_than(member)
+            return self._open_first(better) if better else None
+        if now >= looks.newer_ms + limits.CHANGELOG_STALE_MS and self._is_stale(response):
+            looks.newer_ms = now
+            return self._look_for_newer(member, response.freshness.sent_at_ms)
+        if now >= looks.useful_ms + limits.NEIGHBOUR_SNAPSHOT_PROBE_MS and response.HasField("awaited"):
+            looks.useful_ms = now
+            return self._open_first([other for other in self._sources() if other.node_id != member.node_id])
+        return None
+
+    def _better_than(self, member: Member) -> list[Member]:
+        """Those that it prefers to one.
+
+        Who waits for a neighbour to have a snapshot looks at neighbours only, also at one that it left for its age a
+        moment ago. Whom one comes to stays: every other source would begin from the start.
+        """
+        found = self._sources()
+        if self.wait.is_on():
+            found = self._neighbours()
+        elif self.wait.is_needed and self.wait.is_coming():
+            return []
+        ids = [other.node_id for other in found]
+        return found[: ids.index(member.node_id)] if member.node_id in ids else found
 
     async def _look_for_newer(self, than: Member, sent_at_ms: int) -> Opened | None:
         """A source that is left for its age is not the better one again so soon."""
@@ -238,9 +320,7 @@ class ChangelogFollower:
         if ended := self._is_of_the_past(response):
             self._say(member, ended)
             return False
-        if response.snapshot and not self.awaits_snapshot:
-            _log.info("what comes next is no longer in the log of '%s': awaiting a snapshot", member.name)
-        self.awaits_snapshot = response.snapshot
+        self._note_need(member, response)
         try:
             piece = take_entries(response)
             if not piece.entries:  # a notice has no place in the log
@@ -265,27 +345,42 @@ class ChangelogFollower:
             self._say(member, "it left entries out")
         return in_order
 
+    def _note_need(self, member: Member, response: changelog_pb2.FollowResponse) -> None:
+        """Whether it takes a snapshot to go on."""
+        if response.HasField("awaited"):
+            self.wait.hear(member, decode_awaited(response.awaited))
+        elif response.snapshot:
+            if not self.wait.is_needed:
+                _log.info("what comes next is no longer in the log of '%s': awaiting a snapshot", member.name)
+            self.wait.need()
+        else:
+            self.wait.settle()
+
     def _shun(self, member: Member) -> None:
         self._shunned[member.node_id] = self._clock.monotonic_ms() + limits.CHANGELOG_SHUN_MS
 
-    async def _acknowledge(self, stream: ChangelogStream) -> None:
+    async def _acknowledge(self, member: Member, stream: ChangelogStream) -> None:
         if self._raft.log.snapshot is not None:
-            return  # the core counts it as held already, and the disk does not have it yet
+            return
         now = self._clock.monotonic_ms()
         if now - self._acknowledged_at >= limits.CHANGELOG_ACKNOWLEDGE_INTERVAL_MS:
             self._acknowledged_at = now
-            await stream.acknowledge(self._where())
+            await stream.acknowledge(self._where(member))
 
-    def _where(self) -> changelog_pb2.FollowRequest:
-        """Where the own log ends durably."""
-        index = self._raft.log.stable
+    def _where(self, member: Member) -> changelog_pb2.FollowRequest:
+        """Where the own log ends durably, for that source."""
+        log = self._raft.log
+        if log.snapshot is None:  # else the core counts it as held already, and the disk does not have it yet
+            self._end = log.stable, log.term(log.stable) or 0
+        index, term = self._end
         self.held_at_ms = self._held.reached(index) or self.held_at_ms
         request = changelog_pb2.FollowRequest(
             region=self._region,
             index=index,
-            term=self._raft.log.term(index) or 0,
+            term=term,
             applied_index=self._applied_index(),
             held_at_ms=self.held_at_ms,
+            hold_snapshot=self.wait.holds_back(member),
         )
         news = self._lease_news()
         if news is not None:

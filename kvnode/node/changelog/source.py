@@ -7,7 +7,9 @@ with a slow disk slows its stream and nobody else. With nothing to send, a notic
 CHANGELOG_NOTICE_INTERVAL_MS: it says who leads and how fresh the source is, and that the source lives.
 
 Where the log no longer reaches back far enough, a snapshot is sent by the way on which voters get theirs, and the
-stream goes on with notices until the replica holds it.
+stream goes on with notices until the replica holds it. A replica that leaves it to a neighbour to fetch one has it held
+back (snapshot_wait.py). Whoever awaits a snapshot itself says so to those that would follow it, also with a refusal: it
+may be too old to know them.
 
 Who is removed from the cluster is fed no more from the moment at which this node has applied that: the last thing that
 is said on its stream is a refusal, with the Hello that tells it why.
@@ -25,9 +27,9 @@ from kvnode.codec.membership import encode_membership
 from kvnode.machine.epochs import EpochRow, fork_of
 from kvnode.node.changelog.pieces import put_entries
 from kvnode.node.freshness import FreshnessTracker
-from kvnode.node.ports import Held, LeaseAsk, LeaseNews
+from kvnode.node.ports import Awaited, Held, LeaseAsk, LeaseNews
 from kvnode.node.removal import removal_sentence
-from kvnode.node.wire import decode_lease, encode_freshness, encode_lease
+from kvnode.node.wire import decode_lease, encode_awaited, encode_freshness, encode_lease
 from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.raft import Raft
@@ -46,6 +48,7 @@ class Source:
         own_id: this node's.
         lease_ask: the newest that has reached this node.
         on_lease: told what the replica and those behind it have granted.
+        awaited: the snapshot that this node awaits itself.
     """
 
     def __init__(
@@ -60,9 +63,12 @@ class Source:
         own_id: int,
         lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
+        awaited: Callable[[], Awaited | None] = lambda: None,
     ) -> None:
         self._lease_ask = lease_ask
         self._on_lease = on_lease
+        self._awaited = awaited
+        self._holds_snapshot = request.hold_snapshot
         self.node_id = request.hello.node_id
         self._raft = raft
         self._freshness = freshness
@@ -96,6 +102,7 @@ class Source:
         self.durable_index = max(self.durable_index, request.index)
         self.applied_index = max(self.applied_index, request.applied_index)
         self.held_at_ms = max(self.held_at_ms, request.held_at_ms)
+        self._holds_snapshot = request.hold_snapshot
         while self._unacknowledged and self._unacknowledged[0][0] <= request.index:
             self._unacknowledged_bytes -= self._unacknowledged.popleft()[1]
         if request.index >= self._next:
@@ -148,8 +155,9 @@ class Source:
         log = self._raft.log
         if self._next <= log.delivered and (log.term(self._next - 1) is None or not self._holds(self._next)):
             response.snapshot = True
-            sender = self._raft.leader_id or self._own_id
-            self._send_snapshot(Message(MessageKind.SNAPSHOT, self.node_id, sender, self._raft.term))
+            if not self._holds_snapshot:
+                sender = self._raft.leader_id or self._own_id
+                self._send_snapshot(Message(MessageKind.SNAPSHOT, self.node_id, sender, self._raft.term))
         return response
 
     def _holds(self, index: int) -> bool:
@@ -166,7 +174,14 @@ class Source:
         ask = self._lease_ask()
         if ask is not None:
             response.lease.CopyFrom(encode_lease(LeaseNews(ask)))
+        put_awaited(response, self._awaited())
         return response
+
+
+def put_awaited(response: changelog_pb2.FollowResponse, awaited: Awaited | None) -> None:
+    """Say of the source which snapshot it awaits itself, if it does."""
+    if awaited is not None:
+        response.awaited.CopyFrom(encode_awaited(awaited))
 
 
 class Sources:
@@ -192,9 +207,11 @@ class Sources:
         hello: Callable[[int], peer_pb2.Hello] = lambda _node_id: peer_pb2.Hello(),
         lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
+        awaited: Callable[[], Awaited | None] = lambda: None,
     ) -> None:
         self._lease_ask = lease_ask
         self._on_lease = on_lease
+        self._awaited = awaited
         self._epochs = epochs
         self._hello = hello
         self._raft = raft
@@ -259,7 +276,9 @@ class Sources:
         return response
 
     def _refused(self, node_id: int, reason: str) -> changelog_pb2.FollowResponse:
-        return changelog_pb2.FollowResponse(refused=reason, epoch=self._epoch(), hello=self._hello(node_id))
+        response = changelog_pb2.FollowResponse(refused=reason, epoch=self._epoch(), hello=self._hello(node_id))
+        put_awaited(response, self._awaited())
+        return response
 
     def _fork_of(self, request: changelog_pb2.FollowRequest) -> int | None:
         """Up to which index the replica's epoch is part of this history; None while that epoch goes on."""
@@ -277,6 +296,7 @@ class Sources:
             own_id=self._own_id,
             lease_ask=self._lease_ask,
             on_lease=self._on_lease,
+            awaited=self._awaited,
         )
         before = self._gone.get(source.node_id)
         if before is not None:  # after a restart it has yet to learn what its log holds

@@ -59,6 +59,24 @@ async def test_status_says_what_can_be_lost_and_what_is_on_its_way(cli: Cli, ser
     assert machine.json["nodes"][0]["status"]["snapshots"][1]["name"] == "e1"
 
 
+async def test_status_says_who_waits_for_a_neighbours_snapshot(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    node = server.cluster_status.nodes[0]
+    assert (await cli("status", "-o", "json")).json["nodes"][0]["status"]["snapshot_wait"] is None
+    node.status.snapshot_wait.waited_ms = 2_400
+    assert (
+        (await cli("status"))
+        .out.rstrip()
+        .endswith("a needs a snapshot and looks for a neighbour that fetches it (for 2 s now)")
+    )
+    node.status.snapshot_wait.neighbour = "e1"
+    assert "waits until e1 has it, which holds nothing yet (for 2 s now)" in (await cli("status")).out
+    node.status.snapshot_wait.MergeFrom(admin_pb2.SnapshotWait(held_bytes=34 << 20, size_bytes=100 << 20))
+    human, machine = await asyncio.gather(cli("status"), cli("status", "-o", "json"))
+    assert "a needs a snapshot and waits until e1 has it, which holds 34% of 100 MiB (for 2 s now)" in human.out
+    assert machine.json["nodes"][0]["status"]["snapshot_wait"]["neighbour"] == "e1"
+
+
 @pytest.mark.parametrize(
     ("lease", "said"),
     [

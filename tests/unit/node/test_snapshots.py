@@ -42,7 +42,7 @@ async def source_of(trio: Trio, server: Server, to: Server) -> FileSource:
         snapshot.index,
         context=snapshot.membership,
     )
-    return FileSource(snapshot, message)
+    return FileSource(snapshot, message, node.stats)
 
 
 @on_trio

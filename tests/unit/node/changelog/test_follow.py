@@ -16,7 +16,7 @@ from kvnode.codec.membership import Member, MemberRole, Membership
 from kvnode.node.changelog.follower import ChangelogFollower
 from kvnode.node.changelog.source import Source, Sources
 from kvnode.node.freshness import FreshnessTracker
-from kvnode.node.ports import ChangelogStream, Freshness
+from kvnode.node.ports import Awaited, ChangelogStream, Freshness
 from kvnode.proto.kv.internal.v1 import changelog_pb2
 from kvnode.raft.changelog import Committed
 from kvnode.raft.messages import Message
@@ -47,7 +47,8 @@ class Peer:
         self.epoch = 1
         self.log = MemoryLog()
         self.applied = 0
-        self.snapshots: list[Message] = []
+        self.snapshots: list[Message] = []  # that it was to send
+        self.awaited: Awaited | None = None
         self.freshness = FreshnessTracker(SystemClock(), limits.MAX_CLOCK_OFFSET_MS)
         # All are replicas to their own core: this way a test can give each what is committed.
         others = Membership(tuple(m for m in MEMBERS.members if m.node_id != node_id))
@@ -61,6 +62,7 @@ class Peer:
             self.snapshots.append,
             region=(MEMBERS.get(node_id) or MEMBERS.members[0]).region,
             own_id=node_id,
+            awaited=lambda: self.awaited,
         )
         self.streams_count = 0
         self.down = False
@@ -74,7 +76,7 @@ class Peer:
         self.settle()
 
     def settle(self) -> None:
-        while self.raft.has_ready():
+        while self.raft.has_ready() and self.raft.log.snapshot is None:  # a test installs those itself
             ready = self.raft.ready()
             self.log.append(ready.entries)
             self.raft.persisted(ready)
@@ -102,8 +104,9 @@ class Stream:
             return None
         await peer.frozen.wait()
         if self.source is None:
-            if refused := peer.sources.refusal(self.first):
-                return changelog_pb2.FollowResponse(refused=refused)
+            refused = peer.sources.refuse(self.first)
+            if refused is not None:
+                return refused
             self.source = peer.sources.open(self.first)
             peer.streams_count += 1
         response = await self.source.next()
@@ -181,6 +184,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         ("CHANGELOG_SHUN_MS", 300),
         ("CHANGELOG_ACKNOWLEDGE_INTERVAL_MS", 0),
         ("PEER_CONNECT_TIMEOUT_MS", 60),
+        ("NEIGHBOUR_SNAPSHOT_PROBE_MS", 20),
     ):
         monkeypatch.setattr(limits, name, value)
 

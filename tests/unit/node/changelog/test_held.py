@@ -52,6 +52,19 @@ async def test_a_replica_that_left_is_remembered_and_comes_back_no_younger(world
         assert source.sources.held()[0].at_ms >= held[0].at_ms
 
 
+async def test_nor_is_another_source_told_of_a_snapshot_before(world: World) -> None:
+    world.write(10)
+    world.follow(11)
+    await until(lambda: world.peers[11].applied == 10)
+    first = world.source_of(11)
+    world.peers[11].raft.log.restore(SnapshotMeta(20, 3, MEMBERS))
+    world.peers[first].down = True
+    await until(lambda: world.source_of(11) not in (0, first))
+    source = world.peers[world.source_of(11)]
+    await until(lambda: bool(source.sources.following))
+    assert [held.durable_index for held in source.sources.held()] == [10]
+
+
 async def test_a_snapshot_counts_as_held_only_when_it_is_installed(world: World) -> None:
     """What a source has sent it takes for received: a replica that was told too early of what came next had a gap."""
     world.write(10)

@@ -147,6 +147,7 @@ MIN_COMPRESSED_CHANGELOG_BYTES = 1_024  # smaller pieces are sent as they are
 # Failovers between regions.
 FAILOVER_ASK_TIMEOUT_MS = 10_000  # of one question that may take a while
 FAILOVER_INSPECT_TIMEOUT_MS = 1_500  # who does not answer within this counts as gone
+FAILOVER_PROMISE_TURN_MS = 1_000  # who has not promised within this is waited for while the next one is asked already
 FAILOVER_EXCLUSIVE_MS = 10_000  # after a promise no other failover is let in for so long
 FAILOVER_TAKE_OVER_TIMEOUT_MS = 15_000  # for the new voters to elect a leader
 MAX_FAILOVER_TAIL_BYTES = 1_048_576  # of entries in one message

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from kvnode.base import limits
 from kvnode.node.failover import plan
+from kvnode.node.failover.groups import Groups
 from kvnode.raft import epochs
 from kvnode.raft.configuration import MembershipHistory
 from kvnode.raft.core import Core
@@ -13,6 +15,7 @@ from kvnode.raft.raft import Raft
 from tests.simulation.planting import Patch, replaced
 
 _FAILOVER = "tests/unit/node/failover/test_failover.py"
+_AT_ONCE = "tests/unit/node/failover/test_at_once.py"
 _EPOCHS = "tests/unit/raft/test_epochs.py"
 
 
@@ -66,6 +69,16 @@ def have_anybody_vote() -> Patch:
     return replaced(plan, "is_forked", lambda report, source: False)
 
 
+def forget_who_was_promised_before() -> Patch:
+    """A node that promises anew does not tell whom it has promised an epoch before."""
+    return replaced(Groups, "above", lambda self, log_epoch, latest, known=(): [])
+
+
+def ask_all_to_promise_at_once() -> Patch:
+    """A coordinator does not wait for one promise before it asks for the next."""
+    return replaced(limits, "FAILOVER_PROMISE_TURN_MS", 0)
+
+
 FAILOVER_NAMED: dict[Callable[[], Patch], str] = {
     forget_the_promise: f"{_EPOCHS}::test_a_promise_is_durable_and_survives_a_restart",
     acknowledge_in_an_ended_epoch: f"{_EPOCHS}::test_who_has_promised_takes_no_part_in_what_came_before",
@@ -80,6 +93,12 @@ FAILOVER_NAMED: dict[Callable[[], Patch], str] = {
     ),
     have_anybody_vote: (
         "tests/unit/node/failover/test_plan.py::test_who_has_committed_what_an_earlier_failover_left_behind_does_not_vote"
+    ),
+    forget_who_was_promised_before: (
+        f"{_AT_ONCE}::test_a_coordinator_that_is_slow_and_not_dead_begins_nothing_beside_another"
+    ),
+    ask_all_to_promise_at_once: (
+        f"{_AT_ONCE}::test_of_two_failovers_to_one_region_one_goes_through_and_the_other_changes_nothing"
     ),
     any_fence_will_do: f"{_FAILOVER}::test_too_few_old_voters_are_no_fence",
 }

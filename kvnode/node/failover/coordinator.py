@@ -1,6 +1,6 @@
 """A forced failover, as the node that coordinates it carries it out; a node of the region that is promoted.
 
-    survey ─► plan ─► (the operator agrees) ─► promise, everywhere ─► pull, each new voter ─► begin, each ─► elected
+    survey ─► plan ─► (the operator agrees) ─► promise, one by one ─► pull, each new voter ─► begin, each ─► elected
 
 Up to the promises nothing is changed. After them the old epoch is over for whoever promised, so from there on the
 failover is to be finished, by this coordinator or by a repeat: a repeat takes a higher epoch, keeps whatever was
@@ -39,6 +39,7 @@ from kvnode.node.failover.plan import (
     source_of,
     unfenced,
 )
+from kvnode.node.failover.promises import Promises, collect
 from kvnode.node.ports import Transport
 from kvnode.node.promotion.ballot import require_won
 from kvnode.node.settings import NodeSettings
@@ -197,39 +198,23 @@ class Coordinator:
             await asyncio.sleep(_CATCH_UP_POLL_S)
 
     async def _carry_out(self, plan: Plan, wishes: Wishes) -> Plan:
+        promises = await self._promises(plan, wishes)
         try:
-            plan = await self._fence(plan, wishes)
+            plan = _fenced(plan, wishes, promises)
             await self._pull(plan)
             await self._begin(plan)
             await self._taken_over(plan)
         except KvError as error:
-            error.not_applied = False  # by now nodes may have promised the epoch, and so have left the primary
+            error.not_applied = not promises.may_stand  # who has promised has left the primary
             raise
         _log.warning("epoch %d has begun in '%s', behind entry %d", plan.epoch, plan.region, plan.end[1])
         return plan
 
-    async def _fence(self, plan: Plan, wishes: Wishes) -> Plan:
-        """Have everybody promise; the plan with the most advanced of those that did."""
+    async def _promises(self, plan: Plan, wishes: Wishes) -> Promises:
         voter_ids = [member.node_id for member in plan.voters]
         ask = failover_pb2.FailoverPromise(voter_ids=voter_ids, automatic=wishes.automatic)
-        silent = {member.node_id for member in plan.silent}
-        members = [member for member in plan.membership.members if member.node_id not in silent]
-        answers = await _gather(self._ask(plan, member, promise=ask) for member in members)
-        reports = [answer.report for answer in answers if isinstance(answer, failover_pb2.FailoverResponse)]
-        for member, answer in zip(members, answers, strict=True):
-            if isinstance(answer, KvError) and (member.node_id in voter_ids or answer.code == "FAILOVER_IN_PROGRESS"):
-                raise _broke_off(plan, member, answer)
-        if wishes.automatic:
-            require_won(reports)
-        not_fenced = unfenced(plan.membership, reports, [report.node_id for report in reports])
-        fenced = replace(plan, source=source_of(reports, is_fenced=not not_fenced), unfenced=not_fenced)
-        if fenced.end < plan.end:
-            raise _fell_short(fenced, _kept_less(fenced, plan.end[1]))
-        if not wishes.automatic:
-            require_fenced(fenced, wishes)
-            if fenced.unfenced and not plan.unfenced:
-                raise _fell_short(fenced, _fenced_fewer(fenced))  # the epoch's number is one for behind a fence
-        return fenced
+        members = [member for member in plan.membership.members if member not in plan.silent]
+        return await collect(members, voter_ids, lambda member: self._ask(plan, member, promise=ask))
 
     async def _pull(self, plan: Plan) -> None:
         """Bring every new voter to the source's end."""
@@ -294,6 +279,33 @@ class Coordinator:
         if member.node_id == self._settings.node_id:
             return await self._participant.answer(request)
         return await self._transport.ask_failover(member.address, request, timeout_ms)
+
+
+def _fenced(plan: Plan, wishes: Wishes, promises: Promises) -> Plan:
+    """The plan with the most advanced of those that have promised, and with what they tell. Raises KvError."""
+    if promises.hindrance is not None:
+        raise _broke_off(plan, *promises.hindrance)
+    reports = promises.reports
+    if wishes.automatic:
+        require_won(reports)
+    membership = decode_membership(most_advanced(reports).membership)  # it may have changed since the survey
+    not_fenced = unfenced(membership, reports, [report.node_id for report in reports])
+    fenced = replace(
+        plan,
+        source=source_of(reports, is_fenced=not not_fenced),
+        membership=membership,
+        voters=tuple(filter(None, (membership.get(voter.node_id) for voter in plan.voters))),
+        unfenced=not_fenced,
+    )
+    if len(fenced.voters) < len(plan.voters):
+        raise _fell_short(fenced, "a node that was to vote is no member any more")
+    if fenced.end < plan.end:
+        raise _fell_short(fenced, _kept_less(fenced, plan.end[1]))
+    if not wishes.automatic:
+        require_fenced(fenced, wishes)
+        if fenced.unfenced and not plan.unfenced:
+            raise _fell_short(fenced, _fenced_fewer(fenced))  # the epoch's number is one for behind a fence
+    return fenced
 
 
 async def _gather(asks: Any) -> list[Any]:

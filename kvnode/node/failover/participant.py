@@ -19,6 +19,7 @@ from kvnode.codec.entry import Entry
 from kvnode.codec.epoch import EpochStart, decode_epoch_start, encode_epoch_start, epoch_entry
 from kvnode.codec.membership import encode_membership
 from kvnode.node.epochs import Epochs
+from kvnode.node.failover.groups import Groups
 from kvnode.node.failover.start import epoch_start
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.guard import Guard
@@ -77,7 +78,7 @@ class Participant:
         self._guard = guard
         self._promised_at_ms: float | None = None  # monotonic; of the promise in force, if made since the start
         self._promised_region = ""
-        self._promised_voters: tuple[int, ...] = ()
+        self._groups = Groups()
 
     async def answer(self, request: failover_pb2.FailoverRequest) -> failover_pb2.FailoverResponse:
         """Serve one question. Raises KvError."""
@@ -111,19 +112,19 @@ class Participant:
         sealed = self._sealed()
         heard = self._freshness.latest
         ago_ms = -1 if self._promised_at_ms is None else int(self._clock.monotonic_ms() - self._promised_at_ms)
+        # One that was taken in later and holds nothing yet knows of that epoch too: its number is not free.
+        promised_epoch = max(self._latest_epoch, sealed.epoch if sealed is not None else 0)
         return failover_pb2.FailoverReport(
             node_id=settings.node_id,
             name=settings.name,
             region=settings.region,
             dc=settings.dc,
             state_epoch=meta.epoch,
-            log_epoch=raft.history.epoch or meta.epoch,
-            # One that was taken in later and holds nothing yet knows of that epoch too: its number is not free.
-            promised_epoch=max(raft.epoch, sealed.epoch if sealed is not None else 0, self._epochs.adopted_in),
+            log_epoch=self._log_epoch,
+            promised_epoch=promised_epoch,
             promised_ballot=raft.promised_ballot,
             promised_region=self._promised_region,
             promised_ago_ms=ago_ms,
-            promised_voter_ids=self._promised_voters if sealed is None else _voter_ids(sealed),
             term=raft.term,
             last_index=log.last_index,
             last_term=log.last_term,
@@ -144,7 +145,21 @@ class Participant:
             wanted_commit_dcs=self._epochs.wanted_commit_dcs,
             ballot_wait_ms=self._ballot_wait_ms(),
             holds_lease=raft.own_term_committed and not raft.sealed and self._vouches(),
+            groups=self._open_groups(),
         )
+
+    @property
+    def _latest_epoch(self) -> int:
+        return max(self._raft.epoch, self._epochs.adopted_in)
+
+    @property
+    def _log_epoch(self) -> int:
+        return self._raft.history.epoch or self._meta().epoch
+
+    def _open_groups(self) -> list[failover_pb2.FailoverGroup]:
+        sealed = self._sealed()
+        found = [] if sealed is None else [failover_pb2.FailoverGroup(epoch=sealed.epoch, voter_ids=_voter_ids(sealed))]
+        return found + self._groups.above(self._log_epoch, self._latest_epoch, known=found)
 
     def _epochs_of_log(self) -> list[failover_pb2.FailoverEpoch]:
         forks = {row.epoch: row.fork_index for row in self._epochs.current()}
@@ -164,8 +179,12 @@ class Participant:
     async def _seal(self, request: failover_pb2.FailoverRequest) -> None:
         """End the epoch, as its leader; answers once the seal is committed."""
         raft, latest = self._raft, self._epochs.latest
+        self._refuse_second(request)
+        sealed = self._sealed()
+        if sealed is not None and raft.is_leader:
+            raise move_in_progress(self._settings.name, sealed.epoch)
         if request.epoch <= latest:
-            raise InvalidRequest("EPOCH_PROMISED", f"epoch {request.epoch} is not above {latest}", phase="failover")
+            raise superseded(self._settings.name, latest)
         membership = raft.membership
         voters = [m for m in membership.members if m.node_id in request.seal.voter_ids and m.region == request.region]
         if not voters:
@@ -237,14 +256,18 @@ class Participant:
     async def _promise(self, request: failover_pb2.FailoverRequest) -> None:
         raft = self._raft
         self._refuse_second(request)
+        held = (raft.promised_epoch, raft.promised_ballot)
+        if request.epoch <= raft.epoch and not raft.fenced and held != (request.epoch, request.ballot):
+            raise superseded(self._settings.name, raft.epoch)
         if request.promise.automatic:
             self._require_vote()
+        before = self._open_groups()
         with self._guard:
             raft.promise(request.epoch, request.ballot)
+        self._groups.promised(request.epoch, request.promise.voter_ids, before)
         if self._promised_at_ms is None or self._promised_region != request.region:
             self._promised_region = request.region
         self._promised_at_ms = self._clock.monotonic_ms()
-        self._promised_voters = tuple(request.promise.voter_ids)
         self._wake()
         await self._until(lambda: raft.durable_promise >= (request.epoch, 0), limits.PEER_CALL_TIMEOUT_MS)
         self._require_promise(request)
@@ -378,6 +401,26 @@ def failover_in_progress(name: str, region: str, epoch: int, ago_ms: float) -> K
         f"a failover{where} is under way: node '{name}' promised epoch {epoch} to it {ago_ms / 1_000:.1f} s ago. Wait "
         f"for its end; if it broke off, repeat in {wait_s} s",
         code="FAILOVER_IN_PROGRESS",
+        phase="failover",
+    )
+
+
+def move_in_progress(name: str, epoch: int) -> KvError:
+    """A planned one is."""
+    return Unavailable(
+        f"a planned move is under way: node '{name}' has sealed its epoch, and {epoch} begins behind it. Wait for its "
+        "end; should the nodes that are to vote in it not come, a failover without --plan takes it back",
+        code="FAILOVER_IN_PROGRESS",
+        phase="failover",
+    )
+
+
+def superseded(name: str, epoch: int) -> KvError:
+    """Another one came in between."""
+    return InvalidRequest(
+        "FAILOVER_SUPERSEDED",
+        f"another failover was faster: node '{name}' is in epoch {epoch}, which it has begun, or knows of it. Look at "
+        "`kvnode status`, and repeat the command if the primary is still to be moved",
         phase="failover",
     )
 

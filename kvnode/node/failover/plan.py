@@ -27,7 +27,7 @@ from kvnode.codec.epoch import EpochStart, epoch_entry, epoch_of_term
 from kvnode.codec.membership import Member, Membership, decode_membership
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.node.failover.numbers import fenced_epoch, unfenced_epoch
-from kvnode.node.failover.participant import failover_in_progress
+from kvnode.node.failover.participant import failover_in_progress, move_in_progress
 from kvnode.node.failover.start import epoch_start
 from kvnode.proto.kv.internal.v1 import failover_pb2
 
@@ -175,16 +175,24 @@ def _end(report: Report, *, is_fenced: bool) -> tuple[int, int]:
 
 
 def unfenced(membership: Membership, reports: Sequence[Report], promised: Iterable[int]) -> tuple[Member, ...]:
-    """The voters of a group of which too few have promised; empty when all that may be alive are fenced."""
+    """The voters of a group of which too few have promised; empty when all that may be alive are fenced.
+
+    Args:
+        membership: that of the most advanced log.
+        reports: tell of the groups that may begin, or have begun, an epoch of which that log knows nothing.
+        promised: the ids of those that have promised, or are to.
+    """
     fenced = frozenset(promised)
-    source = most_advanced(reports)
-    groups = [[voter.node_id for voter in membership.voters]]
-    groups += [
-        list(r.promised_voter_ids) for r in reports if r.promised_voter_ids and r.promised_epoch > source.log_epoch
-    ]
-    for group in groups:
-        if 2 * len(fenced.intersection(group)) <= len(group):
-            return tuple(m for m in membership.members if m.node_id in group and m.node_id not in fenced)
+    latest = most_advanced(reports).log_epoch
+    groups = [group for report in reports for group in report.groups if group.epoch > latest]
+    if any(not group.voter_ids for group in groups):  # it may be anybody's
+        silent = tuple(member for member in membership.members if member.node_id not in fenced)
+        if silent:
+            return silent
+    voters = [voter.node_id for voter in membership.voters]
+    for ids in (voters, *(group.voter_ids for group in groups if group.voter_ids)):
+        if 2 * len(fenced.intersection(ids)) <= len(ids):
+            return tuple(m for m in membership.members if m.node_id in ids and m.node_id not in fenced)
     return ()
 
 
@@ -214,13 +222,17 @@ def make_move(reports: Sequence[Report], region: str, ballot: int) -> Plan:
     failover that broke off: they take part in none but a later one, which then begins with the same voters.
 
     Raises:
-        InvalidRequest: REGION_UNKNOWN, REGION_IS_PRIMARY, FAILOVER_IN_PROGRESS, REGION_TOO_SMALL, or
-            FAILOVER_NO_PRIMARY, nobody leads who could hand over.
+        InvalidRequest: REGION_UNKNOWN, REGION_IS_PRIMARY, REGION_TOO_SMALL, or FAILOVER_NO_PRIMARY, nobody leads who
+            could hand over.
+        Unavailable: FAILOVER_IN_PROGRESS.
     """
     latest = max(report.state_epoch for report in reports)
     leader = next((r for r in reports if r.leads and r.state_epoch == latest), None)
     _check_region(decode_membership((leader or most_advanced(reports)).membership), region)
     _check_alone(reports)
+    sealed = next((report for report in reports if report.sealed_epoch > latest), None)
+    if leader is None and sealed is not None:
+        raise move_in_progress(sealed.name, sealed.sealed_epoch)
     if leader is None:
         raise InvalidRequest(
             "FAILOVER_NO_PRIMARY",
@@ -255,7 +267,7 @@ def make_renewal(reports: Sequence[Report], own_id: int, ballot: int) -> Plan:
         own_id: of the leader.
 
     Raises:
-        InvalidRequest: FAILOVER_IN_PROGRESS.
+        Unavailable: FAILOVER_IN_PROGRESS.
     """
     _check_alone(reports)
     leader = next(report for report in reports if report.node_id == own_id)

@@ -10,11 +10,11 @@ import pytest
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.client.status import is_retryable
 from kvnode.codec.entry import EntryKind
-from kvnode.codec.epoch import decode_epoch_start, epoch_of_term, first_term
+from kvnode.codec.epoch import TERMS_PER_EPOCH, decode_epoch_start, epoch_of_term, first_term
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
 from kvnode.codec.versionstamp import split
 from kvnode.node.failover.plan import Plan, Report, Wishes, is_forked, make_move, make_plan, require_fenced, unfenced
-from kvnode.proto.kv.internal.v1.failover_pb2 import FailoverEpoch
+from kvnode.proto.kv.internal.v1.failover_pb2 import FailoverEpoch, FailoverGroup
 
 US, EU, ASIA = (1, 2, 3), (4, 5), (6, 7)
 
@@ -218,8 +218,18 @@ def test_fenced_is_a_majority_of_the_old_voters() -> None:
 
 
 def test_voters_of_a_failover_that_broke_off_are_to_be_fenced_too() -> None:
-    half = [report(6, promised_epoch=2, promised_voter_ids=[4, 5]), report(7), report(1), report(2)]
+    half = [report(6, groups=[FailoverGroup(epoch=2, voter_ids=[4, 5])]), report(7), report(1), report(2)]
     assert [m.node_id for m in plan(half, "asia").unfenced] == [4, 5], "they may have begun epoch 2"
+
+
+def test_a_group_of_which_only_the_epoch_is_known_may_be_anybodys() -> None:
+    """An epoch was heard of, or promised before a restart, and nobody who answers has it in its log."""
+    heard = [report(1, groups=[FailoverGroup(epoch=2)]), report(2), report(3)]
+    made = plan(heard, "us")
+    assert [m.node_id for m in made.unfenced] == [4, 5, 6, 7] and made.epoch > 16
+    assert plan([*heard, *map(report, (*EU, *ASIA))], "us").unfenced == (), "everybody promises"
+    begun = report(3, 950, 2 * TERMS_PER_EPOCH + 1, log_epoch=2)
+    assert plan([*heard[:2], begun], "us", force=True).unfenced == (), "somebody has it in its log, and who votes in it"
 
 
 def test_who_is_not_fenced_is_named() -> None:

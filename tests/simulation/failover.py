@@ -1,7 +1,8 @@
 """Failovers in a simulated cluster: forced ones, with the old voters fenced or vouched for, and planned moves.
 
 They befall some of the seeds that have replicas. The coordinator may be killed at any moment of it; then, as an
-operator would, somebody repeats it. At the end whatever broke off is finished.
+operator would, somebody repeats it. In some seeds a second operator, who knows nothing of the first, starts another one
+at almost the same time. At the end whatever broke off is finished.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from unittest.mock import patch
 from cluster.history import CheckFailed, Committed, Seen, Unknown
 from kvnode.base import limits
 from kvnode.base.errors import KvError
-from kvnode.node.failover.plan import Wishes
+from kvnode.node.failover.plan import Plan, Wishes
 from kvnode.node.node import Node
 from tests.simulation.clock import EPOCH_MS
 from tests.simulation.cluster import Cluster, Server
@@ -29,6 +30,8 @@ REPLICAS = (0, 0, 0, 1, 2, 2)  # in another region
 SHARE = 0.5  # of the seeds with replicas
 EXCLUSIVE_MS = 1_500  # so that a repeat comes within the seed's few seconds
 ATTEMPT_S = 12.0
+RIVALS_SHARE = 0.5  # of the seeds with failovers
+RIVAL_WITHIN_S = (0.0, 0.01, 0.1, 0.5)  # of the first one; drawn evenly, then a moment up to it
 MEND_S = 1.0
 
 
@@ -40,6 +43,11 @@ def draw_replicas(seed: int) -> int:
 def draws_failovers(seed: int, replicas_count: int) -> bool:
     """Whether a seed has failovers; drawn apart, so that other seeds stay as they were."""
     return replicas_count > 0 and random.Random(f"failover {seed}").random() < SHARE
+
+
+def draws_rivals(seed: int) -> bool:
+    """Whether failovers of a seed that has them come in pairs; drawn apart, so that other seeds stay as they were."""
+    return random.Random(f"rivals {seed}").random() < RIVALS_SHARE
 
 
 @contextmanager
@@ -62,6 +70,8 @@ class Failovers:
         self._done = nemesis.done
         self._random = random.Random(f"failovers {seed}")
         self._mending: asyncio.Task[None] | None = None
+        self._rivals = random.Random(f"rivals' ways {seed}") if draws_rivals(seed) else None
+        self._rivalry: asyncio.Task[None] | None = None
         nemesis.leave_out("members")  # whom to promote is known: the replicas of the beginning
 
     async def run(self, chaos_s: float) -> None:
@@ -76,6 +86,7 @@ class Failovers:
 
     def begin_to_mend(self) -> None:
         """From the healing on: what broke off is repeated until somebody leads."""
+        self._rivals = None
         self._mending = self._loop.create_task(self._mend())
 
     async def _mend(self) -> None:
@@ -132,17 +143,43 @@ class Failovers:
 
     async def _force(self, region: str, wishes: Callable[..., Wishes]) -> bool:
         wanted = wishes(region, force=True)
+        return await self._coordinate(region, self._executing(wanted), vouches=wanted.primary_is_down)
+
+    def _executing(self, wanted: Wishes) -> Callable[[Node], Awaitable[Any]]:
+        """A forced failover; what an operator vouches for is what is then carried out."""
 
         async def execute(node: Node) -> None:
             coordinator = node.coordinator
-            plan = await coordinator.prepare(wanted)
-            if plan.unfenced and wanted.primary_is_down:
-                self._observer.vouched.add(plan.epoch)
-            await coordinator.execute(wanted)
+            carry_out = coordinator._carry_out
 
-        return await self._coordinate(region, execute)
+            async def vouched_for(plan: Plan, wishes: Wishes) -> Plan:
+                if plan.unfenced and wishes.primary_is_down:
+                    self._observer.vouched.add(plan.epoch)
+                return await carry_out(plan, wishes)
 
-    async def _coordinate(self, region: str, work: Callable[[Node], Awaitable[Any]]) -> bool:
+            with patch.object(coordinator, "_carry_out", vouched_for):
+                await coordinator.prepare(wanted)
+                await coordinator.execute(wanted)
+
+        return execute
+
+    async def _compete(self, draw: random.Random, vouches: bool) -> None:
+        """Another operator, to any region, in any of the ways; of a loss that all know of, each of them may vouch."""
+        await asyncio.sleep(draw.random() * draw.choice(RIVAL_WITHIN_S))
+        region = draw.choice(self._regions())
+        if draw.random() < 0.3:
+            await self._attempt(region, lambda node: node.coordinator.move(region))
+        else:
+            wanted = Wishes(region, force=True, primary_is_down=vouches and region != self._primary())
+            await self._attempt(region, self._executing(wanted))
+
+    async def _coordinate(self, region: str, work: Callable[[Node], Awaitable[Any]], *, vouches: bool = False) -> bool:
+        """Let a node of the region coordinate, and in some seeds another one beside it."""
+        if self._rivals is not None and (self._rivalry is None or self._rivalry.done()):
+            self._rivalry = self._loop.create_task(self._compete(self._rivals, vouches))
+        return await self._attempt(region, work)
+
+    async def _attempt(self, region: str, work: Callable[[Node], Awaitable[Any]]) -> bool:
         """Let a node of the region coordinate; sometimes it does not live to see the end."""
         candidates = [server for server in self._cluster.serving if server.member.region == region]
         if not candidates:
@@ -182,8 +219,9 @@ class Failovers:
 
     def close(self) -> None:
         """Nothing more is to be mended."""
-        if self._mending is not None:
-            self._mending.cancel()
+        for task in (self._mending, self._rivalry):
+            if task is not None:
+                task.cancel()
 
     def remaining(self, records: Iterable[Any]) -> list[Any]:
         """What clients recorded of the history that goes on: what a failover has lost, and said so, is left out.

@@ -102,6 +102,7 @@ class Promotions(Failovers):
         self, seed: int, loop: SimulatedLoop, cluster: Cluster, nemesis: Nemesis, observer: EpochObserver
     ) -> None:
         super().__init__(seed, loop, cluster, nemesis, observer)
+        self._rivals = None
         for kind in nemesis.kinds[MAX_OTHER_TROUBLES_COUNT:]:
             nemesis.leave_out(kind)  # with a region gone nobody else may be missing: too much trouble is none
 

@@ -146,6 +146,11 @@ class Resolver:
                 self.windows[client_id] = window
         return window
 
+    def knows(self, client_id: bytes, sequence: int) -> bool:
+        """Whether that write of that client is in the log already: a resend of it changes nothing more."""
+        window = self.window(client_id)
+        return window is not None and sequence in window.outcomes
+
 
 class Batch:
     """One entry in the making. Made by Resolver.begin.

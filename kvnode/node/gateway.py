@@ -82,7 +82,7 @@ class Gateway:
                 self._wake()
             elif call.operation is not None and call.operation.HasField("pull"):
                 self._add_pull(call)
-            elif call.operation is not None and self._stalled():
+            elif self._stalled() and self._adds(call):
                 self._hold(call)
             else:
                 self._proposals.add(call)
@@ -156,10 +156,15 @@ class Gateway:
             if not call.done:
                 self.route(call)
 
+    def _adds(self, call: Call) -> bool:
+        """Whether a call adds to what the regions lack: a write does, unless a copy of it is in the log already."""
+        operation = call.operation
+        return operation is not None and operation.HasField("write") and not self._proposals.knows(call)
+
     def _release_all_but_writes(self) -> None:
         """What waited for the lease alone goes on; a stall holds writes."""
         held = self._held
-        self._keep([call for call in held if call.operation is not None and call.operation.HasField("write")])
+        self._keep([call for call in held if self._adds(call)])
         kept = dict.fromkeys(self._held)
         for call in held:
             if call not in kept:
@@ -233,15 +238,16 @@ def _margin_ms(call: Call) -> float:
 
 def _held_error(call: Call, unleased: str, stalled: str) -> KvError:
     """What a held call past its time is told."""
+    doubt = ". It had been sent before, and that copy may yet be applied: read the key to see" if call.sent else ""
     if unleased:
         error = Unavailable(
-            f"{unleased}; see `kvnode status`, and automatic_promotion in the configuration",
+            f"{unleased}; see `kvnode status`, and automatic_promotion in the configuration{doubt}",
             code="PRIMARY_LEASE_LOST",
             phase="commit",
         )
     elif stalled:
         error = Unavailable(
-            f"{stalled}; see `kvnode status`, and on_replication_stall in the configuration",
+            f"{stalled}; see `kvnode status`, and on_replication_stall in the configuration{doubt}",
             code="REPLICATION_STALLED",
             phase="commit",
         )

@@ -157,6 +157,13 @@ class Proposals:
         self._queue_bytes += call.size_bytes
         self._wake()
 
+    def knows(self, call: Call) -> bool:
+        """Whether an earlier copy of a write is in the log already, so that this one is answered without an entry."""
+        operation, client_id = call.operation, call.origin.client_id
+        if self._resolver is None or operation is None or not operation.resend or not client_id:
+            return False
+        return self._resolver.knows(client_id, operation.id)
+
     # Leadership.
 
     def begin_leadership(self) -> None:

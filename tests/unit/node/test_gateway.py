@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 
 from kvnode.base import limits
-from kvnode.base.errors import KvError, Unavailable
+from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
+from kvnode.client.status import error_from_proto
 from kvnode.node.calls import Call, error_message
 from kvnode.node.gateway import Gateway
 from kvnode.node.ports import Deliver, Origin
@@ -30,6 +32,7 @@ class Bench:
         self.stall = ""
         self.unleased = ""
         self.removed = ""
+        self.in_log: set[int] = set()  # ids of operations
         self.gateway = Gateway(
             1,
             self.raft,
@@ -48,6 +51,10 @@ class Bench:
         """Proposals and barriers both."""
         is_read = call.operation is not None and call.operation.HasField("read")
         (self.reading if is_read else self.proposed).append(call)
+
+    def knows(self, call: Call) -> bool:
+        """The proposals."""
+        return call.operation is not None and call.operation.id in self.in_log
 
     def forward(self, to: int, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
         """The transport."""
@@ -351,6 +358,34 @@ def test_a_held_resend_may_have_been_applied_before() -> None:
     bench.gateway.route(call)
     bench.gateway.tick(1_000.0)
     assert call.error.code == "REPLICATION_STALLED" and not call.error.not_applied
+    assert isinstance(error_from_proto(call.error), OutcomeUnknown), "status 5 of the command line"
+    assert "sent before" in call.error.message and "read the key" in call.error.message
+
+
+def test_a_resend_whose_first_copy_is_in_the_log_does_not_wait_for_the_regions() -> None:
+    bench = Bench(is_leader=True, leader_id=1)
+    bench.stall = STALL
+    known, late = (KeptCall(write(put(b"k"), number=number, resend=True), 9_000) for number in (1, 2))
+    bench.in_log = {1}
+    for call in (known, late):
+        bench.gateway.route(call)
+    assert bench.proposed == [known] and bench.gateway.held_count == 1
+    bench.in_log = {1, 2}
+    bench.gateway.tick(100.0)
+    assert bench.proposed == [known, late]
+
+
+@on_trio
+async def test_a_stalled_leader_says_what_became_of_what_was_sent_before(trio: Trio) -> None:
+    leader = await trio.leading()
+    node = trio.node(leader)
+    client_id = await trio.within(leader, node._own_session.open())
+    first = await trio.ask(leader, write(put(b"k"), number=7), Origin(client_id, 7)).write()
+    with patch.object(node.gateway, "_stalled", lambda: STALL):
+        again = await trio.ask(leader, write(put(b"k"), number=7, resend=True), Origin(client_id, 7)).write()
+        assert again.versionstamp == first.versionstamp
+        other = trio.ask(leader, write(put(b"k"), number=8, resend=True, timeout_ms=500), Origin(client_id, 7))
+        assert (await other.error()).code == "REPLICATION_STALLED"
 
 
 def test_what_a_stalled_leader_held_goes_on_to_the_next_leader() -> None:

@@ -19,7 +19,7 @@ from grpc import aio
 from kvnode.api import grpc_status
 from kvnode.api.listen import bind
 from kvnode.base.errors import ConfigError, InvalidRequest, KvError
-from kvnode.base.topology import topology_problems
+from kvnode.base.topology import other_region, topology_problems
 from kvnode.codec.membership import Member, MemberRole, Membership, decode_membership
 from kvnode.node.channels import SERVER_OPTIONS
 from kvnode.node.member_wire import member_from_wire, member_to_wire
@@ -119,7 +119,8 @@ async def plan_bootstrap(
         allow_unsafe: found it although the loss of one data center would stop writes.
 
     Raises:
-        ConfigError: a peer belongs to a cluster already, two peers claim the same name, or the placement is unsafe.
+        ConfigError: a peer belongs to a cluster already, two peers claim the same name, or place one data center in two
+            regions, or the placement is unsafe.
     """
     members = [me]
     for address in peers:
@@ -137,9 +138,20 @@ async def plan_bootstrap(
         values = [getattr(member, field) for member in members]
         if len(set(values)) != len(values):
             raise ConfigError(f"two of the initial voters have the same {field}: {sorted(values)}")
+    _check_regions(members)
     _check_placement(members, min_commit_dcs, allow_unsafe)
     cluster_id = f"{random_source.getrandbits(128):032x}"
     return cluster_id, Membership(tuple(members), min_commit_dcs)
+
+
+def _check_regions(members: list[Member]) -> None:
+    places = [(member.dc, member.region) for member in members]
+    for member in members:
+        if region := other_region(member.dc, member.region, places):
+            raise ConfigError(
+                f"node '{member.name}' says {member.region}/{member.dc}, and another initial voter says that the data "
+                f"center {member.dc} stands in the region {region}: correct --region or --dc of one of them"
+            )
 
 
 def _check_placement(members: list[Member], min_commit_dcs: int, allow_unsafe: bool) -> None:

@@ -1,12 +1,13 @@
 """Which topologies keep the promises.
 
-A pure rule over (data center, region, votes): the loss of any one data center must leave a majority of the voters
+A data center stands in one region: what is counted by one and what is lost with the other would not fit otherwise. And
+a pure rule over (data center, region, votes): the loss of any one data center must leave a majority of the voters
 and at least `min_commit_dcs` data centers, or a single loss stops every write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 RECOMMENDED_DCS_COUNT = 6
@@ -27,6 +28,15 @@ class Problem(NamedTuple):
 
     severity: str
     text: str
+
+
+def other_region(dc: str, region: str, places: Iterable[tuple[str, str]]) -> str:
+    """The region in which a data center stands already, if that is another one; else empty.
+
+    Args:
+        places: (data center, region) of the members that there are.
+    """
+    return next((known for at, known in places if at == dc and known != region), "")
 
 
 def topology_problems(places: Sequence[tuple[str, str, bool]], min_commit_dcs: int) -> list[Problem]:

@@ -16,7 +16,7 @@ from dataclasses import replace as with_fields
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
-from kvnode.base.topology import Problem, topology_problems
+from kvnode.base.topology import Problem, other_region, topology_problems
 from kvnode.codec.membership import Member, MemberRole, Membership, encode_membership
 from kvnode.node.guard import Guard
 from kvnode.node.member_wire import member_from_wire, member_to_wire
@@ -61,8 +61,9 @@ class Members:
         """Add the node that listens at `wanted.address`: as a learner, or as the replica that `wanted` may ask for.
 
         Raises:
-            InvalidRequest: MEMBER_ROLE_INVALID, a replica inside the primary region; MEMBER_REMOVED, a node that was a
-                member before: its id is never used again.
+            InvalidRequest: MEMBER_ROLE_INVALID, a replica inside the primary region; MEMBER_REGION_CONTRADICTED, its
+                data center stands in another region; MEMBER_REMOVED, a node that was a member before: its id is never
+                used again.
         """
         self.require_leader()
         seen = await self._identify(wanted)
@@ -185,6 +186,7 @@ class Members:
     def _with_new(self, member: Member, instead_of: int) -> Membership:
         self._refuse_removed(member)
         self._refuse_twins(member, instead_of)
+        self._refuse_other_region(member, instead_of)
         membership = self._raft.membership
         return with_fields(membership, members=(*membership.members, member))
 
@@ -208,6 +210,19 @@ class Members:
                         f"{field} {getattr(member, field)} belongs to member '{other.name}' already: "
                         "give the new node another one, or remove the old member first",
                     )
+
+    def _refuse_other_region(self, member: Member, instead_of: int) -> None:
+        """A data center is in one region: commits count the one, failovers and lags the other."""
+        others = [other for other in self._raft.membership.members if other.node_id != instead_of]
+        region = other_region(member.dc, member.region, [(other.dc, other.region) for other in others])
+        if region:
+            names = ", ".join(f"'{other.name}'" for other in others if (other.dc, other.region) == (member.dc, region))
+            raise InvalidRequest(
+                "MEMBER_REGION_CONTRADICTED",
+                f"node '{member.name}' says {member.region}/{member.dc}, and the data center {member.dc} stands in the "
+                f"region {region}, where {names} is: start the node with --region {region}, or with a --dc of its own, "
+                "in an empty data directory",
+            )
 
     async def _adopt(self, member: Member, membership: Membership) -> None:
         await self._transport.adopt(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -101,6 +102,12 @@ async def test_a_waiting_node_is_adopted_over_the_network(unused_tcp_port: int) 
 
 
 # Bootstrap.
+
+
+async def test_initial_voters_that_place_a_data_center_in_two_regions_are_refused() -> None:
+    other = replace(voter(4), region="elsewhere")  # in the data center of ME
+    with pytest.raises(ConfigError, match=r"'n1' says r/b, .* region elsewhere: correct --region or --dc"):
+        await plan(Peers(other, voter(2)), "h4:1", "h2:1")
 
 
 async def test_the_plan_names_every_voter_at_its_address() -> None:

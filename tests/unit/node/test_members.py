@@ -314,3 +314,22 @@ async def test_a_member_that_was_removed_does_not_come_back_under_its_id(trio: T
     assert set(await names(trio)) == {1, 2, 3, 5}, "another node is taken in, and what broke off is finished"
     await trio.within(leader, members.replace(one.member.node_id, spare.member, 60_000))
     assert trio.node(leader).membership.removed_ids == (4, one.member.node_id)
+
+
+@on_trio
+async def test_a_data_center_stands_in_one_region(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    before = await names(trio)
+    stranger = newcomer(trio, region="r9", dc=one.member.dc)
+    await asyncio.sleep(0.1)
+    for wanted in (stranger.member, with_fields(stranger.member, role=MemberRole.REPLICA)):
+        error = await trio.refused(leader, trio.node(leader).members.add(wanted))
+        assert isinstance(error, InvalidRequest) and error.code == "MEMBER_REGION_CONTRADICTED" and error.not_applied
+        for word in (f"r9/{one.member.dc}", "region r1", f"'{one.member.name}'", "--region r1"):
+            assert word in error.message, error.message
+    other = next(server for server in trio.others(leader) if server is not one)
+    replaced = await trio.refused(
+        leader, trio.node(leader).members.replace(other.member.node_id, stranger.member, 1_000)
+    )
+    assert replaced.code == "MEMBER_REGION_CONTRADICTED"
+    assert await names(trio) == before and not stranger.joined, "it still waits, and may be joined elsewhere"

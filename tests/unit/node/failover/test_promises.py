@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -15,6 +16,10 @@ from kvnode.proto.kv.internal.v1.failover_pb2 import FailoverGroup, FailoverRepo
 from tests.simulation import loop as simulated_loop
 
 Answer = Callable[[], Awaitable[None]]
+
+
+def node(node_id: int) -> Member:
+    return Member(node_id, f"n{node_id}", "r", "d", "", MemberRole.REPLICA)
 
 
 def other(code: str = "FAILOVER_IN_PROGRESS") -> KvError:
@@ -46,9 +51,8 @@ def collected(answers: dict[int, Answer], required: set[int]) -> tuple[Promises,
             await answers[member.node_id]()
             return FailoverResponse(report=FailoverReport(node_id=member.node_id))
 
-        members = [Member(node_id, f"n{node_id}", "r", "d", "", MemberRole.REPLICA) for node_id in answers]
         began = loop.time()
-        return await collect(members, required, ask), asked, loop.time() - began
+        return await collect(map(node, answers), required, ask), asked, loop.time() - began
 
     return simulated_loop.run(run)
 
@@ -111,6 +115,29 @@ def test_a_refused_vote_is_no_other_failover() -> None:
 def test_superseded_may_come_after_the_promise() -> None:
     found, _, _ = collected({1: refusing(InvalidRequest("FAILOVER_SUPERSEDED", "no", phase="failover"))}, {1})
     assert found.may_stand
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_of_any_coordinators_that_reach_any_nodes_one_is_refused_by_nobody(seed: int) -> None:
+    draw = random.Random(seed)
+    held_by: dict[int, int] = {}
+
+    async def coordinate(own: int) -> Promises:
+        async def ask(member: Member) -> FailoverResponse:
+            await asyncio.sleep(draw.random() / 4)
+            if held_by.setdefault(member.node_id, own) != own:
+                raise other()
+            await asyncio.sleep(draw.random() / 4)
+            return FailoverResponse(report=FailoverReport(node_id=member.node_id))
+
+        reached = draw.sample(range(1, 8), draw.randint(3, 7))
+        await asyncio.sleep(draw.random() * draw.choice((0, 1)))
+        return await collect(map(node, reached), reached, ask)
+
+    async def run(_loop: simulated_loop.SimulatedLoop) -> list[Promises]:
+        return await asyncio.gather(*map(coordinate, range(draw.randint(2, 4))))
+
+    assert any(found.hindrance is None for found in simulated_loop.run(run))
 
 
 def told(groups: Groups, log_epoch: int, latest: int) -> list[tuple[int, list[int]]]:

@@ -284,7 +284,12 @@ class Coordinator:
 def _fenced(plan: Plan, wishes: Wishes, promises: Promises) -> Plan:
     """The plan with the most advanced of those that have promised, and with what they tell. Raises KvError."""
     if promises.hindrance is not None:
-        raise _broke_off(plan, *promises.hindrance)
+        error = _broke_off(plan, *promises.hindrance)
+        if promises.may_stand and error is promises.hindrance[1]:
+            error.message += (
+                f". Nodes have promised epoch {plan.epoch} already: `kvnode status` shows whether they follow"
+            )
+        raise error
     reports = promises.reports
     if wishes.automatic:
         require_won(reports)

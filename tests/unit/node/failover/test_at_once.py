@@ -120,6 +120,25 @@ def test_of_two_planned_moves_one_goes_through_and_the_other_changes_nothing(del
 
 
 @on_regions
+async def test_who_is_refused_after_the_first_promise_asks_nobody_further_and_says_so(trio: Trio) -> None:
+    primary, replicas = await ready(trio)
+    coordinator = trio.node(replicas[0]).coordinator
+    others = await trio.within(replicas[0], coordinator.prepare(Wishes("r2", force=True)))
+    survey = coordinator.survey
+
+    async def then_another_begins() -> list[Report]:
+        reports = await survey()
+        await tell(trio, primary[1], others, promise=failover_pb2.FailoverPromise(voter_ids=[4, 5]))
+        return reports
+
+    coordinator.survey = then_another_begins  # type: ignore[method-assign]
+    refused = await trio.refused(replicas[0], coordinator.execute(Wishes("r2", force=True)))
+    assert refused.code == "FAILOVER_IN_PROGRESS" and not refused.not_applied
+    assert "promised epoch 2 to it" in refused.message and "whether they follow" in refused.message
+    assert [trio.node(server).raft.promised_epoch for server in (*primary, *replicas)] == [2, 2, 0, 0, 0]
+
+
+@on_regions
 async def test_a_coordinator_that_is_slow_and_not_dead_begins_nothing_beside_another(trio: Trio) -> None:
     """Those who were to vote for it keep its promise, and are not to be reached by the second one any more."""
     primary, replicas = await ready(trio)

@@ -88,6 +88,7 @@ MIN_WATCH_AGE_CHECK_MS = 10  # between two looks at whether the state is still n
 SHUTDOWN_TIMEOUT_MS = 10_000
 
 # Client.
+MAX_CLIENT_TIMEOUT_MS = 30 * 86_400_000  # a client's patience; what it says to a node has 4 bytes
 CLIENT_DIAL_TIMEOUT_MS = 1_000
 CLIENT_HANG_TIMEOUT_MS = 2_000  # no answer for this long while operations wait: on to the next endpoint
 CLIENT_PROBE_AFTER_MS = 400  # nothing heard for this long while operations wait: ask whether the node is alive

@@ -14,6 +14,7 @@ from kvnode.base import limits
 from kvnode.base.clock import SystemClock
 from kvnode.base.errors import KvError, NotLeader
 from kvnode.client import rpc
+from kvnode.client.numbers import parse_count, parse_timeout_ms
 from kvnode.client.rpc import Method
 from kvnode.client.selection import call_metadata
 from kvnode.client.texts import DATABASE_NAME, sendable
@@ -23,6 +24,8 @@ from kvnode.proto.kv.v1 import admin_pb2, directory_pb2
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
+_MAX_UINT32 = (1 << 32) - 1
+_MAX_INT64 = (1 << 63) - 1
 _FINAL_AT_THE_LEADER = frozenset({"PEER_UNREACHABLE"})  # of a node that is to join: others say only who leads
 
 
@@ -48,7 +51,7 @@ class Admin:
         fail_fast: bool = True,
         random: Random | None = None,
     ) -> None:
-        self._timeout_ms = timeout_ms
+        self._timeout_ms = parse_timeout_ms(timeout_ms)
         self._credentials = credentials
         self._metadata = call_metadata(token=token)
         self._addresses = list(addresses)
@@ -169,7 +172,7 @@ class Admin:
 
     async def create_database(self, name: str, max_value_bytes: int = 0) -> directory_pb2.DatabaseResponse:
         """A database of that name; `max_value_bytes` 0 = Deno KV's own limit."""
-        request = directory_pb2.DatabaseCreateRequest(name=_database(name), max_value_bytes=max_value_bytes)
+        request = directory_pb2.DatabaseCreateRequest(name=_database(name), max_value_bytes=_size(max_value_bytes))
         return await self._once(rpc.DATABASE_CREATE, request)
 
     async def rename_database(self, database: str, name: str) -> directory_pb2.DatabaseResponse:
@@ -183,7 +186,7 @@ class Admin:
     ) -> directory_pb2.DatabaseResponse:
         """Another mode (enabled, read-only, disabled) or limit for a database; empty or 0 = as it is."""
         request = directory_pb2.DatabaseSetRequest(
-            database=_database(database), mode=sendable("mode", mode), max_value_bytes=max_value_bytes
+            database=_database(database), mode=sendable("mode", mode), max_value_bytes=_size(max_value_bytes)
         )
         return await self._once(rpc.DATABASE_SET, request)
 
@@ -221,9 +224,9 @@ class Admin:
             all_databases=all_databases,
             right=sendable("right", right),
             label=sendable("label", label),
-            expires_in_ms=expires_in_ms,
-            requests_per_second=requests_per_second,
-            bytes_per_second=bytes_per_second,
+            expires_in_ms=parse_count("expires_in_ms", expires_in_ms, 0, _MAX_INT64),
+            requests_per_second=parse_count("requests_per_second", requests_per_second, 0, _MAX_UINT32),
+            bytes_per_second=parse_count("bytes_per_second", bytes_per_second, 0, _MAX_INT64),
         )
         return await self._once(rpc.TOKEN_CREATE, request)
 
@@ -266,6 +269,11 @@ class Admin:
         status = await self._caller.call(rpc.STATUS, admin_pb2.StatusRequest(), timeout_ms)
         leader = [member.address for member in status.members if member.node_id == status.leader_id]
         return [*leader, *(address for address in self._addresses if address not in leader)]
+
+
+def _size(max_value_bytes: float) -> int:
+    """What the field holds; the node judges how large."""
+    return parse_count("max_value_bytes", max_value_bytes, 0, _MAX_UINT32)
 
 
 def _database(name: str) -> str:

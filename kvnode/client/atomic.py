@@ -70,11 +70,10 @@ class AtomicOperation:
     def set_raw(self, key: WritableKey, data: bytes, encoding: int, *, expire_in: int | None = None) -> AtomicOperation:
         """As set, with the value as stored: its bytes and kv.v1.ValueEncoding."""
         kind = kv_pb2.MUTATION_TYPE_SET
-        parts = list(key)
-        if parts and isinstance(parts[-1], CommitVersionstamp):
+        if isinstance(key, tuple | list) and key and isinstance(key[-1], CommitVersionstamp):
             kind = kv_pb2.MUTATION_TYPE_SET_SUFFIX_VERSIONSTAMPED_KEY
-            parts.pop()
-        encoded = encode_key(parts)  # type: ignore[arg-type]  # a marker elsewhere is refused there
+            key = key[:-1]
+        encoded = encode_key(key)  # type: ignore[arg-type]  # a marker elsewhere is refused there
         value = kv_pb2.Value(data=data, encoding=encoding)  # type: ignore[arg-type]
         self.request.mutations.add(type=kind, key=encoded, value=value, expire_at_ms=_expire_at_ms(expire_in))
         return self

@@ -18,6 +18,7 @@ from kvnode.client.atomic import COMMIT_VERSIONSTAMP, AtomicOperation, CommitVer
 from kvnode.client.channel import parse_endpoints
 from kvnode.client.cron_admin import CronAdmin
 from kvnode.client.listing import KvList
+from kvnode.client.numbers import parse_timeout_ms
 from kvnode.client.queue import QueueListener
 from kvnode.client.queue_admin import QueueAdmin
 from kvnode.client.queue_handlers import Handler, run_handlers
@@ -66,7 +67,7 @@ def open_kv(
         random: the source of back-off jitter.
 
     Raises:
-        InvalidRequest: ENDPOINT_INVALID, DATABASE_NAME_INVALID.
+        InvalidRequest: ENDPOINT_INVALID, DATABASE_NAME_INVALID, BAD_TIMEOUT.
     """
     return Kv(
         parse_endpoints(endpoints if isinstance(endpoints, str) else list(endpoints)),
@@ -94,7 +95,7 @@ class Kv:
         random: Random | None,
     ) -> None:
         self._addresses = list(addresses)
-        self._timeout_ms = timeout_ms
+        self._timeout_ms = timeout_ms = parse_timeout_ms(timeout_ms)
         self._credentials = credentials
         self._metadata = metadata
         self._fail_fast = fail_fast

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.client.numbers import whole_number
 from kvnode.client.results import Entry
 from kvnode.codec.keys import KeyRange
 from kvnode.proto.kv.v1 import kv_pb2
@@ -39,8 +40,7 @@ class KvList(AsyncIterator[Entry]):
         keys_only: bool,
         cursor: str,
     ) -> None:
-        if limit is not None and limit < 1:
-            raise InvalidRequest("BAD_LIMIT", f"The limit of a list is 1 or more, not {limit}.")
+        limit = _checked_limit(limit)
         self._read_page = read_page
         self._bounds = bounds
         self._shared = _shared_start(bounds.start, bounds.end)
@@ -119,20 +119,30 @@ def _encode_cursor(encoded_key: bytes, shared: bytes) -> str:
     return base64.urlsafe_b64encode(encoded_key.removeprefix(shared)).decode()
 
 
+def _checked_limit(limit: int | None) -> int | None:
+    if limit is None:
+        return None
+    found = whole_number(limit, 1, sys.maxsize)
+    if found is None:
+        raise InvalidRequest("BAD_LIMIT", f"The limit of a list is 1 or more, not {limit!r}.")
+    return found
+
+
 def _batch_count(batch_size: int | None, limit: int | None) -> int:
     if batch_size is None:
         return min(limit or limits.DEFAULT_LIST_BATCH_COUNT, limits.MAX_DEFAULT_LIST_BATCH_COUNT)
-    if not 1 <= batch_size <= limits.MAX_READ_ENTRIES_COUNT:
+    found = whole_number(batch_size, 1, limits.MAX_READ_ENTRIES_COUNT)
+    if found is None:
         raise InvalidRequest(
-            "BAD_BATCH_SIZE", f"The batch size of a list is 1 to {limits.MAX_READ_ENTRIES_COUNT}, not {batch_size}."
+            "BAD_BATCH_SIZE", f"The batch size of a list is 1 to {limits.MAX_READ_ENTRIES_COUNT}, not {batch_size!r}."
         )
-    return batch_size
+    return found
 
 
 def _decode_cursor(cursor: str) -> bytes:
     try:
         return base64.b64decode(cursor, altchars=b"-_", validate=True)
-    except binascii.Error as error:
+    except (TypeError, ValueError) as error:
         raise InvalidRequest("BAD_CURSOR", f"{cursor!r} is no cursor of a list.") from error
 
 

@@ -18,6 +18,17 @@ def whole_number(value: float, least: int, most: int) -> int | None:
     return found if least <= found <= most else None
 
 
+def parse_timeout_ms(timeout_ms: float) -> int:
+    """A caller's patience in milliseconds. Raises InvalidRequest: BAD_TIMEOUT."""
+    found = whole_number(timeout_ms, 1, limits.MAX_CLIENT_TIMEOUT_MS)
+    if found is None:
+        raise InvalidRequest(
+            "BAD_TIMEOUT",
+            f"timeout_ms is {timeout_ms!r}: give 1 to {limits.MAX_CLIENT_TIMEOUT_MS} milliseconds (30 days).",
+        )
+    return found
+
+
 def parse_delay_ms(delay: float) -> int:
     """Milliseconds until a message is delivered. Raises InvalidRequest: BAD_DEADLINE."""
     found = whole_number(delay, 0, limits.MAX_QUEUE_DELAY_MS)

@@ -6,6 +6,7 @@ import time
 from typing import Final, Literal, NamedTuple
 
 from kvnode.base.errors import InvalidRequest
+from kvnode.client.numbers import whole_number
 from kvnode.codec.keys import Key, decode_key
 from kvnode.codec.values import decode_value
 from kvnode.codec.versionstamp import VERSIONSTAMP_BYTES
@@ -130,7 +131,7 @@ def parse_versionstamp(text: str) -> bytes:
     """The bytes of a versionstamp of 20 hexadecimal digits. Raises InvalidRequest: BAD_VERSIONSTAMP."""
     try:
         stamp = bytes.fromhex(text)
-    except ValueError:
+    except (TypeError, ValueError):
         stamp = b""
     if len(stamp) != VERSIONSTAMP_BYTES:
         raise InvalidRequest("BAD_VERSIONSTAMP", f"{text!r} is no versionstamp: it has 20 hexadecimal digits.")
@@ -141,12 +142,13 @@ def parse_max_staleness(staleness_ms: int | None) -> int:
     """What the request carries: 0 = no bound. Raises InvalidRequest: BAD_MAX_STALENESS."""
     if staleness_ms is None:
         return 0
-    if not 0 < staleness_ms < 1 << 63:
+    found = whole_number(staleness_ms, 1, (1 << 63) - 1)
+    if found is None:
         raise InvalidRequest(
             "BAD_MAX_STALENESS",
-            f"{staleness_ms} is no bound: give 1 ms or more, or read strongly for the newest state.",
+            f"{staleness_ms!r} is no bound: give 1 ms or more, or read strongly for the newest state.",
         )
-    return staleness_ms
+    return found
 
 
 def consistency_of(name: str) -> kv_pb2.Consistency:

@@ -52,6 +52,7 @@ from kvnode.client import outcome
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.failure_detector import FailureDetector
 from kvnode.client.gathering import Gathering
+from kvnode.client.numbers import parse_timeout_ms
 from kvnode.client.pending import Deliver, Load, PendingOperation, PendingTable
 from kvnode.client.selection import CallMetadata
 from kvnode.client.session_stream import SessionStream
@@ -169,7 +170,9 @@ class Session:
 
         Raises:
             Unavailable: code CLIENT_QUEUE_FULL, or CLIENT_CLOSED after close(). The operation was not taken.
+            InvalidRequest: BAD_TIMEOUT.
         """
+        timeout_ms = parse_timeout_ms(timeout_ms)  # before anything is entered: all operations share one sweep
         if self._is_closed:
             raise Unavailable("the client is closed; open a new one", code="CLIENT_CLOSED", phase="dial")
         if self._pending.is_full:
@@ -241,7 +244,7 @@ class Session:
         forgotten.
         """
         if self._pending.is_full:
-            timeout_ms = await self._room_within(timeout_ms)
+            timeout_ms = await self._room_within(parse_timeout_ms(timeout_ms))
         future: asyncio.Future[kv_pb2.OperationResult] = asyncio.get_running_loop().create_future()
 
         def deliver(result: kv_pb2.OperationResult) -> None:

@@ -17,6 +17,7 @@ from kvnode.base.deadline import answer_margin_ms
 from kvnode.base.errors import DeadlineExceeded, KvError, OutcomeUnknown, Unavailable
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
+from kvnode.client.numbers import parse_timeout_ms
 from kvnode.client.rpc import Method
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_rpc, is_retryable
@@ -83,7 +84,9 @@ class UnaryCaller:
 
         Raises:
             KvError: it names endpoint, phase and remedy. OutcomeUnknown and NotLeader only if it is not repeatable.
+                InvalidRequest: BAD_TIMEOUT.
         """
+        timeout_ms = parse_timeout_ms(timeout_ms)
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
         hang_timeout_ms: float = limits.CLIENT_HANG_TIMEOUT_MS
         while True:

@@ -46,8 +46,10 @@ def encode_key(key: Sequence[KeyPart]) -> bytes:
     """The bytes of a key.
 
     Raises:
-        InvalidRequest: BAD_KEY_PART, a part that no key can hold.
+        InvalidRequest: BAD_KEY: it is no sequence of parts. BAD_KEY_PART: a part that no key can hold.
     """
+    if not isinstance(key, tuple | list):
+        _check_sequence(key)
     return b"".join([_encode_part(part) for part in key])
 
 
@@ -102,6 +104,12 @@ def list_range(
 def point_range(key: bytes) -> KeyRange:
     """The range that holds one encoded key and no other."""
     return KeyRange(key, key + b"\x00")
+
+
+def _check_sequence(key: object) -> None:
+    """A str is a sequence, of parts that nobody means: ("u", "s", "e", "r", "s")."""
+    if not isinstance(key, Sequence) or isinstance(key, str | bytes | bytearray | memoryview):
+        raise InvalidRequest("BAD_KEY", f'A key is a tuple or list of parts, as ("users", 7), not {key!r:.200}.')
 
 
 def _encode_part(part: KeyPart) -> bytes:

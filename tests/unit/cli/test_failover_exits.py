@@ -73,7 +73,8 @@ def test_a_lost_versionstamp_is_not_no_answer() -> None:
 
 @pytest.mark.parametrize("how", ["no", "interrupted"])
 def test_who_does_not_agree_is_told_apart_from_who_interrupts(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(_question: str) -> bool:
+    def answer(_question: str, *, err: bool) -> bool:
+        assert err, "the question is no part of the output"
         if how == "interrupted":
             raise typer.Abort
         return False

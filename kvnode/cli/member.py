@@ -113,11 +113,10 @@ def add_member(
 
 def _new_member(address: str) -> admin_pb2.Member:
     from kvnode.client.channel import parse_endpoints
-    from kvnode.client.texts import sendable
     from kvnode.proto.kv.v1 import admin_pb2
 
     (parsed,) = parse_endpoints([address])
-    return admin_pb2.Member(address=sendable("the address", parsed, "ENDPOINT_INVALID"))
+    return admin_pb2.Member(address=parsed)
 
 
 @member_app.command("promote")

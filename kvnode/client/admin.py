@@ -14,6 +14,7 @@ from kvnode.base import limits
 from kvnode.base.clock import SystemClock
 from kvnode.base.errors import KvError, NotLeader
 from kvnode.client import rpc
+from kvnode.client.channel import parse_endpoints
 from kvnode.client.numbers import parse_count, parse_timeout_ms
 from kvnode.client.rpc import Method
 from kvnode.client.selection import call_metadata
@@ -26,6 +27,7 @@ Response = TypeVar("Response")
 
 _MAX_UINT32 = (1 << 32) - 1
 _MAX_INT64 = (1 << 63) - 1
+_MAX_UINT64 = (1 << 64) - 1
 _FINAL_AT_THE_LEADER = frozenset({"PEER_UNREACHABLE"})  # of a node that is to join: others say only who leads
 
 
@@ -33,7 +35,7 @@ class Admin:
     """Administration of one cluster, at whichever endpoint answers; changes go to the leader. All raise KvError.
 
     Args:
-        addresses: host:port of nodes of one cluster, in order of preference.
+        addresses: host:port of nodes of one cluster, in order of preference; or one string, separated by commas.
         timeout_ms: for each call.
         token: an access token with the right admin; needed where the nodes ask for one (`grpc_auth`).
         credentials: for TLS; None = plain text.
@@ -43,7 +45,7 @@ class Admin:
 
     def __init__(
         self,
-        addresses: Sequence[str],
+        addresses: str | Sequence[str],
         *,
         token: str = "",
         timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS,
@@ -54,7 +56,7 @@ class Admin:
         self._timeout_ms = parse_timeout_ms(timeout_ms)
         self._credentials = credentials
         self._metadata = call_metadata(token=token)
-        self._addresses = list(addresses)
+        self._addresses = addresses = parse_endpoints(addresses if isinstance(addresses, str) else list(addresses))
         self._random = random or Random()
         self._clock = SystemClock()
         self._caller = UnaryCaller(
@@ -99,24 +101,26 @@ class Admin:
 
     async def promote(self, node_id: int) -> admin_pb2.MemberChangeResponse:
         """Make a learner that has caught up a voter."""
-        request = admin_pb2.MemberPromoteRequest(node_id=node_id)
+        request = admin_pb2.MemberPromoteRequest(node_id=_node_id(node_id))
         return await self._change(rpc.MEMBER_PROMOTE, request)
 
     async def remove(self, node_id: int, *, force: bool = False) -> admin_pb2.MemberChangeResponse:
         """Remove a member for good. `force`: although the cluster then breaks a promise of its topology."""
-        request = admin_pb2.MemberRemoveRequest(node_id=node_id, force=force)
+        request = admin_pb2.MemberRemoveRequest(node_id=_node_id(node_id), force=force)
         return await self._change(rpc.MEMBER_REMOVE, request)
 
     async def replace(self, node_id: int, replacement: admin_pb2.Member) -> admin_pb2.MemberChangeResponse:
         """Add `replacement`, promote it when it has caught up, then remove `node_id`."""
         request = admin_pb2.MemberReplaceRequest(
-            node_id=node_id, replacement=replacement, timeout_ms=max(1, self._timeout_ms - self._timeout_ms // 10)
+            node_id=_node_id(node_id),
+            replacement=replacement,
+            timeout_ms=max(1, self._timeout_ms - self._timeout_ms // 10),
         )
         return await self._change(rpc.MEMBER_REPLACE, request)
 
     async def transfer_leadership(self, to_node_id: int = 0) -> admin_pb2.TransferLeadershipResponse:
         """Hand leadership to a voter; 0 = the most caught-up one."""
-        request = admin_pb2.TransferLeadershipRequest(to_node_id=to_node_id)
+        request = admin_pb2.TransferLeadershipRequest(to_node_id=_node_id(to_node_id))
         return await self._change(rpc.TRANSFER_LEADERSHIP, request)
 
     async def failover(
@@ -269,6 +273,10 @@ class Admin:
         status = await self._caller.call(rpc.STATUS, admin_pb2.StatusRequest(), timeout_ms)
         leader = [member.address for member in status.members if member.node_id == status.leader_id]
         return [*leader, *(address for address in self._addresses if address not in leader)]
+
+
+def _node_id(number: int) -> int:
+    return parse_count("node_id", number, 0, _MAX_UINT64)
 
 
 def _size(max_value_bytes: float) -> int:

@@ -12,6 +12,7 @@ from kvnode.base import egress, limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.client import rpc
 from kvnode.client.status import error_from_rpc
+from kvnode.client.texts import sendable
 from kvnode.proto.kv.v1 import kv_pb2
 
 DEFAULT_PORT: Final = 4510
@@ -47,6 +48,7 @@ def parse_endpoints(endpoints: str | list[str] | tuple[str, ...]) -> list[str]:
 
 
 def _parse_address(text: str) -> str:
+    sendable("an endpoint", text, "ENDPOINT_INVALID")
     if "/" in text:
         raise InvalidRequest(
             "ENDPOINT_INVALID", f"'{text}' is not an endpoint; write host:port, without a scheme or path", phase="dial"

@@ -17,6 +17,7 @@ LATIN_1 = "caf\udce9"  # as Python reads the byte E9
         ("DATABASE_NAME_INVALID", ("database", "delete", LATIN_1, "--yes")),
         ("DATABASE_NAME_INVALID", ("get", '["a"]', "--database", LATIN_1)),
         ("BAD_TEXT", ("token", "create", "--label", LATIN_1)),
+        ("ENDPOINT_INVALID", ("get", '["a"]', "--endpoints", f"{LATIN_1}:4510")),
         ("ENDPOINT_INVALID", ("member", "add", f"{LATIN_1}:4510")),
     ],
 )

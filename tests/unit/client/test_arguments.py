@@ -9,7 +9,7 @@ import pytest
 
 from kvnode.base.errors import InvalidRequest
 from kvnode.client import Admin, Kv, open_kv
-from kvnode.proto.kv.v1 import kv_pb2
+from kvnode.proto.kv.v1 import admin_pb2, kv_pb2
 from tests.unit.client.fake_server import FakeServer
 
 NO_TIMES = [float("nan"), float("inf"), -1, 0.4, 2**32, 2**70, "5"]
@@ -70,6 +70,13 @@ async def test_what_is_no_key_is_named(key: tuple[str, ...]) -> None:
             kv.watch_prefix(key)
 
 
+async def test_an_administrator_may_name_the_nodes_as_a_client_does() -> None:
+    async with Admin("a:1, b") as admin:
+        assert admin.endpoint == "a:1"
+    with pytest.raises(InvalidRequest, match="no endpoint"):
+        Admin("")
+
+
 async def test_the_usual_slips_with_several_keys() -> None:
     async with open_kv("127.0.0.1:1") as kv:
         for slip in (lambda: kv.get_many(("users", "ada")), lambda: as_coroutine(kv.watch, ("users", "ada"))):
@@ -102,6 +109,10 @@ async def test_numbers_that_an_administrator_gives(number: int) -> None:
             admin.create_token(expires_in_ms=number),
             admin.create_token(requests_per_second=number),
             admin.create_token(bytes_per_second=number),
+            admin.promote(number),
+            admin.remove(number),
+            admin.replace(number, admin_pb2.Member()),
+            admin.transfer_leadership(number),
         ):
             with pytest.raises(InvalidRequest) as refused:
                 await call

@@ -31,6 +31,7 @@ from kvnode.machine.queue.transaction import QueueTransaction
 from kvnode.machine.session_census import SessionCensus, is_evictable, too_many_sessions
 from kvnode.machine.sessions import Outcome, RequestId, SessionWindow
 from kvnode.machine.state_reader import StateReader
+from kvnode.machine.validate import resolved_too_large
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
 from kvnode.proto.kv.internal.v1 import log_pb2
 from kvnode.proto.kv.v1 import kv_pb2
@@ -58,8 +59,7 @@ class Resolver:
         state: shows exactly the applied index at every call.
         epoch: of the versionstamps to be given.
         last_log_time_ms: of the state: what the leases in it were judged by last (queue/grace.py). None: of none.
-        max_value_bytes: that a database, by its number, takes. What a request brings was judged where it came in; what
-            a sum makes of it is judged here.
+        max_value_bytes: that a database, by its number, takes: for what a sum makes of a value.
     """
 
     __slots__ = (
@@ -236,7 +236,7 @@ class Batch:
             for mutation in write.mutations:
                 self._mutate(transaction, mutation, database, prefix, stamp)
                 if self.size_bytes - size_bytes > limits.MAX_RESOLVED_TRANSACTION_BYTES:
-                    raise _resolved_too_large()
+                    raise resolved_too_large()
             if write.actions or write.enqueues:
                 results = self._queues(transaction, write, database, stamp, size_bytes)
         except KvError as error:
@@ -476,7 +476,7 @@ class Batch:
         for action in write.actions:
             results.append(queues.act(action))
             if self.size_bytes - size_bytes > limits.MAX_RESOLVED_TRANSACTION_BYTES:
-                raise _resolved_too_large()
+                raise resolved_too_large()
         for position, enqueue in enumerate(write.enqueues):
             queues.enqueue(enqueue, position)
         queues.finish()
@@ -593,11 +593,3 @@ class _Rows:
         in_flight = self._overlay.in_flight
         found = [in_flight(key) for key in self._batch._resolver.arrivals.of(queue_id)]
         return [row for row in found if row is not None]
-
-
-def _resolved_too_large() -> InvalidRequest:
-    return InvalidRequest(
-        "TRANSACTION_TOO_LARGE",
-        "The total size of the atomic write is too large. The values that its sums make and whose expiry it sets "
-        f"bring it above {limits.MAX_RESOLVED_TRANSACTION_BYTES} bytes: split it into several writes.",
-    )

@@ -214,3 +214,12 @@ def _check_versionstamp(stamp: bytes, what: str) -> None:
             f"Invalid versionstamp. {what} has {len(stamp)} bytes: it is {VERSIONSTAMP_BYTES} bytes (20 hex digits), "
             "or empty.",
         )
+
+
+def resolved_too_large() -> InvalidRequest:
+    """What a write makes of the rows that it finds is more than a transaction may be."""
+    return InvalidRequest(
+        "TRANSACTION_TOO_LARGE",
+        "The total size of the atomic write is too large. The values that its sums make and whose expiry it sets "
+        f"bring it above {limits.MAX_RESOLVED_TRANSACTION_BYTES} bytes: split it into several writes.",
+    )

@@ -7,6 +7,7 @@ they are configured for.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -71,11 +72,14 @@ def missing() -> str:
 
 
 def install() -> None:
-    """Install what is not there yet. Raises ClientsMissing, subprocess.CalledProcessError."""
+    """Install what is not there yet, one process at a time. Raises ClientsMissing, subprocess.CalledProcessError."""
     if lacking := missing():
         raise ClientsMissing(lacking)
-    _install_npm(BUILD / "npm")
-    _install_denokv(BUILD / "denokv")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / ".installing").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever waited finds all in place
+        _install_npm(BUILD / "npm")
+        _install_denokv(BUILD / "denokv")
 
 
 def _install_npm(folder: Path) -> None:

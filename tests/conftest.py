@@ -1,4 +1,9 @@
-"""How the suite is spread over processes (`make test`)."""
+"""How the suite is spread over processes (`make test`).
+
+There is one worker more than there are cores. One runs all tests that measure, one after the other, and waits for most
+of its time: for elections, leases and distances. The other two share the rest, at a lower priority, and use what the
+first leaves over. What takes longest begins first, so that small tests are left to end with, for whoever is free.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +16,39 @@ from xdist.scheduler import LoadScopeScheduling
 # These start clusters of real processes and measure them, so no two may run beside each other.
 REAL_PROCESSES = ("tests/integration/", "tests/compat/")
 # These start clusters as well, but ask what happens and not how fast: they share the machine like any other test.
-UNHURRIED = tuple(
-    f"tests/integration/test_{name}.py"
-    for name in ("bad_input", "cli_json", "crons", "damage", "databases", "tls", "topology")
+UNHURRIED = (
+    "tests/compat/test_differential.py",
+    *(
+        f"tests/integration/test_{name}.py"
+        for name in (
+            *("bad_input", "cli_json", "cli_queues", "crons", "damage", "databases", "queue_bad_input", "startup"),
+            *("tls", "topology"),
+        )
+    ),
 )
-YIELDING_NICENESS = 5  # of the workers that measure nothing, and of the nodes that they start
+# What begins first, of what does not measure: the longest test, then what waits, then what computes.
+LONG = (
+    "tests/simulation/test_simulation.py::test_every_seed_keeps_every_promise",
+    "tests/integration/test_crons.py",
+    *UNHURRIED,
+    "tests/simulation/",
+    "tests/raft/",
+)
+# Of the workers that measure nothing, and of the nodes that they start. Two workers, one of which simulates in two
+# processes, weigh less together than a single process of the ordinary priority.
+YIELDING_NICENESS = 8
 
 
 def is_measuring(nodeid: str) -> bool:
     """Whether a test is to have the machine before the others."""
     return nodeid.startswith(REAL_PROCESSES) and not nodeid.startswith(UNHURRIED)
+
+
+def turn(nodeid: str) -> int:
+    """When a test's turn comes: the least first."""
+    if is_measuring(nodeid):
+        return -1
+    return next((at for at, prefix in enumerate(LONG) if nodeid.startswith(prefix)), len(LONG))
 
 
 class OneClusterAtATime(LoadScopeScheduling):
@@ -35,7 +63,15 @@ class OneClusterAtATime(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneClusterAtATime:
+    config.option.loadscopereorder = False  # in the order of `turn`, not by how many tests a scope has
     return OneClusterAtATime(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes long first, where there are several workers."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: turn(item.nodeid))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

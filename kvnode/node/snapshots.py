@@ -153,11 +153,16 @@ class Snapshots:
 
     # Sending.
 
-    def send(self, message: Message) -> None:
-        """The core says that a peer needs a snapshot; the core is told how it ended."""
+    def send(self, message: Message) -> asyncio.Future[None]:
+        """The core says that a peer needs a snapshot; the core is told how it ended.
+
+        Returns:
+            The transfer to that peer, which may have begun before.
+        """
         running = self._sending.get(message.to)
         if running is None or running.done():
-            self._sending[message.to] = asyncio.get_running_loop().create_task(self._send(message))
+            running = self._sending[message.to] = asyncio.get_running_loop().create_task(self._send(message))
+        return running
 
     async def make(self) -> SnapshotFile:
         """Make a snapshot of the state as it is now; concurrent callers share one."""

@@ -9,7 +9,8 @@ CHANGELOG_NOTICE_INTERVAL_MS: it says who leads and how fresh the source is, and
 Where the log no longer reaches back far enough, a snapshot is sent by the way on which voters get theirs, and the
 stream goes on with notices until the replica holds it. A replica that leaves it to a neighbour to fetch one has it held
 back (snapshot_wait.py). Whoever awaits a snapshot itself says so to those that would follow it, also with a refusal: it
-may be too old to know them.
+may be too old to know them. A transfer that has ended is followed by another only once the replica has said that it
+still lacks what comes next: it has installed a snapshot before its source learns of that.
 
 Who is removed from the cluster is fed no more from the moment at which this node has applied that: the last thing that
 is said on its stream is a refusal, with the Hello that tells it why.
@@ -34,6 +35,8 @@ from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.raft import Raft
 
+SendSnapshot = Callable[[Message], "asyncio.Future[None] | None"]
+
 
 class Source:
     """One replica's stream, on the side of the node that it follows.
@@ -43,6 +46,7 @@ class Source:
         freshness: how fresh this node is.
         epoch: of this node's state.
         send_snapshot: given the message that goes with a snapshot; a transfer under way to the same node goes on.
+            Returns what is done when the transfer has ended, however it did; None = at once.
         request: the first one.
         compress: whether the way is long.
         own_id: this node's.
@@ -56,7 +60,7 @@ class Source:
         raft: Raft,
         freshness: FreshnessTracker,
         epoch: Callable[[], int],
-        send_snapshot: Callable[[Message], None],
+        send_snapshot: SendSnapshot,
         request: changelog_pb2.FollowRequest,
         *,
         compress: bool,
@@ -81,6 +85,7 @@ class Source:
         self._unacknowledged_bytes = 0
         self._something = asyncio.Event()
         self._begun = False
+        self._transfer: asyncio.Future[None] | None = None  # the last one
         self._farewell: changelog_pb2.FollowResponse | None = None
         self.durable_index = request.index
         self.applied_index = request.applied_index
@@ -103,6 +108,8 @@ class Source:
         self.applied_index = max(self.applied_index, request.applied_index)
         self.held_at_ms = max(self.held_at_ms, request.held_at_ms)
         self._holds_snapshot = request.hold_snapshot
+        if self._transfer is not None and self._transfer.done():
+            self._transfer = None
         while self._unacknowledged and self._unacknowledged[0][0] <= request.index:
             self._unacknowledged_bytes -= self._unacknowledged.popleft()[1]
         if request.index >= self._next:
@@ -155,9 +162,10 @@ class Source:
         log = self._raft.log
         if self._next <= log.delivered and (log.term(self._next - 1) is None or not self._holds(self._next)):
             response.snapshot = True
-            if not self._holds_snapshot:
+            if not self._holds_snapshot and self._transfer is None:
                 sender = self._raft.leader_id or self._own_id
-                self._send_snapshot(Message(MessageKind.SNAPSHOT, self.node_id, sender, self._raft.term))
+                message = Message(MessageKind.SNAPSHOT, self.node_id, sender, self._raft.term)
+                self._transfer = self._send_snapshot(message)
         return response
 
     def _holds(self, index: int) -> bool:
@@ -199,7 +207,7 @@ class Sources:
         raft: Raft,
         freshness: FreshnessTracker,
         epoch: Callable[[], int],
-        send_snapshot: Callable[[Message], None],
+        send_snapshot: SendSnapshot,
         *,
         region: str,
         own_id: int,

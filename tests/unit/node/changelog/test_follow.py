@@ -279,6 +279,35 @@ async def test_behind_the_retention_a_snapshot_is_asked_for(world: World) -> Non
     assert follower.awaits_snapshot and world.peers[11].applied == 0
 
 
+async def test_after_a_snapshot_the_replica_is_heard_before_another_is_sent(world: World) -> None:
+    """It is installed before its source learns of that: a second one would cross the WAN for nothing."""
+    world.write(20)
+    peer = world.peers[2]
+    peer.log.compact(10)
+    transfers: list[asyncio.Future[None]] = []
+
+    def send(_message: Message) -> asyncio.Future[None]:
+        if not transfers or transfers[-1].done():
+            transfers.append(asyncio.get_running_loop().create_future())
+        return transfers[-1]
+
+    sources = Sources(peer.raft, peer.freshness, lambda: 1, send, region="us", own_id=2)
+    source = sources.open(changelog_pb2.FollowRequest(region="eu"))
+    assert (await source.next()).snapshot
+    source.acknowledge(changelog_pb2.FollowRequest(index=0))
+    assert (await source.next()).snapshot and len(transfers) == 1
+    transfers[-1].set_result(None)
+    for _ in range(3):
+        assert (await source.next()).snapshot
+    assert len(transfers) == 1
+    source.acknowledge(changelog_pb2.FollowRequest(index=0))  # it broke
+    assert (await source.next()).snapshot and len(transfers) == 2
+    transfers[-1].set_result(None)
+    assert (await source.next()).snapshot
+    source.acknowledge(changelog_pb2.FollowRequest(index=15))
+    assert (await source.next()).entries and len(transfers) == 2
+
+
 async def test_a_fork_is_told_and_nothing_taken(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     world.peers[11].commit(Entry(2, 1, EntryKind.DATA, b"other"))

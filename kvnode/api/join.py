@@ -200,6 +200,8 @@ async def _identify(address: str, identify: Identify) -> peer_pb2.IdentifyRespon
             return await identify(address)
         except KvError as error:
             if not said:
-                _log.info("waiting for the node at %s: %s", address, error.message)
+                _log.info(
+                    "waiting for the node at %s, which is to be started without bootstrap: %s", address, error.message
+                )
                 said = True
             await asyncio.sleep(IDENTIFY_RETRY_S)

@@ -124,6 +124,15 @@ async def test_the_plan_names_every_voter_at_its_address() -> None:
     assert other_id != cluster_id
 
 
+async def test_who_waits_for_a_voter_says_how_that_is_started(caplog: pytest.LogCaptureFixture) -> None:
+    """Voters that all found the cluster wait for one another for ever, and none of them listens."""
+    caplog.set_level("INFO")
+    peers = Peers(voter(2), voter(3))
+    peers.absent = {"h2:1": 3}
+    await plan(peers, ME.address, "h2:1", "h3:1")
+    assert caplog.text.count("waiting for the node at h2:1, which is to be started without bootstrap: not up") == 1
+
+
 async def test_a_peer_that_belongs_to_a_cluster_refuses_the_bootstrap() -> None:
     peers = Peers(voter(2), voter(3))
     await peers.waiting["h3:1"].adopt(request(3, "other"))

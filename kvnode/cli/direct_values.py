@@ -45,6 +45,7 @@ def _direct(descriptor: TypeDescriptor) -> RuntimeParam:
 def take_values_directly() -> None:
     """Have typer convert only what needs it, for the rest of this process.
 
-    Typer has no setting for it. Should a later version not look here any more, commands only start more slowly.
+    Typer has no setting for it, and what is replaced is private: main.py does so, and imports this module, only with
+    the version for which this was written. A test says when the lock names another one.
     """
     typer.core.build_runtime_param = _direct  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from kvnode.cli.direct_values import take_values_directly
 from kvnode.cli.exits import Exit
 from kvnode.cli.run import flush_output
 from kvnode.cli.selection import with_selection
@@ -19,6 +18,7 @@ from kvnode.cli.show import escape_output
 PROGRAM = "kvnode"  # also when it is run as `python -m kvnode`: shell completion goes by this name
 DEBUG_ENVIRONMENT = "KVNODE_DEBUG"
 DATA, CLUSTER, NODE = "Data", "Cluster", "Node"
+TYPER_KNOWN_INSIDE = "0.29.2"  # whose private parts direct_values.py replaces; with another one starting takes longer
 
 
 class Command(NamedTuple):
@@ -98,7 +98,10 @@ def _build(name: str, entry: Command) -> Any:
     return command
 
 
-take_values_directly()
+if typer.__version__ == TYPER_KNOWN_INSIDE:
+    from kvnode.cli.direct_values import take_values_directly
+
+    take_values_directly()
 app = typer.Typer(
     name="kvnode",
     cls=LazyGroup,

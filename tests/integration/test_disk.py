@@ -39,10 +39,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = tmp_path / "small"
     mount.mkdir()
     if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
+        pytest.skip("a disk that fills up is a tmpfs of its own, and to mount one needs root: run the tests as root")
     command = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS_BYTES}", "tmpfs", str(mount)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"this root may mount no tmpfs (a container without CAP_SYS_ADMIN?): {mounted.stderr.strip()}")
     yield mount
     subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
@@ -52,7 +53,7 @@ def shim(tmp_path: Path) -> Path:
     """The preloaded library that makes fsync fail."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        pytest.skip("a C compiler is needed")
+        pytest.skip("what makes fsync fail is compiled first: on Debian 'apt install gcc libc6-dev'")
     library = tmp_path / "fsync_fault.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SHIM_SOURCE), "-ldl"], check=True)
     return library

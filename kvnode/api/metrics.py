@@ -114,6 +114,9 @@ def _values(node: ServedNode, status: admin_pb2.StatusResponse) -> dict[str, Sam
         "kvnode_replication_lag_entries_count": status.lag_entries,
         "kvnode_replication_stalled": status.replication_stalled,
         "kvnode_snapshot_waiting": status.HasField("snapshot_wait"),
+        "kvnode_leader_lease_remaining_ms": (
+            status.leader_lease.remaining_ms if status.HasField("leader_lease") else -1
+        ),
         "kvnode_primary_lease_ms": status.primary_lease.lease_ms,
         "kvnode_primary_lease_remaining_ms": status.primary_lease.remaining_ms,
         "kvnode_promotions": status.primary_lease.promotions,

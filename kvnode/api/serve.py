@@ -248,6 +248,7 @@ async def _run_node(
         replica=_adopted_as_replica(identity),
         tick_ms=config.tick_ms,
         election_ticks=max(2, config.election_timeout_ms // config.tick_ms),
+        leader_lease=config.leader_lease,
         log_retention_bytes=config.log_retention_bytes,
         log_retention_age_ms=config.log_retention_age_ms,
         on_replication_stall=StallPolicy(config.on_replication_stall),

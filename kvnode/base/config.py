@@ -94,6 +94,13 @@ KEYS: dict[str, Key] = {
         limits.TICK_MS * limits.ELECTION_TIMEOUT_TICKS,
         "silence of a leader after which an election may begin; the wait is up to twice this",
     ),
+    "leader_lease": Key(
+        bool,
+        False,
+        "a leader that a majority of the voters has answered within the election timeout serves strong reads without "
+        "asking them again; its price: clocks that run apart by more than 5 % break strong consistency. On all voters "
+        "the same; without effect until a majority holds its votes for it",
+    ),
     "log_retention_bytes": Key(
         int, limits.LOG_RETENTION_BYTES, "log, which is the changelog, kept at most for followers, replicas and backups"
     ),
@@ -172,6 +179,7 @@ class NodeConfig:
     allow_unsafe_topology: bool
     tick_ms: int
     election_timeout_ms: int
+    leader_lease: bool
     log_retention_bytes: int
     log_retention_age_ms: int
     on_replication_stall: str

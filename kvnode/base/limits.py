@@ -158,6 +158,7 @@ MOVE_CATCH_UP_TIMEOUT_MS = 15_000  # for it to come so near; then nothing is cha
 PRIMARY_LEASE_MS = 10_000  # the primary answers for so long after a majority of all nodes was asked; see node/promotion
 MAX_PRIMARY_LEASE_MS = 300_000  # for so long nobody could be promoted, nor a node that starts vote
 PRIMARY_LEASE_MARGIN_PARTS = 20  # one part in so many is left off at the leader: clocks may run apart by 5 %
+LEADER_LEASE_MARGIN_PARTS = 20  # likewise of the leader lease; see node/leader_lease.py
 MIN_LEASE_ELECTIONS_COUNT = 2  # a lease is as long as so many elections at the longest wait, or any would promote
 BALLOT_INTERVAL_MS = 500  # about so often a node that could promote its region looks whether it should
 MAX_BALLOT_INTERVAL_FACTOR = 6  # by which that grows while it finds that it should not

@@ -46,6 +46,9 @@ COUNTED: tuple[Metric, ...] = (
     Metric("kvnode_reads_eventual", _C, "Eventual reads answered here.", "reads_eventual"),
     Metric("kvnode_read_rounds", _C, "ReadIndex rounds begun.", "read_rounds"),
     Metric(
+        "kvnode_reads_leased", _C, "Strong reads, and failed checks, that the leader lease confirmed.", "reads_leased"
+    ),
+    Metric(
         "kvnode_read_latency_ms", _H, "From a strong read's arrival to its answer, at the leader.", "read_latency_ms"
     ),
     Metric(
@@ -122,6 +125,11 @@ READ: tuple[Metric, ...] = (
     Metric("kvnode_replication_lag_ms", _G, "Age of the applied state by the clocks alone; -1 = not known."),
     Metric("kvnode_replication_lag_entries_count", _G, "Entries committed, as far as is known here, and not applied."),
     Metric("kvnode_replication_stalled", _G, "1 when every replica region is too far behind; told by the leader."),
+    Metric(
+        "kvnode_leader_lease_remaining_ms",
+        _G,
+        "Of the lease under which strong reads ask no voter; 0 = they ask; -1 = not the leader, or not so configured.",
+    ),
     Metric("kvnode_primary_lease_ms", _G, "The primary lease that is in force in the cluster; 0 = none."),
     Metric(
         "kvnode_primary_lease_remaining_ms",

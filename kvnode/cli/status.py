@@ -105,8 +105,9 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
         print(cluster.next_loss)
     if cluster.outlook:
         print(cluster.outlook)
-    if lease := _lease(cluster):
-        print(lease)
+    for line in (_lease(cluster), _leader_lease(cluster)):
+        if line:
+            print(line)
     for node in cluster.nodes:
         for problem in _problems(node):
             if problem not in cluster.summary:
@@ -118,10 +119,14 @@ def _print(cluster: admin_pb2.ClusterStatusResponse, output: Output | None, *, c
         print(line)
 
 
+def _leader(cluster: admin_pb2.ClusterStatusResponse) -> admin_pb2.StatusResponse | None:
+    leading = [node.status for node in cluster.nodes if node.status.role == "leader"]
+    return max(leading, key=lambda status: status.term, default=None)
+
+
 def _lease(cluster: admin_pb2.ClusterStatusResponse) -> str:
     """The primary lease, as the leader holds it; empty where no promotion is in force."""
-    leading = [node.status for node in cluster.nodes if node.status.role == "leader"]
-    leader = max(leading, key=lambda status: status.term, default=None)
+    leader = _leader(cluster)
     if leader is None or not leader.primary_lease.lease_ms:
         return ""
     lease = leader.primary_lease
@@ -131,6 +136,16 @@ def _lease(cluster: admin_pb2.ClusterStatusResponse) -> str:
     if lease.remaining_ms <= 0:
         return f"Automatic promotion is on, with {length}, which has run out: the leader answers nothing strong."
     return f"Automatic promotion is on, with {length}, {lease.remaining_ms / 1_000:.1f} s of it left."
+
+
+def _leader_lease(cluster: admin_pb2.ClusterStatusResponse) -> str:
+    """How the leader confirms strong reads, where it is set to use a lease."""
+    leader = _leader(cluster)
+    if leader is None or not leader.HasField("leader_lease"):
+        return ""
+    if not leader.leader_lease.remaining_ms:
+        return "A leader lease is wanted and not held: strong reads ask the voters."
+    return f"Strong reads go by a leader lease, {leader.leader_lease.remaining_ms / 1_000:.1f} s of it left."
 
 
 def _transfers(cluster: admin_pb2.ClusterStatusResponse) -> list[str]:

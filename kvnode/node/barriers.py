@@ -9,18 +9,22 @@ read too: it must not be given on the word of a leader that has been deposed). A
    of that round and the prefix that the item was judged on;
 3. is handed to `serve` together with all others that became ready at the same applied index.
 
+Under a leader lease (leader_lease.py) a round has been confirmed already, for as long as the lease holds: an item skips
+the first step, and its answer is checked against the lease once more when it is given (`answers_under_lease`).
+
 When leadership is lost, everything that waits is handed to `lost`: none of it has had an effect. What waits longer
 than its deadline is answered so (`sweep`), and passed over when its round comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import NamedTuple
 
 from kvnode.base.errors import KvError
 from kvnode.node.calls import Call
+from kvnode.node.leader_lease import LeaderLease
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.raft import Raft
@@ -40,9 +44,17 @@ class Barriers:
     """The waiting items of one node."""
 
     def __init__(
-        self, raft: Raft, stats: Stats, serve: Callable[[list[Item]], None], lost: Callable[[list[Item]], None]
+        self,
+        raft: Raft,
+        lease: LeaderLease,
+        stats: Stats,
+        serve: Callable[[list[Item]], None],
+        lost: Callable[[list[Item]], None],
+        nudge: Callable[[], None],
     ) -> None:
         self._raft = raft
+        self._lease = lease
+        self._nudge = nudge
         self._stats = stats
         self._serve = serve
         self._lost = lost
@@ -64,8 +76,13 @@ class Barriers:
         self._unsent.append(Item(min_index, call, negative))
 
     def flush(self) -> None:
-        """Begin a round for all that wait for one."""
-        if not self._unsent or not self._raft.is_leader or len(self._rounds) >= MAX_OPEN_ROUNDS_COUNT:
+        """Begin a round for all that wait for one, unless the lease confirms them now."""
+        if not self._unsent or not self._raft.is_leader:
+            return
+        if self._lease.holds():
+            self._confirm_leased()
+            return
+        if len(self._rounds) >= MAX_OPEN_ROUNDS_COUNT:
             return
         context = self._next_context
         self._next_context += 1
@@ -74,9 +91,35 @@ class Barriers:
         self._stats.read_rounds += 1
         self._raft.request_read(context)
 
+    def _confirm_leased(self) -> None:
+        """What is committed here, and of this term, is all that anybody has acknowledged."""
+        items, self._unsent = self._unsent, []
+        self._stats.reads_leased += len(items)
+        for item in items:
+            item.call.leased = True
+        self._confirm(items, self._raft.commit)
+
+    def answers_under_lease(self, call: Call, negative: kv_pb2.OperationResult | None = None) -> bool:
+        """Whether a call that the lease has confirmed may be answered with what was read.
+
+        If the lease ran out meanwhile, the call is taken back, to be confirmed by a round. Returns False then.
+        """
+        if self._lease.holds():
+            return True
+        call.leased = False
+        if self._raft.is_leader:
+            self.add(call, negative=negative)
+            self._nudge()
+        else:
+            self._lost([Item(0, call, negative)])
+        return False
+
     def confirmed(self, context: int, index: int) -> None:
         """A quorum acknowledged the round; its reads see everything up to `index`."""
-        for item in self._rounds.pop(context, ()):
+        self._confirm(self._rounds.pop(context, ()), index)
+
+    def _confirm(self, items: Iterable[Item], index: int) -> None:
+        for item in items:
             # Made anew by hand: _replace costs three times as much, once a read.
             self._confirmed.append(item if item.min_index >= index else Item(index, item.call, item.negative))
 

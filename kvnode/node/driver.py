@@ -27,6 +27,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.node.applier import Applier
 from kvnode.node.barriers import Barriers
 from kvnode.node.freshness import FreshnessTracker
+from kvnode.node.leader_lease import LeaderLease
 from kvnode.node.ports import Transport
 from kvnode.node.proposals import Proposals
 from kvnode.node.snapshots import Snapshots
@@ -65,6 +66,7 @@ class Driver:
         barriers: Barriers,
         snapshots: Snapshots,
         freshness: FreshnessTracker,
+        lease: LeaderLease,
         stats: Stats,
         leadership_changed: Callable[[], None],
         committed: Callable[[], None],
@@ -80,6 +82,7 @@ class Driver:
         self._barriers = barriers
         self._snapshots = snapshots
         self._freshness = freshness
+        self._lease = lease
         self._stats = stats
         self._leadership_changed = leadership_changed
         self._handed_out = committed
@@ -143,6 +146,7 @@ class Driver:
             self._proposals.begin_leadership()
         self._proposals.flush()
         self._barriers.flush()
+        self._barriers.applied(self._state.meta.applied_index)  # what the lease has confirmed needs no round
         if not raft.has_ready():
             return False
         ready = raft.ready()
@@ -255,6 +259,8 @@ class Driver:
                 continue
             # Before an entry of its own term is committed, a leader may know of less than what was acknowledged.
             is_round = message.kind is MessageKind.HEARTBEAT and message.round
+            if is_round:
+                self._lease.round_sent(message.round, message.term)
             if is_round and self._raft.own_term_committed and self._vouches():
                 self._freshness.round_sent(message.round, self._raft.commit, self._state.meta.log_time_ms)
             by_peer.setdefault(message.to, []).append(message)

@@ -86,7 +86,13 @@ class Node:
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         meta = state.meta
         config = RaftConfig(
-            settings.node_id, settings.election_ticks, settings.heartbeat_ticks, holds_commit_notices=True
+            settings.node_id,
+            settings.election_ticks,
+            settings.heartbeat_ticks,
+            holds_commit_notices=True,
+            asks_holds=settings.leader_lease,
+            vote_hold_ms=settings.vote_hold_ms,
+            holds_vote_at_start=True,
         )
         membership = decode_membership(meta.membership)
         view = log if log.damage is None else AbsentLog(meta.applied_index, meta.applied_term)
@@ -237,6 +243,7 @@ class Node:
             self.barriers,
             self.snapshots,
             self.freshness,
+            self.operations.lease,
             self.stats,
             self._leadership_changed,
             self.changelog.committed,

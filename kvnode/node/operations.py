@@ -22,6 +22,7 @@ from kvnode.node.directory import Directory
 from kvnode.node.epochs import Epochs
 from kvnode.node.gateway import Gateway
 from kvnode.node.intake import Intake
+from kvnode.node.leader_lease import LeaderLease
 from kvnode.node.onward import Onward
 from kvnode.node.own_session import OwnSession
 from kvnode.node.ports import Deliver, Origin, Transport
@@ -83,8 +84,9 @@ class Operations:
             context.fail,
             context.wake,
             promotion.gate,
+            self._under_lease,
         )
-        self.barriers = Barriers(raft, stats, self.reads.strong, self._barriers_lost)
+        self.barriers = self._make_barriers(nudge)
         self.queues = Queues(
             settings.node_id,
             state,
@@ -122,6 +124,11 @@ class Operations:
             lambda: removal.own,
         )
         self._open_to_callers(directory)
+
+    def _make_barriers(self, nudge: Callable[[], None]) -> Barriers:
+        context = self._context
+        self.lease = LeaderLease(context.raft, context.clock.monotonic_ms)
+        return Barriers(context.raft, self.lease, context.stats, self.reads.strong, self._barriers_lost, nudge)
 
     def _open_to_callers(self, directory: Directory) -> None:
         context = self._context
@@ -174,6 +181,9 @@ class Operations:
     def take_back(self, calls: list[Call], unknown: bool) -> None:
         """See Gateway.take_back."""
         self.gateway.take_back(calls, unknown)
+
+    def _under_lease(self, call: Call, negative: kv_pb2.OperationResult | None) -> bool:
+        return self.barriers.answers_under_lease(call, negative)
 
     def _barriers_lost(self, items: list[Item]) -> None:
         self.gateway.take_back([item.call for item in items], False)

@@ -53,6 +53,8 @@ class Reads:
         fail: told of an error that means that the state cannot be trusted.
         wake: told when a read begins to wait for the state, which may have more to apply.
         answers: where strong ones go.
+        under_lease: told of a call that the leader lease has confirmed, and of the answer to a failed check, before it
+            is answered; False = it was taken back.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Reads:
         fail: Callable[[BaseException], None],
         wake: Callable[[], None],
         answers: Answers | None = None,
+        under_lease: Callable[[Call, kv_pb2.OperationResult | None], bool] = lambda call, negative: True,
     ) -> None:
         self._answers: Answers = DirectAnswers() if answers is None else answers
+        self._under_lease = under_lease
         self._state = state
         self._freshness = freshness
         self._stats = stats
@@ -153,6 +157,8 @@ class Reads:
         now = self._now_ms()
         for item in items:
             if item.negative is not None:
+                if item.call.leased and not self._under_lease(item.call, item.negative):
+                    continue
                 self._stats.commit_latency_ms.observe(now - item.call.started_ms)
                 self._answers.answer(item.call, item.negative)
             else:
@@ -294,6 +300,8 @@ class Reads:
         response = result.read
         response.versionstamp = self._stamp(meta)
         if strong:
+            if call.leased and not self._under_lease(call, None):
+                return
             response.strongly_consistent = True
             self._answers.answer(call, result)
             return

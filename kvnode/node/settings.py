@@ -21,6 +21,7 @@ class NodeSettings:
     epoch: int = 1
     replica: bool = False  # it was adopted as one; counts until its log says what it is
     tick_ms: int = limits.TICK_MS
+    leader_lease: bool = False
     election_ticks: int = limits.ELECTION_TIMEOUT_TICKS
     heartbeat_ticks: int = limits.HEARTBEAT_TICKS
     max_clock_offset_ms: int = limits.MAX_CLOCK_OFFSET_MS
@@ -31,3 +32,8 @@ class NodeSettings:
     automatic_promotion: bool = False
     primary_lease_ms: int = limits.PRIMARY_LEASE_MS
     operation_timeout_ms: int = limits.DEFAULT_OPERATION_TIMEOUT_MS
+
+    @property
+    def vote_hold_ms(self) -> int:
+        """For how long the node surely holds its vote for a leader lease: the first tick may come at once."""
+        return (self.election_ticks - 1) * self.tick_ms

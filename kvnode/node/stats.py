@@ -90,6 +90,7 @@ class Stats:
         "read_latency_ms",
         "read_rounds",
         "reads_eventual",
+        "reads_leased",
         "reads_onward",
         "reads_strong",
         "reads_too_stale",
@@ -122,6 +123,7 @@ class Stats:
         self.reads_strong = 0
         self.reads_eventual = 0
         self.read_rounds = 0  # ReadIndex rounds begun
+        self.reads_leased = 0  # strong reads, and failed checks, that the leader lease has confirmed
         self.read_latency_ms = Histogram()  # submit to answer, of strong reads
         self.eventual_latency_ms = Histogram()  # submit to answer, of eventual reads answered here
         self.read_age_ms = Histogram(AGE_BUCKETS_MS)  # as said with each eventual read

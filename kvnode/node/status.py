@@ -50,6 +50,7 @@ def node_status(node: Node) -> admin_pb2.StatusResponse:
         max_unreplicated_ms=node.replication.max_unreplicated_ms,
         replication_stalled=node.replication.is_stalled,
         primary_lease=_primary_lease(node),
+        leader_lease=_leader_lease(node),
     )
 
 
@@ -62,6 +63,12 @@ def _primary_lease(node: Node) -> admin_pb2.PrimaryLease:
         remaining_ms=promotion.remaining_ms,
         promotions=promotion.promotions_count,
     )
+
+
+def _leader_lease(node: Node) -> admin_pb2.LeaderLease | None:
+    if not (node.raft.is_leader and node.settings.leader_lease):
+        return None
+    return admin_pb2.LeaderLease(remaining_ms=max(0, int(node.operations.lease.remaining_ms())))
 
 
 def resident_bytes() -> int:

@@ -23,7 +23,8 @@ ENTRY_OVERHEAD_BYTES = 24
 
 def encode_message(message: Message) -> peer_pb2.RaftMessage:
     """The wire form of a Raft message."""
-    kind, to, sender, term, log_term, index, commit, reject, hint_index, hint_term, round_, entries, context = message
+    (kind, to, sender, term, log_term, index, commit, reject, hint_index, hint_term, round_, entries, context,
+     hold_ms) = message  # fmt: skip
     encoded = peer_pb2.RaftMessage(
         kind=kind,
         to=to,
@@ -37,6 +38,7 @@ def encode_message(message: Message) -> peer_pb2.RaftMessage:
         hint_term=hint_term,
         round=round_,
         context=context,
+        hold_ms=hold_ms,
     )
     add = encoded.entries.add
     for entry_term, entry_index, entry_kind, data in entries:
@@ -67,6 +69,7 @@ def decode_message(encoded: peer_pb2.RaftMessage) -> Message:
         encoded.round,
         tuple(map(decode_entry, encoded.entries)) if encoded.entries else (),
         encoded.context,
+        encoded.hold_ms,
     )
 
 

@@ -37,6 +37,7 @@ class Core:
         "election_wait",
         "heard_leader",
         "history",
+        "hold_ticks",
         "lead",
         "leader_id",
         "log",
@@ -87,6 +88,8 @@ class Core:
         self.campaign_allowed = True
         self.step_down_reason = ""
         self.heard_leader = False  # within the election timeout: makes votes sticky
+        may_have_granted = config.holds_vote_at_start and hard_state.term > 0
+        self.hold_ticks = config.election_ticks if may_have_granted else 0  # of the vote; see holds.py
         self.election_elapsed = 0
         self.election_wait = 0
         self.messages: list[Message] = []

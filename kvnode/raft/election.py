@@ -6,8 +6,9 @@ working group when it comes back. With a majority of pre-votes it raises its ter
 votes. Its own vote counts when it is on disk, like everybody's.
 
 Votes are sticky (thesis 4.2.3): who has heard a leader within an election timeout, or leads, does not even answer,
-unless the candidate was told by the leader to campaign (context "transfer"). A vote goes to one candidate a term
-whose log is at least as up to date (Raft, section 5.4.1).
+unless the candidate was told by the leader to campaign (context "transfer"). Held votes, on which a leader lease
+stands, are stricter (holds.py). A vote goes to one candidate a term whose log is at least as up to date (Raft, section
+5.4.1).
 
 Strangers. A candidate outside our membership may be a node that was removed and does not know it, or one that
 was added and we do not know it (thesis 4.1); its log tells. With one at least as up to date as ours it is heard;
@@ -19,12 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvnode.raft import leader
+from kvnode.raft import holds, leader
 from kvnode.raft.core import Core
+from kvnode.raft.holds import TRANSFER
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.types import Role
-
-TRANSFER = b"transfer"
 
 
 def tick(core: Core) -> None:
@@ -32,7 +32,7 @@ def tick(core: Core) -> None:
     core.election_elapsed += 1
     if core.election_elapsed >= core.config.election_ticks:
         core.heard_leader = False
-    if core.election_elapsed < core.election_wait:
+    if core.election_elapsed < core.election_wait or core.hold_ticks:
         return
     if core.may_campaign():
         campaign(core)
@@ -121,6 +121,8 @@ def is_sticky(core: Core) -> bool:
 
 def heeds_candidate(core: Core, message: Message) -> bool:
     """Whether a (pre-)vote request of any term is to be looked at at all."""
+    if holds.refuses(core, message):
+        return False
     if message.context != TRANSFER and message.term > core.term and is_sticky(core):
         return False
     stranger = core.history.latest.get(message.sender) is None

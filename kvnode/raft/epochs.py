@@ -108,6 +108,7 @@ def begin(core: Core, entry: Entry) -> None:
     if log.last_index >= entry.index:
         truncate(core, entry.index)
     core.become_follower(max(core.term, entry.term), 0, f"epoch {start.epoch} begins")
+    core.hold_ticks = 0  # the leader of the old epoch has sealed, or its voters' holds were waited for (holds.py)
     log.append(entry)
     core.mark(entry)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from kvnode.codec.epoch import epoch_of_term
 from kvnode.codec.membership import decode_membership
-from kvnode.raft import election
+from kvnode.raft import election, holds
 from kvnode.raft.core import Core
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.types import SnapshotMeta
@@ -71,7 +71,9 @@ def on_heartbeat(core: Core, message: Message) -> None:
     core.heard_from_leader(message.sender)
     core.log.commit_to(message.commit)
     if message.round:
-        core.send(Message(MessageKind.HEARTBEAT_RESPONSE, message.sender, core.node_id, core.term, round=message.round))
+        hold_ms = holds.grant(core) if message.hold_ms else 0
+        kind, to = MessageKind.HEARTBEAT_RESPONSE, message.sender
+        core.send(Message(kind, to, core.node_id, core.term, round=message.round, hold_ms=hold_ms))
 
 
 def on_snapshot(core: Core, message: Message) -> None:
@@ -95,7 +97,7 @@ def on_snapshot(core: Core, message: Message) -> None:
 def on_timeout_now(core: Core, message: Message) -> None:
     """The leader hands over to us: campaign at once, without pre-vote."""
     if message.sender == core.leader_id and core.may_campaign():
-        election.campaign_for_real(core, election.TRANSFER)
+        election.campaign_for_real(core, holds.TRANSFER)
 
 
 LEADER_MESSAGE_HANDLERS: dict[MessageKind, Callable[[Core, Message], None]] = {

@@ -156,6 +156,7 @@ def transfer(core: Core, to: int) -> None:
     if not core.is_voter(to):
         raise InvalidRequest("TRANSFER_TARGET_INVALID", f"node {to} is not a voter; leadership cannot go to it")
     lead.transferring = to
+    lead.lease_given_up = True
     lead.transfer_ticks = 0
     _continue_transfer(core, lead)
 
@@ -224,6 +225,7 @@ def on_heartbeat_response(core: Core, message: Message) -> None:
     if message.round > peer.acked_round:
         invariant(message.round <= core.rounds.sent, f"node {peer.node_id} answers a round that was never sent")
         peer.acked_round = message.round
+        peer.hold_ms = message.hold_ms
         replication.confirm_rounds(core, lead)
 
 

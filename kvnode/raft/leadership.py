@@ -14,6 +14,7 @@ class Leadership:
         "_uncommitted",
         "first_index",
         "heartbeat_elapsed",
+        "lease_given_up",
         "lease_void",
         "notices_due",
         "peers",
@@ -30,6 +31,7 @@ class Leadership:
         self.peers: dict[int, Progress] = {}  # everyone but this node
         self.transferring = 0  # to this node; 0 = no transfer
         self.transfer_ticks = 0
+        self.lease_given_up = False  # a voter was, or is about to be, told to campaign: no more lease
         self.lease_void = False  # the process was frozen and no quorum has answered since
         self.notices_due = False  # followers are to be told the commit index, where no append tells them
         self.uncommitted_bytes = 0

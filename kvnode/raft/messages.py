@@ -39,3 +39,4 @@ class Message(NamedTuple):
     round: int = 0  # of the leader's heartbeat round, echoed by the response (ReadIndex)
     entries: tuple[Entry, ...] = ()
     context: bytes = b""  # SNAPSHOT: the encoded membership; VOTE: b"transfer" when leadership is handed over
+    hold_ms: int = 0  # HEARTBEAT: 1 asks that the vote be held; HEARTBEAT_RESPONSE: it is, for so long (holds.py)

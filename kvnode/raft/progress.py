@@ -34,6 +34,7 @@ class Progress:
         "_inflight_bytes",
         "acked_round",
         "contact_tick",
+        "hold_ms",
         "leaving_index",
         "match",
         "match_at_heartbeat",
@@ -57,6 +58,7 @@ class Progress:
         self.nudge = False  # send an empty append, to learn whether the last ones were lost
         self.contact_tick = tick
         self.acked_round = 0
+        self.hold_ms = 0  # for how long it holds its vote, as it said with that round
         self.sent_commit = 0
         self.snapshot_index = 0
         self.match_at_heartbeat = -1

@@ -27,7 +27,7 @@ from kvnode.base.limits import MAX_PENDING_READS_COUNT
 from kvnode.codec.entry import Entry, HardState
 from kvnode.codec.epoch import epoch_of_term
 from kvnode.codec.membership import Membership
-from kvnode.raft import changelog, election, epochs, follower, leader, replication
+from kvnode.raft import changelog, election, epochs, follower, holds, leader, replication
 from kvnode.raft.changelog import Committed
 from kvnode.raft.core import Core
 from kvnode.raft.messages import Message, MessageKind
@@ -153,6 +153,21 @@ class Raft(Core):
         return self.rounds.acknowledged
 
     @property
+    def quorum_hold_ms(self) -> int:
+        """For how long, from the sending of that round, a majority of the voters elects nobody else; 0 = unknown."""
+        return 0 if self.lead is None else holds.quorum_hold_ms(self, self.lead)
+
+    @property
+    def may_lease(self) -> bool:
+        """Whether this node leads, has committed in its term, and nothing forbids that it goes by held votes."""
+        return holds.may_lease(self)
+
+    @property
+    def holds_vote(self) -> bool:
+        """Whether this node hears no candidate because a leader counts on it, or may."""
+        return self.hold_ticks > 0
+
+    @property
     def holds_notice(self) -> bool:
         """Whether this leader has something to tell its followers that release_notices() would send."""
         return self.lead is not None and replication.holds_notice(self, self.lead)
@@ -171,6 +186,7 @@ class Raft(Core):
 
     def tick(self) -> None:
         """One tick of the clock has passed."""
+        holds.tick(self)
         if self.role is Role.LEADER:
             leader.tick(self)
         else:
@@ -371,7 +387,7 @@ class Raft(Core):
 
     def campaign(self) -> None:
         """Stand for election now, with pre-vote; nothing happens on a leader or where it is not allowed."""
-        if self.role is not Role.LEADER and self.may_campaign():
+        if self.role is not Role.LEADER and self.may_campaign() and not self.hold_ticks:
             election.campaign(self)
 
     def step_down(self, reason: str) -> None:

@@ -44,7 +44,15 @@ def _send_heartbeat(core: Core, peer: Progress, number: int) -> None:
     commit = min(core.log.commit, peer.match)
     peer.sent_commit = max(peer.sent_commit, commit)
     core.messages.append(
-        Message(MessageKind.HEARTBEAT, peer.node_id, core.node_id, core.term, commit=commit, round=number)
+        Message(
+            MessageKind.HEARTBEAT,
+            peer.node_id,
+            core.node_id,
+            core.term,
+            commit=commit,
+            round=number,
+            hold_ms=1 if core.config.asks_holds and number else 0,
+        )
     )
 
 

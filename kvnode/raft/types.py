@@ -37,6 +37,9 @@ class RaftConfig:
         max_unapplied_bytes: data bytes handed out as committed and not yet reported by applied_to().
         holds_commit_notices: followers hear of a commit with the next append or heartbeat, or when
             Raft.release_notices() is called; otherwise by a message of its own as soon as nothing is in flight.
+        asks_holds: as the leader, ask the voters to hold their votes, for a lease (holds.py).
+        vote_hold_ms: what this node surely holds its vote for when it is asked to: less than election_ticks take.
+        holds_vote_at_start: it may have granted a hold before it started, if it has taken part at all.
     """
 
     node_id: int
@@ -48,6 +51,9 @@ class RaftConfig:
     max_uncommitted_bytes: int = limits.MAX_UNCOMMITTED_BYTES
     max_unapplied_bytes: int = limits.MAX_UNAPPLIED_BYTES
     holds_commit_notices: bool = False
+    asks_holds: bool = False
+    vote_hold_ms: int = 0
+    holds_vote_at_start: bool = False
 
 
 class ReadState(NamedTuple):

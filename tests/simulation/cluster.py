@@ -168,7 +168,7 @@ class Cluster:
             drift=rng.uniform(-5e-5, 5e-5),
             uptime_ms=rng.uniform(0, 1e6),
         )
-        if self.lease_ms:
+        if self.lease_ms or self.tuning.leader_lease:
             clock.rate = 1 + rng.uniform(-MAX_RATE_ERROR, MAX_RATE_ERROR)
         process = Process(self.loop, member.name)
         process.dead = True
@@ -261,6 +261,7 @@ class Cluster:
             election_ticks=ELECTION_TICKS,
             heartbeat_ticks=1,
             log_retention_bytes=RETENTION_BYTES,
+            leader_lease=self.tuning.leader_lease,
             automatic_promotion=server.wished_lease_ms > 0,
             primary_lease_ms=server.wished_lease_ms,
         )
@@ -274,6 +275,10 @@ class Cluster:
         if self.one_entry_appends:
             node.raft.config = replace(node.raft.config, max_append_bytes=1, max_inflight_count=1)
         node.raft.config = self.tuning.config(node.raft.config)
+        if not self.tuning.leader_lease:
+            node.raft.hold_ticks = (
+                0  # what a node holds after its start would keep away elections that must be safe too
+            )
         server.node, server.log = node, log
         server.host.handler, server.host.node = node.peers, node
         server.host.sink = node.snapshot_sink

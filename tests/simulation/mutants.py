@@ -31,6 +31,7 @@ from kvnode.raft.log import RaftLog
 from kvnode.raft.quorum import Quorum, majority_value
 from kvnode.raft.raft import Raft
 from kvnode.storage.log import Log
+from tests.simulation.lease_mutants import LEASE_MUTANTS
 from tests.simulation.mutants_more import SEEN_BY_SEEDS
 from tests.simulation.mutants_named import NAMED, failed_test
 from tests.simulation.mutants_queues import QUEUE_MUTANTS
@@ -41,6 +42,7 @@ from tests.simulation.promotion_mutants import PROMOTION_MUTANTS
 from tests.simulation.queues import has_queues
 from tests.simulation.quiet import quiet
 from tests.simulation.seed import run_seed
+from tests.simulation.tuning import draw_tuning
 from tests.simulation.watchers import has_watches
 
 MAX_SEEDS = 150
@@ -304,6 +306,7 @@ MUTANTS: dict[str, Callable[[], Patch]] = {
         *QUEUE_MUTANTS,
         *PROMOTION_MUTANTS,
         *WATCH_MUTANTS,
+        *LEASE_MUTANTS,
     )
 }
 TESTED = {plant.__name__: (plant, tests) for plant, tests in NAMED.items()}
@@ -340,6 +343,8 @@ def _seeds(mutant: Callable[[], Patch], start: int, count: int) -> Iterable[int]
     seeds = range(start, start + count)
     if mutant in WATCH_MUTANTS:
         return filter(has_watches, seeds)
+    if mutant in LEASE_MUTANTS:
+        return (seed for seed in seeds if draw_tuning(seed).leader_lease)
     return filter(has_queues, seeds) if mutant in QUEUE_MUTANTS else seeds
 
 

@@ -25,6 +25,7 @@ from kvnode.raft.configuration import MembershipHistory
 from kvnode.raft.core import Core
 from kvnode.storage.log import Log
 from tests.simulation.failover_mutants import FAILOVER_NAMED
+from tests.simulation.lease_mutants import LEASE_NAMED
 from tests.simulation.mutants_more import (
     believe_the_frozen,
     change_before_an_own_commit,
@@ -166,6 +167,7 @@ PAPER = "tests/raft/test_paper.py"
 RESOLVE = "tests/unit/machine/test_resolve.py"
 NAMED: dict[Callable[[], Patch], str] = {
     **FAILOVER_NAMED,
+    **LEASE_NAMED,
     **PROMOTION_NAMED,
     take_a_fork: "tests/unit/raft/test_changelog.py::test_a_fork_is_refused",
     campaign_without_pre_vote: f"{PAPER}::test_t96_pre_vote_keeps_the_term_of_who_is_cut_off",

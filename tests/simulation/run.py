@@ -11,19 +11,12 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
+from tests.simulation.pinned import pinned_seeds
 from tests.simulation.quiet import quiet
 from tests.simulation.seed import Result, run_seed
 
-PINNED = Path(__file__).with_name("seeds.txt")
 REPLAY = ".venv/bin/python -m tests.simulation.run --seed {seed}"
-
-
-def pinned_seeds() -> list[int]:
-    """The seeds in seeds.txt; what follows a # says what each once found."""
-    lines = PINNED.read_text(encoding="utf-8").splitlines()
-    return [int(line.split("#")[0]) for line in lines if line.split("#")[0].strip()]
 
 
 def run_seeds(seeds: list[int], processes: int) -> Iterator[Result]:

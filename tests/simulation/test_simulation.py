@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from tests.simulation.mutants import MUTANTS, TESTED, hunt
-from tests.simulation.run import describe, pinned_seeds, run_seeds
+from tests.simulation.pinned import pinned_seeds
+from tests.simulation.run import describe, run_seeds
 
 SEEDS = 200
 PROCESSES = 2

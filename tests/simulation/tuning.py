@@ -18,6 +18,7 @@ from unittest.mock import patch
 from kvnode.base import limits
 from kvnode.machine import apply_sessions, sessions
 from kvnode.raft.types import RaftConfig
+from tests.simulation.pinned import pinned_seeds
 
 
 class Tuning(NamedTuple):
@@ -31,6 +32,7 @@ class Tuning(NamedTuple):
     far_factor: float  # of one initial voter's links; 1 = none is far
     session_life_ms: int  # short: resends meet sessions that have expired
     hunts_leaders: bool  # whether new leaders are hit in their first moments
+    leader_lease: bool = False  # strong reads under a lease, and clocks that run wrong
 
     def config(self, config: RaftConfig) -> RaftConfig:
         """A node's configuration under these bounds."""
@@ -62,7 +64,16 @@ STANDARD = Tuning(
 
 
 def draw_tuning(seed: int) -> Tuning:
-    """The tuning of a seed; about a third have the product's own bounds, a quarter hunt new leaders."""
+    """The tuning of a seed; about a third have the product's own bounds, a quarter hunt new leaders.
+
+    Half have leader leases, of a random source of their own. Pinned seeds have none: they are older, and would no
+    longer show what they found.
+    """
+    leases = seed not in pinned_seeds() and random.Random(f"leader lease {seed}").random() < 0.5
+    return _draw_bounds(seed)._replace(leader_lease=leases)
+
+
+def _draw_bounds(seed: int) -> Tuning:
     draw = random.Random(f"tuning {seed}")
     hunts_leaders = draw.random() < 0.25
     if not hunts_leaders and draw.random() < 0.4:

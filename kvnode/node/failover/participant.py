@@ -270,6 +270,9 @@ class Participant:
         self._promised_at_ms = self._clock.monotonic_ms()
         self._wake()
         await self._until(lambda: raft.durable_promise >= (request.epoch, 0), limits.PEER_CALL_TIMEOUT_MS)
+        # A leader may count on this vote for a moment more (raft/holds.py): till then it may answer strong reads.
+        hold_ms = self._settings.election_ticks * self._settings.tick_ms
+        await self._until(lambda: not raft.holds_vote, hold_ms + limits.PEER_CALL_TIMEOUT_MS)
         self._require_promise(request)
 
     def _refuse_second(self, request: failover_pb2.FailoverRequest) -> None:

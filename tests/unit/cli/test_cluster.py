@@ -78,6 +78,19 @@ async def test_status_says_who_waits_for_a_neighbours_snapshot(cli: Cli, server:
 
 
 @pytest.mark.parametrize(
+    ("remaining_ms", "said"),
+    [(0, "A leader lease is wanted and not held"), (830, "Strong reads go by a leader lease, 0.8 s of it left.")],
+)
+async def test_status_shows_the_leader_lease(cli: Cli, server: FakeServer, remaining_ms: int, said: str) -> None:
+    describe(server)
+    assert "leader lease" not in (await cli("status")).out
+    for node in server.cluster_status.nodes:
+        if node.status.role == "leader":
+            node.status.leader_lease.CopyFrom(admin_pb2.LeaderLease(remaining_ms=remaining_ms))
+    assert said in (await cli("status")).out
+
+
+@pytest.mark.parametrize(
     ("lease", "said"),
     [
         ({"lease_ms": 10_000, "remaining_ms": 9_300}, "a primary lease of 10 s, 9.3 s of it left."),

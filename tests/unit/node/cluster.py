@@ -25,6 +25,7 @@ from tests.simulation.failover_observer import EpochObserver
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.network import Host, Network
 from tests.simulation.observer import Observer
+from tests.simulation.tuning import STANDARD, Tuning
 
 Result = TypeVar("Result")
 
@@ -200,6 +201,18 @@ def on_trio(story: Story) -> Callable[[Path], None]:
     return test
 
 
+def on_leased_regions(story: Story) -> Callable[[Path], None]:
+    """As on_regions, with leaders that use leases."""
+
+    def test(tmp_path: Path) -> None:
+        tuning = STANDARD._replace(leader_lease=True)
+        simulated_loop.run(lambda loop: _play(loop, tmp_path, story, EpochObserver(), 2, tuning=tuning))
+
+    test.__name__, test.__qualname__ = story.__name__, story.__qualname__
+    test.__module__, test.__doc__ = story.__module__, story.__doc__
+    return test
+
+
 def on_regions(story: Story) -> Callable[[Path], None]:
     """As on_trio, with two replicas of another region beside the three; failovers may befall them."""
 
@@ -233,6 +246,7 @@ async def _play(
     replicas_count: int = 0,
     third_count: int = 0,
     lease_ms: int = 0,
+    tuning: Tuning = STANDARD,
 ) -> None:
     wire = Wire(loop, random.Random(1))
     observer = observer or Observer()
@@ -243,6 +257,7 @@ async def _play(
         random.Random(2),
         "abc",
         directory,
+        tuning=tuning,
         replicas_count=replicas_count,
         third_count=third_count,
         lease_ms=lease_ms,

@@ -40,6 +40,7 @@ class FakeRaft:
         self.is_leader = is_leader
         self.leader_id = leader_id
         self.sealed = False
+        self.commit = 0
         self.contexts: list[int] = []
 
     def request_read(self, context: int) -> None:

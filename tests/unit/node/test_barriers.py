@@ -10,6 +10,15 @@ from tests.unit.node.cluster import read
 from tests.unit.node.fakes import FakeRaft, KeptCall
 
 
+class FakeLease:
+    """A lease that a test holds."""
+
+    held = False
+
+    def holds(self) -> bool:
+        return self.held
+
+
 class Bench:
     """Barriers with what they hand out."""
 
@@ -17,7 +26,20 @@ class Bench:
         self.raft = FakeRaft()
         self.served: list[Item] = []
         self.lost: list[Item] = []
-        self.barriers = Barriers(self.raft, Stats(), self.served.extend, self.lost.extend)  # type: ignore[arg-type]
+        self.lease = FakeLease()
+        self.nudged = 0
+        self.stats = Stats()
+        self.barriers = Barriers(
+            self.raft,  # type: ignore[arg-type]
+            self.lease,  # type: ignore[arg-type]
+            self.stats,
+            self.served.extend,
+            self.lost.extend,
+            self.nudge,
+        )
+
+    def nudge(self) -> None:
+        self.nudged += 1
 
     def add(self, min_index: int = 0, negative: kv_pb2.OperationResult | None = None) -> KeptCall:
         call = KeptCall(read(b"k"))
@@ -119,3 +141,48 @@ def test_what_waits_beyond_its_deadline_is_answered_so_wherever_it_waits() -> No
     bench.barriers.sweep(1_050.0, deadline_error)
     for call in (confirmed, sent, unsent):
         assert [result.error.code for result in call.results] == ["DEADLINE_EXCEEDED"]
+
+
+def test_under_a_lease_no_round_is_needed_and_what_is_committed_is_waited_for() -> None:
+    bench = Bench()
+    bench.lease.held, bench.raft.commit = True, 7
+    reading, judging = bench.add(), bench.add(9, kv_pb2.OperationResult(id=2))
+    bench.barriers.flush()
+    assert not bench.raft.contexts and bench.stats.reads_leased == 2
+    bench.barriers.applied(6)
+    assert not bench.served, "what is committed is not applied yet"
+    bench.barriers.applied(7)
+    assert bench.calls() == [reading] and reading.leased
+    bench.barriers.applied(9)
+    assert bench.calls() == [reading, judging]
+
+
+def test_an_answer_under_a_lease_that_has_run_out_is_taken_back_and_confirmed_by_a_round() -> None:
+    bench = Bench()
+    bench.lease.held = True
+    reading, judging = bench.add(), bench.add()
+    bench.barriers.flush()
+    bench.barriers.applied(0)
+    assert bench.barriers.answers_under_lease(reading)
+    bench.lease.held = False  # the process stood still, or the rows took long to read
+    assert not bench.barriers.answers_under_lease(reading) and not reading.leased
+    refusal = kv_pb2.OperationResult(id=2)
+    assert not bench.barriers.answers_under_lease(judging, refusal)
+    assert bench.nudged == 2 and not bench.lost
+    bench.served.clear()
+    bench.barriers.flush()
+    bench.barriers.confirmed(1, 3)
+    bench.barriers.applied(3)
+    assert bench.calls() == [reading, judging] and [item.negative for item in bench.served] == [None, refusal]
+    assert not reading.leased and not judging.leased
+
+
+def test_what_a_leader_may_answer_no_more_is_handed_back_when_another_leads() -> None:
+    bench = Bench()
+    bench.lease.held = True
+    reading = bench.add()
+    bench.barriers.flush()
+    bench.barriers.applied(0)
+    bench.raft.is_leader = bench.lease.held = False
+    assert not bench.barriers.answers_under_lease(reading)
+    assert [item.call for item in bench.lost] == [reading] and not len(bench.barriers)

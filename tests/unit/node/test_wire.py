@@ -26,6 +26,7 @@ FULL = Message(
     round=12,
     entries=(Entry(7, 101, EntryKind.DATA, b"\x00" * 300), Entry(7, 102, EntryKind.MEMBERSHIP, b"{}")),
     context=b"transfer",
+    hold_ms=950,
 )
 
 

@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--duration", type=int, default=4, help="seconds of each measurement")
     parser.add_argument("--callers", default="1,64,256")
     parser.add_argument("--value-bytes", type=int, default=256)
-    parser.add_argument("--only", default="", help="http1, h2c, etcd, deno: leave the others out")
+    parser.add_argument("--only", default="", help="http1, lease, h2c, etcd, deno: leave the others out")
     parser.add_argument("--data", type=Path, default=BUILD / "data-connect", help="where the servers' data goes")
     parser.add_argument("--output", type=Path, help="the JSON; default bench/results/local/connect-<time>.json")
     return parser.parse_args()
@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def one_round(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    wanted = options.only.split(",") if options.only else ["http1", "h2c", "etcd", "deno"]
+    wanted = options.only.split(",") if options.only else ["http1", "lease", "h2c", "etcd", "deno"]
     folder = Path(tempfile.mkdtemp(dir=options.data))
     with LocalCluster(folder=folder / "kvnode", arguments=["--access-token", TOKEN]) as cluster:
         cluster.start()
@@ -105,27 +105,46 @@ def one_round(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 if transport in wanted:
                     for mode in METHODS:
                         for callers in map(int, options.callers.split(",")):
-                            before = sum(map(cpu_seconds, cluster.pids))
-                            item = load(door, mode, callers, options)
-                            used = sum(map(cpu_seconds, cluster.pids)) - before
-                            item["cpu_us"] = used * 1e6 / max(1.0, item["operations_per_second"] * options.duration)
-                            yield {
-                                "system": f"kvnode {place}",
-                                "transport": transport,
-                                "mode": mode,
-                                "callers": callers,
-                                **item,
-                            }
+                            item = measured(cluster, load, door, mode, callers, options)
+                            yield {"system": f"kvnode {place}", "transport": transport, **item}
         if "deno" in wanted:
             url = f"http://{cluster.nodes[leader].connect_address}/"
             for item in deno(url, options):
                 yield {"system": "kvnode leader", "transport": "deno", **item}
+    if "lease" in wanted:
+        yield from leased(folder / "leased", options)
     if "deno" in wanted:
         for item in deno(str(folder / "embedded.sqlite"), options):
             yield {"system": "embedded", "transport": "deno", **item}
     if "etcd" in wanted:
         yield from etcd(folder / "etcd", options)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def leased(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Strong gets of a leader that is set to use a lease."""
+    with LocalCluster(folder=folder, arguments=["--access-token", TOKEN, "--leader-lease"]) as cluster:
+        cluster.start()
+        door = knock(cluster.nodes[cluster.wait_leader()].connect_address)
+        for callers in map(int, options.callers.split(",")):
+            item = measured(cluster, wrk, door, "get", callers, options)
+            yield {"system": "kvnode leader, lease", "transport": "http1", **item}
+
+
+def measured(
+    cluster: LocalCluster,
+    load: Callable[[Door, str, int, argparse.Namespace], dict[str, Any]],
+    door: Door,
+    mode: str,
+    callers: int,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """One load, and what it cost all nodes."""
+    before = sum(map(cpu_seconds, cluster.pids))
+    item = load(door, mode, callers, options)
+    used = sum(map(cpu_seconds, cluster.pids)) - before
+    item["cpu_us"] = used * 1e6 / max(1.0, item["operations_per_second"] * options.duration)
+    return {"mode": mode, "callers": callers, **item}
 
 
 def etcd(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -59,18 +59,19 @@ async def _run(options: argparse.Namespace, rows: list[Row], console: Console) -
     topology = load_topology()
     regions = [region.name for region in topology.regions]
     gateways = regions[:1] if options.short else regions
+    flags = ["--leader-lease"] if options.leader_lease else []
     findings = Findings()
     console.print(f"{len(topology.nodes)} nodes in {len(regions)} regions, {len(gateways)} gateways")
 
     def make_stage(name: str) -> Stage:
-        return Stage(topology, options.data_dir / name if options.data_dir else None, gateways)
+        return Stage(topology, options.data_dir / name if options.data_dir else None, gateways, flags)
 
     def say(text: str) -> None:
         console.print(f"  {text}")
 
     shared = [row for row in rows if not row.flags]
     if shared or options.tables:
-        await _on_one_stage(Stage(topology, options.data_dir, gateways), options, shared, findings, say)
+        await _on_one_stage(Stage(topology, options.data_dir, gateways, flags), options, shared, findings, say)
     for row in rows:
         if row.flags:
             findings.verdicts.append(await run_failovers(row, options.repetitions, make_stage, say))
@@ -80,6 +81,7 @@ async def _run(options: argparse.Namespace, rows: list[Row], console: Console) -
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
         "repetitions": options.repetitions,
+        "leader_lease": options.leader_lease,
     }
     return findings
 
@@ -126,9 +128,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=0, metavar="N", help="of each row (3; 1 with --short)")
     parser.add_argument("--no-tables", dest="tables", action="store_false", help="leave latency and lag out")
     parser.add_argument("--data-dir", type=Path, default=None, help="data and logs, kept; temporary by default")
+    parser.add_argument("--leader-lease", action="store_true", help="nodes that are set to read under a lease")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line of standard output")
     parser.add_argument("--write", action="store_true", help="write docs/reference/failure-table.md and bench/results")
     options = parser.parse_args()
+    if options.write and options.leader_lease:
+        parser.error("the page that --write writes is of the default settings; leave --leader-lease out")
     options.repetitions = options.repetitions or (1 if options.short else 3)
     return options
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -34,11 +35,12 @@ class Stage:
         topology: which nodes, where.
         folder: for data and logs.
         gateways: regions with a client of KV Connect and a gateway beside it.
+        flags: further ones of every node.
     """
 
-    def __init__(self, topology: Topology, folder: Path | None, gateways: list[str]) -> None:
+    def __init__(self, topology: Topology, folder: Path | None, gateways: list[str], flags: Sequence[str] = ()) -> None:
         self.topology = topology
-        self.cluster = WanCluster(topology, folder, arguments=["--access-token", TOKEN])
+        self.cluster = WanCluster(topology, folder, arguments=["--access-token", TOKEN, *flags])
         self.cluster.poll_s = _POLL_S
         self.clients: list[tuple[Client, Pace]] = []
         self._gateway_regions = gateways

@@ -50,9 +50,7 @@ def namespaces() -> Iterator[Namespaces]:
         pytest.skip(f"network namespaces: {error}")
 
 
-async def test_a_leader_with_a_lease_is_cut_off(
-    namespaces: Namespaces, make_cluster: MakeCluster, rounds: int
-) -> None:
+async def test_a_leader_with_a_lease_is_cut_off(namespaces: Namespaces, make_cluster: MakeCluster, rounds: int) -> None:
     hosts = namespaces.hosts
     specs = [NodeSpec(name, f"dc-{name}", host=hosts[name], prefix=namespaces.prefix(name)) for name in NAMES]
     cluster = make_cluster(specs, arguments=LEASED)

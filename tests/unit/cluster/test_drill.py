@@ -116,6 +116,14 @@ def test_a_promise_is_broken_by_a_loss_a_violation_a_difference_or_a_worst_case(
         assert len(verdict.broken) == 1 and words in verdict.broken[0]
 
 
+def test_a_planned_move_that_pauses_writes_for_two_seconds_breaks_a_promise() -> None:
+    move = next(row for row in ROWS if row.name == "move")
+    assert judge(move, [Measured({"all writes": 1_999.0})]).broken == []
+    (broken,) = judge(move, [Measured({"all writes": 2_001.0})]).broken
+    assert broken == "move: all writes, worst 2,001 ms, 2,000 at most"
+    assert "writes pause < 2 s" in move.promise
+
+
 def test_a_repetition_says_at_its_end_what_it_found() -> None:
     assert Measured({"writes": 1_900.0}, acknowledged_count=9).line == "0 of 9 lost, 0 errors; writes 1,900"
     bad = Measured({"writes": 1.0}, acknowledged_count=9, lost=2, violations=["real-time: x"], differing=["asia-a"])

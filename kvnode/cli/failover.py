@@ -154,7 +154,10 @@ def _show(answer: admin_pb2.FailoverResponse, output: Output | None, *, planned:
         stamp = answer.last_versionstamp.hex()
         age = f"as of {_seconds(answer.age_ms)} ago" if answer.age_ms >= 0 else "of an unknown age"
         print(f"What is kept ends at versionstamp {stamp}, {age}, held by '{answer.source}'.")
-        print("Every write acknowledged after that is lost.")
+        if answer.unfenced:
+            print("Every write acknowledged after that is lost.")
+        else:
+            print("A majority of the old voters is fenced before anything else: no acknowledged write is lost.")
     if answer.unfenced:
         print(f"Not fenced: {', '.join(answer.unfenced)} may acknowledge until they hear of epoch {answer.epoch}.")
     for warning in answer.warnings:

@@ -203,6 +203,7 @@ async def test_a_planned_move_takes_no_flags_of_a_forced_failover(cli: Cli, serv
 
 async def test_a_failover_shows_what_would_be_lost_before_it_asks(cli: Cli, server: FakeServer) -> None:
     describe(server)
+    server.unfenced = ["a", "b"]
     unasked, dry = await asyncio.gather(
         cli("failover", "--to", "europe"), cli("failover", "--to", "europe", "--dry-run")
     )
@@ -211,3 +212,10 @@ async def test_a_failover_shows_what_would_be_lost_before_it_asks(cli: Cli, serv
         assert "Every write acknowledged after that is lost." in ran.out and "OK" not in ran.out
     asked = [r.dry_run for r in server.admin_requests if isinstance(r, admin_pb2.FailoverRequest)]
     assert asked == [True, True]
+
+
+async def test_behind_a_fence_a_failover_does_not_say_that_writes_are_lost(cli: Cli, server: FakeServer) -> None:
+    describe(server)
+    ran = await cli("failover", "--to", "europe", "--yes")
+    assert ran.status == 0 and "no acknowledged write is lost" in ran.out
+    assert "Every write" not in ran.out and "Not fenced" not in ran.out

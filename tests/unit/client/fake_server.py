@@ -134,6 +134,7 @@ class FakeServer:
         self.address = ""
         self.status = admin_pb2.StatusResponse()
         self.cluster_status = admin_pb2.ClusterStatusResponse()
+        self.unfenced: list[str] = []  # what a failover answers
         self.admin_requests: list[Any] = []
         self._server: grpc.aio.Server | None = None
 
@@ -278,7 +279,12 @@ class FakeServer:
             "admin_transfer_leadership": admin_pb2.TransferLeadershipResponse(leader_id=2, term=7),
             "admin_snapshot": admin_pb2.SnapshotResponse(index=9, term=2, size_bytes=4096, digest="ab"),
             "admin_failover": admin_pb2.FailoverResponse(
-                region="europe", epoch=2, last_index=904, source="europe-a", voters=["europe-a", "europe-b"]
+                region="europe",
+                epoch=2,
+                last_index=904,
+                source="europe-a",
+                voters=["europe-a", "europe-b"],
+                unfenced=self.unfenced,
             ),
             "admin_digest": admin_pb2.DigestResponse(applied_index=9, digest="ab", matches=True),
         }

@@ -104,10 +104,7 @@ async def _on_one_stage(
 
 
 def _rows(options: argparse.Namespace) -> list[Row]:
-    wanted = options.rows.split(",") if options.rows else SHORT if options.short else [row.name for row in ROWS]
-    unknown = [name for name in wanted if name not in {row.name for row in ROWS}]
-    if unknown:
-        raise SystemExit(f"no row is called {', '.join(unknown)}; there are {', '.join(row.name for row in ROWS)}")
+    wanted = options.rows or (SHORT if options.short else [row.name for row in ROWS])
     rows = [row for row in ROWS if row.name in wanted]
     if options.short:
         rows = [replace(row, hold_s=3, changes_count=min(row.changes_count, SHORT_CHANGES_COUNT)) for row in rows]
@@ -121,11 +118,27 @@ def _processor() -> str:
     return platform.machine()
 
 
+def _names(text: str) -> list[str]:
+    """The value of --rows."""
+    names, known = text.split(","), [row.name for row in ROWS]
+    unknown = [name or "''" for name in names if name not in known]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no row is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return names
+
+
+def _count(text: str) -> int:
+    """The value of --repetitions: without one nothing is measured, and no promise broken."""
+    if not text.isascii() or not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number above 0, not {text}")
+    return int(text)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make drill", description="The failure table, measured on seven real nodes.")
     parser.add_argument("--short", action="store_true", help="two rows, once, and short tables: a minute")
-    parser.add_argument("--rows", default="", metavar="A,B", help="only these rows")
-    parser.add_argument("--repetitions", type=int, default=0, metavar="N", help="of each row (3; 1 with --short)")
+    parser.add_argument("--rows", type=_names, default=[], metavar="A,B", help="only these rows")
+    parser.add_argument("--repetitions", type=_count, default=0, metavar="N", help="of each row (3; 1 with --short)")
     parser.add_argument("--no-tables", dest="tables", action="store_false", help="leave latency and lag out")
     parser.add_argument("--data-dir", type=Path, default=None, help="data and logs, kept; temporary by default")
     parser.add_argument("--leader-lease", action="store_true", help="nodes that are set to read under a lease")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.drill import faults
-from cluster.drill.__main__ import main
+from cluster.drill.__main__ import EXIT_NOT_RUN, main
 from cluster.drill.judge import Measured, judge, waits
 from cluster.drill.latency import Spread, eventual_reads
 from cluster.drill.measures import lags_ms, longest_wait_ms, percentile, sights_ms, worst_wait_ms
@@ -218,10 +218,24 @@ def test_rows_have_names_of_their_own_and_the_short_form_takes_from_them() -> No
     assert len(names) == len(set(names)) and set(SHORT) <= set(names)
 
 
-def test_an_unknown_row_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["drill", "--rows", "leader-killed,nonsense"])
-    with pytest.raises(SystemExit, match="no row is called nonsense"):
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rows", "leader-killed,nonsense"], "no row is called nonsense"),
+        (["--rows", ""], "no row is called ''"),
+        (["--repetitions", "0"], "not 0"),
+        (["--repetitions", "-1"], "not -1"),
+        (["--repetitions", "many"], "not many"),
+    ],
+)
+def test_wrong_flags_are_named_and_are_no_broken_promise(
+    flags: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["drill", *flags])
+    with pytest.raises(SystemExit) as ended:
         main()
+    assert ended.value.code == EXIT_NOT_RUN
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_cut_off_is_of_the_epoch_that_ended_and_behind_the_fork() -> None:

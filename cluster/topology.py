@@ -244,6 +244,11 @@ def _delays(top: Fields, regions: list[str]) -> dict[tuple[str, str], float]:
 def _check(topology: Topology) -> None:
     for field in ("name", "address"):
         values = [getattr(node, field) for node in topology.nodes]
+        first: dict[str, str] = {}
+        for value in values:
+            other = first.setdefault(value.lower(), value)
+            if other != value:
+                raise ConfigError(f"two nodes have the {field} '{other}': '{value}' is no other one to a resolver")
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise ConfigError(f"two nodes have the {field} '{twice}'")

@@ -11,7 +11,8 @@ from kvnode.base.errors import ConfigError
 
 _MAX_PORT = 65_535
 # A node's name is a host name in the compose file, so all labels are held to that.
-_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_LABEL = re.compile(rf"{_PART}(?:\.{_PART})*")
 
 
 class Fields:
@@ -38,10 +39,10 @@ class Fields:
         return ConfigError(f"'{key}' of {self._place} must be {wanted}, not {self._table[key]!r}")
 
     def label(self, key: str, default: str = "") -> str:
-        """A name: letters, digits, '-' and '.'."""
+        """A host's name: letters, digits, '-' and '.', at most 63 between two dots."""
         value = self._table.get(key, default or None)
         if not isinstance(value, str) or not _LABEL.fullmatch(value):
-            raise self._wrong(key, "a name of letters, digits, '-' and '.'")
+            raise self._wrong(key, "a name of letters, digits, '-' and '.', at most 63 between two dots, '-' at no end")
         return value
 
     def choice(self, key: str, values: Sequence[str]) -> str:

@@ -258,9 +258,9 @@ class Connection(asyncio.Protocol):
         self._arriving.add_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
+        """One header. The parser leaves the blanks behind a value, which are no part of it (RFC 9112, section 5.1)."""
         assert self._arriving is not None
-        self._arriving.add_header(name, value)
+        self._arriving.add_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         """The head is whole."""

@@ -42,6 +42,8 @@ class Echo:
             raise Unanswered
         elif request.path == "/stream":
             return Stream(self.chunks(), "application/octet-stream")
+        elif request.path == "/said":
+            return Response(200, request.header("x-said").encode())
         elif request.path == "/large":
             return Response(200, bytes(8_000_000))
         return Response(200, await request.body(MAX_BODY))
@@ -89,6 +91,19 @@ async def test_bodies_by_length_and_by_chunks() -> None:
         assert len(answer.body) == MAX_BODY
         assert "connection" not in answer.headers
         assert answer.headers["date"].endswith("gmt")
+        await client.close()
+
+
+async def test_blanks_around_a_header_are_no_part_of_it() -> None:
+    """RFC 9112, section 5.1; single bytes too, of which the parser makes several calls."""
+    async with serving() as (_, _, port):
+        client = await Http1.open(port)
+        for value in ("5", " 5 \t", "\t5\t", "a b "):
+            assert (await client.request("/said", {"x-said": value})).body == value.strip().encode()
+        for byte in b"GET /said HTTP/1.1\r\nhost: x\r\nx-said:  5 \t \r\n\r\n":
+            client.send(bytes([byte]))
+            await asyncio.sleep(0)
+        assert (await client.answer()).body == b"5"
         await client.close()
 
 

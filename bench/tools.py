@@ -24,9 +24,9 @@ REQUIRED = [
     Tool("golang-go", "go", "builds the load generator"),
     Tool("protobuf-compiler", "protoc", "generates its messages"),
     Tool("golang-goprotobuf-dev", "protoc-gen-go", "generates its messages"),
-    Tool("golang-google-grpc-dev", str(GOCODE / "google.golang.org/grpc"), "the generator's gRPC"),
-    Tool("golang-etcd-server-dev", str(GOCODE / "go.etcd.io/etcd/etcdserver/etcdserverpb"), "etcd's messages"),
-    Tool("etcd-server", "etcd", "the store that kvnode is measured against"),
+    Tool("golang-google-grpc-dev", str(GOCODE / "google.golang.org/grpc"), "has the generator's gRPC"),
+    Tool("golang-etcd-server-dev", str(GOCODE / "go.etcd.io/etcd/etcdserver/etcdserverpb"), "has etcd's messages"),
+    Tool("etcd-server", "etcd", "is the store that kvnode is measured against"),
 ]
 OPTIONAL = [Tool("postgresql", "/usr/lib/postgresql/*/bin/initdb", "a third row of the table")]
 

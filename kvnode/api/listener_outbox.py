@@ -42,6 +42,13 @@ class ListenerOutbox:
         """Something was added, or what is waited for has come to its end."""
         self._something.set()
 
+    def take_unsent(self) -> list[bytes]:
+        """The leases of the messages that wait to be sent: the client will not get them."""
+        leases = [message.lease for message in self.unsent.messages]
+        self.unsent_bytes -= sum(len(message.payload.data) for message in self.unsent.messages)
+        del self.unsent.messages[:]
+        return leases
+
     def judge(self) -> None:
         """Look whether the client may still listen."""
         refusal = self._permit.refusal(write=True)

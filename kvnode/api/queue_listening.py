@@ -47,7 +47,10 @@ def actions_of(request: queue_pb2.ListenRequest) -> list[tuple[bytes, kv_pb2.Que
     """What it settles, by lease. Raises InvalidRequest: BAD_LEASE, BAD_DEADLINE."""
     actions = [(lease, kv_pb2.QueueAction(ack=kv_pb2.QueueAck(lease=lease))) for lease in request.ack]
     actions += [(nack.lease, kv_pb2.QueueAction(nack=nack)) for nack in request.nack]
-    actions += [(lease, kv_pb2.QueueAction(release=kv_pb2.QueueRelease(lease=lease))) for lease in request.release]
+    for leases, unseen in ((request.release, False), (request.unseen, True)):
+        actions += [
+            (lease, kv_pb2.QueueAction(release=kv_pb2.QueueRelease(lease=lease, unseen=unseen))) for lease in leases
+        ]
     for _, action in actions:
         validate_action(action)
     for lease in request.extend:
@@ -112,6 +115,9 @@ class Listening:
         self._consumer.forget(request.settled)
         if request.credit:
             self._consumer.grant(request.credit)
+        if request.leaving:
+            self._consumer.take_no_more()
+            self._give_back_unsent()
 
     def responses(self) -> AsyncGenerator[queue_pb2.ListenResponse, None]:
         """See ListenerOutbox.responses."""
@@ -132,10 +138,14 @@ class Listening:
         self._stopping.remove_done_callback(self._node_stops)
         goes_on = self._stopping.done() or self._cut_off or self._kept
         if self._kept:
-            unsent = [message.lease for message in self._outbox.unsent.messages]
-            self._node.queues.settler.release(self._database, unsent, unseen=True)
+            self._give_back_unsent()
         self._node.queues.leave(self._consumer, give_back=not goes_on)
         self._outbox.close()
+
+    def _give_back_unsent(self) -> None:
+        unsent = self._outbox.take_unsent()
+        self._consumer.forget(unsent)
+        self._node.queues.settler.release(self._database, unsent, unseen=True)
 
     def _node_stops(self, _stopping: asyncio.Future[None]) -> None:
         self._end(node_stopping())

@@ -70,6 +70,7 @@ class RemoteListening:
         self._room = asyncio.Event()
         self._room.set()
         self._leaving = False
+        self._client_leaves = False
         self._unfollow = gate.follow(self._outbox.judge)
         stopping.add_done_callback(self._gateway_stops)
         self.relay = asyncio.get_running_loop().create_task(self._relay(reach))
@@ -85,6 +86,8 @@ class RemoteListening:
             self._decide(nack.lease, queue_pb2.ListenRequest(nack=[nack]))
         for lease in request.release:
             self._decide(lease, queue_pb2.ListenRequest(release=[lease]))
+        for lease in request.unseen:
+            self._decide(lease, queue_pb2.ListenRequest(unseen=[lease]))
         for lease in request.settled:
             self._held.pop(lease, None)
         if self._credit + len(self._held) + request.credit > limits.MAX_CONSUMER_IN_FLIGHT_COUNT:
@@ -94,6 +97,11 @@ class RemoteListening:
         self._out.MergeFrom(request)
         self._out.credit = credit
         self._out.ClearField("open")
+        if request.leaving:
+            self._client_leaves = True
+            self._credit = 0
+            self._out.ClearField("credit")
+            self._give_back_unsent()
         self._out_ready.set()
 
     def responses(self) -> AsyncGenerator[queue_pb2.ListenResponse, None]:
@@ -112,9 +120,7 @@ class RemoteListening:
 
     def keep(self) -> None:
         """See ListenStream."""
-        self._out.release.extend(message.lease for message in self._outbox.unsent.messages)
-        for message in self._outbox.unsent.messages:
-            self._held.pop(message.lease, None)
+        self._give_back_unsent()
         self._leave()
         asyncio.get_running_loop().call_later(limits.LISTENERS_STOP_TIMEOUT_MS / 1_000, self.relay.cancel)
 
@@ -131,6 +137,11 @@ class RemoteListening:
         await asyncio.wait((self.relay,), timeout=limits.LISTENERS_STOP_TIMEOUT_MS / 1_000)
         self.relay.cancel()
         await asyncio.gather(self.relay, return_exceptions=True)
+
+    def _give_back_unsent(self) -> None:
+        for lease in self._outbox.take_unsent():
+            self._decide(lease, queue_pb2.ListenRequest(unseen=[lease]))
+            self._out.unseen.append(lease)
 
     def _decide(self, lease: bytes, said: queue_pb2.ListenRequest) -> None:
         self._held.pop(lease, None)
@@ -165,7 +176,7 @@ class RemoteListening:
 
     def first_request(self) -> queue_pb2.ListenRequest:
         """See ListenSide."""
-        request = queue_pb2.ListenRequest(open=self._opening, credit=self._credit)
+        request = queue_pb2.ListenRequest(open=self._opening, credit=self._credit, leaving=self._client_leaves)
         request.open.held.extend(self._held)
         request.extend.extend(self._held)
         for said in self._deciding.values():
@@ -189,7 +200,8 @@ class RemoteListening:
     async def take_response(self, response: queue_pb2.ListenResponse) -> None:
         """See ListenSide."""
         outbox = self._outbox
-        self._credit -= len(response.messages)
+        # What was on its way when the client left has no credit any more.
+        self._credit = max(0, self._credit - len(response.messages))
         for message in response.messages:
             self._held[message.lease] = None
             outbox.unsent_bytes += len(message.payload.data)

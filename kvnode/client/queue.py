@@ -35,7 +35,7 @@ from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 _log = logging.getLogger(__name__)
 
 _LEASE_LOST = "LEASE_LOST"
-_Verb = Literal["ack", "nack", "release"]
+_Verb = Literal["ack", "nack", "release", "unseen"]  # unseen: a release of what nobody was given
 
 
 class QueueMessage:
@@ -127,14 +127,12 @@ class _Settling:
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def add_to(self, request: queue_pb2.ListenRequest, lease: bytes) -> None:
-        if self.verb == "ack":
-            request.ack.append(lease)
-        elif self.verb == "release":
-            request.release.append(lease)
-        else:
-            nack = request.nack.add(lease=lease)
-            if self.delay is not None:
-                nack.delay_ms = self.delay
+        if self.verb != "nack":
+            getattr(request, self.verb).append(lease)
+            return
+        nack = request.nack.add(lease=lease)
+        if self.delay is not None:
+            nack.delay_ms = self.delay
 
 
 class QueueListener(AsyncIterator[QueueMessage]):
@@ -223,12 +221,14 @@ class QueueListener(AsyncIterator[QueueMessage]):
 
     def take_no_more(self) -> None:
         """Whoever iterates, in this task or another, gets no more. What he was not given yet, and what still comes, is
-        given back; what he was given is held as before, and its ack confirmed."""
+        given back as never delivered; what he was given is held as before, and its ack confirmed."""
         self._closing = True
+        self._out.leaving = True  # or the node would send here again what is given back
+        self._something.set()
         while not self._arrived.empty():
             message = self._arrived.get_nowait()
             if message is not None and message.lease in self._held:
-                self._settle(message.lease, _quiet_release())
+                self._settle(message.lease, _quiet("unseen"))
         self._arrived.put_nowait(None)
 
     async def aclose(self) -> None:
@@ -240,7 +240,7 @@ class QueueListener(AsyncIterator[QueueMessage]):
         if self._task is None:
             return
         for lease in list(self._held):
-            self._settle(lease, _quiet_release())
+            self._settle(lease, _quiet("release"))
         try:
             async with asyncio.timeout(limits.LISTENER_CLOSE_TIMEOUT_MS / 1000):
                 await self._all_settled(self._task)
@@ -302,7 +302,9 @@ class QueueListener(AsyncIterator[QueueMessage]):
         request.extend.extend(self._held)
         for lease, settling in self._settling.items():
             settling.add_to(request, lease)
-        if not self._closing:
+        if self._closing:
+            request.leaving = True
+        else:
             request.credit = self.concurrency - len(self._held)
         self._out = queue_pb2.ListenRequest()
         return request
@@ -331,7 +333,7 @@ class QueueListener(AsyncIterator[QueueMessage]):
             made = QueueMessage(message, self)
             if self._closing:
                 self._held[message.lease] = made
-                self._settle(message.lease, _quiet_release())
+                self._settle(message.lease, _quiet("unseen"))
                 continue
             self._held[message.lease] = made
             self._arrived.put_nowait(made)
@@ -385,8 +387,9 @@ class QueueListener(AsyncIterator[QueueMessage]):
         self._quiet.set()
 
 
-def _quiet_release() -> _Settling:
-    settling = _Settling("release", None)
+def _quiet(verb: _Verb) -> _Settling:
+    """Nobody waits for it."""
+    settling = _Settling(verb, None)
     settling.future.add_done_callback(_note_failure)
     return settling
 

@@ -261,6 +261,35 @@ async def test_a_lease_of_0_ms_is_the_default_one(nodes: Nodes, tmp_path: Path) 
     assert int(said[0]) < 10  # an enqueue, a listen and an ack, if nothing is sent again
 
 
+async def test_a_listener_that_waits_for_its_handlers_is_sent_nothing_more(nodes: Nodes, tmp_path: Path) -> None:
+    """It would give back what comes, and get it again: so often that its schedule were used up."""
+    said = await run(
+        nodes,
+        tmp_path,
+        """
+        const closing = new AbortController();
+        const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+        let started;
+        const starts = new Promise((resolve) => started = resolve);
+        await enqueue(kv, "long", { queue: "leaving" });
+        const listening = listenQueue(kv, async (value) => {
+          console.log(value);
+          started();
+          await sleep(2000);
+        }, { queue: "leaving", concurrency: 50, signal: closing.signal });
+        await starts;
+        closing.abort();
+        await sleep(500);
+        await enqueue(kv, "later", { queue: "leaving", backoffSchedule: [] });
+        await listening;
+        """,
+    )
+    assert said == ["long"]
+    async with open_kv(nodes.cluster.addresses, token=TOKEN) as kv:
+        (status,) = await kv.queues.status("leaving")
+        assert (status.waiting_count, status.delivered_total, status.acknowledged_total) == (1, 1, 1)
+
+
 async def test_an_extension_fails_when_its_listener_is_refused(nodes: Nodes, tmp_path: Path) -> None:
     """One that waits for its answer then, and one that is asked for afterwards."""
     async with (

@@ -124,6 +124,23 @@ async def test_a_nack_to_the_end_of_the_schedule_makes_a_dead_letter(nodes: Loca
         assert [entry.value async for entry in kv.list(("dead",))] == [b"bad"]
 
 
+async def test_a_listener_that_leaves_is_sent_nothing_more_and_keeps_what_it_holds(nodes: LocalCluster) -> None:
+    one, other = client(nodes), client(nodes, 1)
+    listener = await one.listen(credit=10)
+    await one.enqueue(b"held")
+    (held,) = await listener.messages(1)
+    assert (await one.settle(extend=[held["lease"]], leaving=True))["failed"] == []
+    await other.enqueue(b"later")
+    await listener.nothing(0.5)
+    for verb, attempt in (("unseen", 1), ("release", 1), ("ack", 2)):
+        taking = await other.listen(credit=1)
+        (later,) = await taking.messages(1)
+        assert (payload(later), later["attempt"]) == (b"later", attempt)
+        assert (await other.settle(leaving=True, **{verb: [later["lease"]]}))["failed"] == []
+        await taking.close()
+    assert (await one.settle(ack=[held["lease"]], leaving=True))["failed"] == []
+
+
 async def test_tokens(nodes: LocalCluster) -> None:
     async with Admin(nodes.addresses, token=TOKEN) as admin:
         await admin.create_database("orders")

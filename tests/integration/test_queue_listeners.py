@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
@@ -196,3 +197,52 @@ async def test_a_handler_whose_own_wait_was_cancelled_has_failed(kv: Kv) -> None
     async with listening(kv, handle, "cancelled"):
         await until(kv, "cancelled", lambda status: status.dead_count == 1)
     assert attempts == [1]
+
+
+async def test_what_a_closed_listener_gives_back_does_not_come_to_it_again(kv: Kv) -> None:
+    """Its node would have room for more: each time would be a loss, and many of these use up the schedule."""
+    started = asyncio.Event()
+
+    async def handle(_message: QueueMessage) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    await kv.enqueue(1, queue="closing", backoff_schedule=[])
+    async with listening(kv, handle, "closing", concurrency=50):
+        await asyncio.wait_for(started.wait(), TOO_LATE_S)
+    status = await until(kv, "closing", lambda status: status.in_flight_count == 0)
+    assert (status.waiting_count, status.delivered_total, status.dead_count) == (1, 1, 0)
+
+
+async def test_a_listener_that_waits_for_a_thread_is_sent_nothing_more(kv: Kv) -> None:
+    started, goes_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def handle(_message: QueueMessage) -> None:
+        loop.call_soon_threadsafe(started.set)
+        goes_on.wait(60)
+
+    await kv.enqueue(1, queue="thread")
+    listener = asyncio.ensure_future(kv.listen_queue(handle, queue="thread", concurrency=50))
+    await asyncio.wait_for(started.wait(), TOO_LATE_S)
+    listener.cancel()
+    await asyncio.sleep(0.5)
+    await kv.enqueue(2, queue="thread", backoff_schedule=[])
+    await asyncio.sleep(0.5)
+    goes_on.set()
+    await asyncio.gather(listener, return_exceptions=True)
+    status = await until(kv, "thread", lambda status: status.acknowledged_total == 1)
+    assert (status.waiting_count, status.delivered_total, status.dead_count) == (1, 1, 0)
+
+
+async def test_what_an_iterator_never_gave_to_anybody_has_not_been_delivered(kv: Kv) -> None:
+    """One that takes a single message and closes has been sent ten; done often, it would use up their schedules."""
+    for number in range(10):
+        await kv.enqueue(number, queue="ahead", backoff_schedule=[])
+    await until(kv, "ahead", lambda status: status.waiting_count == 10)
+    for _ in range(5):
+        async with kv.messages("ahead", concurrency=10) as messages:
+            await (await asyncio.wait_for(anext(messages), TOO_LATE_S)).ack()
+    async with kv.messages("ahead") as messages:
+        left = [await asyncio.wait_for(anext(messages), TOO_LATE_S) for _ in range(5)]
+        assert [message.attempt for message in left] == [1] * 5

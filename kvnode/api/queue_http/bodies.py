@@ -33,7 +33,7 @@ class Listen(NamedTuple):
 
 
 class Settle(NamedTuple):
-    """What is done to which leases; `leaving`: the places that become free are not to be used again."""
+    """What is done to which leases; `leaving`: their listeners are to be sent nothing more."""
 
     actions: list[tuple[bytes, kv_pb2.QueueAction]]
     extensions: list[bytes]
@@ -68,7 +68,8 @@ def parse_settle(queue: str, body: bytes) -> Settle:
     fields = Fields.of(body)
     actions = [_ack(_lease(found)) for found in fields.items("ack")]
     actions += [_nack(found) for found in fields.items("nack")]
-    actions += [_release(_lease(found)) for found in fields.items("release")]
+    actions += [_release(_lease(found), unseen=False) for found in fields.items("release")]
+    actions += [_release(_lease(found), unseen=True) for found in fields.items("unseen")]
     extensions = [_lease(found) for found in fields.items("extend")]
     lease_ms = fields.integer("lease_ms", 0, limits.MAX_QUEUE_LEASE_MS, 0)
     leaving = fields.flag("leaving")
@@ -142,8 +143,8 @@ def _ack(lease: bytes) -> tuple[bytes, kv_pb2.QueueAction]:
     return lease, kv_pb2.QueueAction(ack=kv_pb2.QueueAck(lease=lease))
 
 
-def _release(lease: bytes) -> tuple[bytes, kv_pb2.QueueAction]:
-    return lease, kv_pb2.QueueAction(release=kv_pb2.QueueRelease(lease=lease))
+def _release(lease: bytes, *, unseen: bool) -> tuple[bytes, kv_pb2.QueueAction]:
+    return lease, kv_pb2.QueueAction(release=kv_pb2.QueueRelease(lease=lease, unseen=unseen))
 
 
 def _nack(found: object) -> tuple[bytes, kv_pb2.QueueAction]:

@@ -353,7 +353,7 @@ class Listener {
   #consumer;
   #signal;
   #held = new Map(); // lease -> whether it is lost; its handler runs
-  #decided = new Map(); // lease -> ack, nack or release, not confirmed
+  #decided = new Map(); // lease -> ack, nack or unseen, not confirmed
   #extending = new Map(); // lease -> those who wait for an extension
   #isExtending = false; // all that is held is to be extended by the next request
   #settling = false;
@@ -376,7 +376,10 @@ class Listener {
   /** Resolves when it was closed and its handlers have ended. */
   async run() {
     const timer = setInterval(() => this.#extendAll(), this.#leaseMs / 3);
-    const close = () => this.#wake();
+    const close = () => {
+      this.#extendAll(); // which also tells the node that no more is taken
+      this.#wake();
+    };
     this.#signal.addEventListener("abort", close);
     try {
       const streaming = this.#streams();
@@ -458,7 +461,7 @@ class Listener {
 
   async #handle(message) {
     if (this.#signal.aborted) {
-      this.#decide(message.lease, "release");
+      this.#decide(message.lease, "unseen");
       return;
     }
     this.#held.set(message.lease, false);
@@ -542,7 +545,7 @@ class Listener {
     if (!decided.length && !extend.length) return;
     const chosen = (verb) => decided.filter(([, decision]) => decision === verb).map(([lease]) => lease);
     const nack = chosen("nack").map((lease) => ({ lease }));
-    const body = { ack: chosen("ack"), nack, release: chosen("release"), extend, lease_ms: this.#leaseMs };
+    const body = { ack: chosen("ack"), nack, unseen: chosen("unseen"), extend, lease_ms: this.#leaseMs };
     body.leaving = this.#signal.aborted;
     const timeout = Math.max(MIN_REQUEST_TIMEOUT_MS, Math.min(REQUEST_TIMEOUT_MS, this.#leaseMs / 3));
     const signal = AbortSignal.timeout(Math.ceil(timeout)); // Node takes no fraction

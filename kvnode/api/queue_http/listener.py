@@ -40,7 +40,7 @@ class Leases:
             del self._listeners[listener.database, lease]
 
     def settle(self, database: int, leases: Iterable[bytes], *, leaving: bool) -> None:
-        """A request settles these; with `leaving`, their places stay empty."""
+        """A request settles these; with `leaving`, their places stay empty, since their listeners take no more."""
         found: dict[Listener, list[bytes]] = {}
         for lease in leases:
             listener = self._listeners.get((database, lease))
@@ -48,6 +48,13 @@ class Leases:
                 found[listener].append(lease)
         for listener, of_listener in found.items():
             listener.forget(of_listener, 0 if leaving else len(of_listener))
+
+    def leave(self, database: int, leases: Iterable[bytes]) -> None:
+        """The listeners that hold these take no more."""
+        found = {self._listeners.get((database, lease)) for lease in leases}
+        for listener in found - {None}:
+            assert listener is not None
+            listener.take_no_more()
 
     def extend(self, database: int, lease: bytes, lease_ms: int) -> int:
         """A request extends this one.
@@ -138,6 +145,10 @@ class Listener:
         if leases:
             free = len(leases) if places is None else places
             self._stream.take(queue_pb2.ListenRequest(settled=leases, credit=free))
+
+    def take_no_more(self) -> None:
+        """The client is about to leave: it is sent nothing more, and goes on to hold what it holds."""
+        self._stream.take(queue_pb2.ListenRequest(leaving=True))
 
     def extend(self, lease: bytes, lease_ms: int) -> int:
         """The client still works on it; how long it lasts from now on (`lease_ms` 0 = what the listener asked for)."""

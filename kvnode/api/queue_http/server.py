@@ -160,7 +160,10 @@ class QueueHttp:
         count = len(settle.actions) + len(settle.extensions)
         if self._settling_count + count > limits.MAX_SETTLING_LEASES_COUNT:
             raise Unavailable("too many leases wait to be settled already; retry later", code="TOO_MANY_HELD")
-        self._leases.settle(permit.database, [lease for lease, _ in settle.actions], leaving=settle.leaving)
+        settled = [lease for lease, _ in settle.actions]
+        if settle.leaving:
+            self._leases.leave(permit.database, settled + settle.extensions)
+        self._leases.settle(permit.database, settled, leaving=settle.leaving)
         extensions, refused = self._extensions(permit.database, settle)
         self._settling_count += count
         try:

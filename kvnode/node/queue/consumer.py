@@ -76,6 +76,7 @@ class Consumer:
         self._pulls_count = 0
         self._held: set[bytes] = set()
         self._retry: asyncio.TimerHandle | None = None
+        self._leaving = False
         self._closed = False
 
     @property
@@ -84,11 +85,17 @@ class Consumer:
         return len(self._held)
 
     def grant(self, count: int) -> None:
-        """The consumer takes that many messages more. Raises InvalidRequest: TOO_MUCH_CREDIT."""
+        """The consumer takes that many messages more, unless it leaves. Raises InvalidRequest: TOO_MUCH_CREDIT."""
         if self._credit + len(self._held) + count > limits.MAX_CONSUMER_IN_FLIGHT_COUNT:
             raise too_much_credit()
         self._credit += count
         self._ask()
+
+    def take_no_more(self) -> None:
+        """The consumer leaves: nothing is fetched for it any more. What it holds, it goes on to hold."""
+        self._leaving = True
+        self._credit = 0
+        self._end_pulls()
 
     def resume(self) -> None:
         """Messages may come again."""
@@ -116,15 +123,18 @@ class Consumer:
     def close(self, *, give_back: bool) -> None:
         """The consumer is gone; with `give_back`, for good, and what it held is due again at once."""
         self._closed = True
+        self._end_pulls()
+        if give_back:
+            self._settler.release(self._database, sorted(self._held), unseen=False)  # in the order of their claims
+        self._held.clear()
+
+    def _end_pulls(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
         if self._pulls_count:
             cancel = kv_pb2.QueuePull(queue=self._pull.queue, token=self._pull.token, cancel=True)
             operation = kv_pb2.Operation(pull=cancel, timeout_ms=limits.QUEUE_PULL_GRACE_MS)
             self._submit(operation, Origin(b"", 0, self._database), _ignore)
-        if give_back:
-            self._settler.release(self._database, sorted(self._held), unseen=False)  # in the order of their claims
-        self._held.clear()
 
     def _extended(self, lease: bytes, done: Done, error: KvError | None) -> None:
         if error is not None and error.code == "LEASE_LOST":
@@ -133,9 +143,9 @@ class Consumer:
 
     def _ask(self) -> None:
         wanted = min(self._credit - self._pulling_count, limits.MAX_QUEUE_TOUCHED_COUNT)
-        if wanted <= 0 or self._closed or self._pulls_count >= MAX_PULLS_COUNT or self._retry is not None:
+        if wanted <= 0 or self._pulls_count >= MAX_PULLS_COUNT or self._retry is not None:
             return
-        if not self._takes():
+        if self._leaving or self._closed or not self._takes():
             return
         self._pulling_count += wanted
         self._pulls_count += 1
@@ -150,7 +160,7 @@ class Consumer:
             self._pull_failed(error_from_proto(result.error))
             return
         messages = list(result.pulled.messages)
-        if self._closed:
+        if self._leaving or self._closed:
             self._settler.release(self._database, [message.lease for message in messages], unseen=True)
             return
         self._credit -= len(messages)
@@ -172,7 +182,7 @@ class Consumer:
             self._failed(node_cut_off("this node was removed from the cluster"))
             return
         _log.debug("a pull failed and is tried again: %s", error)
-        if self._retry is None:
+        if self._retry is None and not self._leaving:
             delay_s = limits.CONSUMER_RETRY_MS / 1_000
             self._retry = asyncio.get_running_loop().call_later(delay_s, self._try_again)
 

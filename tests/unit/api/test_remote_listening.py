@@ -92,6 +92,25 @@ async def test_the_next_node_is_told_what_the_one_before_knew(stage: Stage) -> N
     listening.close()
 
 
+async def test_a_client_that_leaves_is_sent_nothing_more_by_any_node(stage: Stage) -> None:
+    listening = stage.open()
+    listening.take(queue_pb2.ListenRequest(credit=5))
+    await listening.next_request()
+    await listening.take_response(messages(A, B))
+    responses = listening.responses()
+    await anext(responses)
+    assert len((await anext(responses)).messages) == 2
+    await listening.take_response(messages(C))  # not sent to the client yet
+    listening.take(queue_pb2.ListenRequest(leaving=True, unseen=[B]))
+    said = await listening.next_request()
+    assert said is not None
+    assert (said.leaving, list(said.unseen), said.credit) == (True, [B, C], 0)
+    await listening.take_response(messages(D, *(bytes([number]) * 12 for number in range(9))))  # was on its way
+    again = listening.first_request()
+    assert (again.leaving, again.credit, list(again.unseen), A in again.open.held) == (True, 0, [B, C], True)
+    listening.close()
+
+
 async def test_what_the_client_is_told(stage: Stage) -> None:
     listening = stage.open()
     responses = listening.responses()
@@ -223,7 +242,7 @@ async def test_the_node_gives_nothing_back_of_a_client_that_comes_again(stage: S
     listening.close()
     said = await listening.next_request()
     assert said is not None
-    assert (list(said.settled), list(said.release), said.credit) == ([A], [B], 0)
+    assert (list(said.settled), list(said.unseen), said.credit) == ([A], [B], 0)
     assert await listening.next_request() is None
     assert not listening.relay.done()
 

@@ -81,7 +81,8 @@ class FakeQueue:
             credit += request.credit
             response = queue_pb2.ListenResponse(ping=True)
             if self.settles:
-                response.settled.extend([*request.ack, *request.release, *(nack.lease for nack in request.nack)])
+                response.settled.extend([*request.ack, *request.release, *request.unseen])
+                response.settled.extend(nack.lease for nack in request.nack)
             while credit and self.waiting:
                 credit -= 1
                 self._deliver(response, self.waiting.popleft())

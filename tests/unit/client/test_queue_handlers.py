@@ -74,11 +74,11 @@ async def test_a_plain_function_is_waited_for_when_listening_ends(node: FakeQueu
         await blocking.has_begun()
         task.cancel()
         node.waiting.append("one that comes meanwhile")
-        await node.hear("release")
+        await node.hear("unseen")
         assert not task.done()
         blocking.let_go.set()
         await asyncio.wait({task}, timeout=TOO_LATE_S)
-    assert (len(node.said("ack")), len(node.said("release"))) == (1, 1)
+    assert (len(node.said("ack")), len(node.said("unseen"))) == (1, 1)
 
 
 async def test_a_plain_function_is_waited_for_no_longer_when_listening_is_cancelled_again(

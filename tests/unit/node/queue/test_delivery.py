@@ -259,3 +259,23 @@ async def test_a_listener_at_a_node_that_finds_no_leader_is_sent_elsewhere(trio:
     await until(lambda: bool(listener.errors), bound_s, "the listener is told nothing")
     assert [error.code for error in listener.errors] == ["NODE_CUT_OFF"]
     listener.leave(give_back=False)
+
+
+@on_trio
+async def test_a_consumer_that_takes_no_more_keeps_what_it_holds_and_gets_nothing(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    leaving = Listener(trio, one, credit=10)
+    await send(trio, leader, b"held")
+    await until(lambda: bool(leaving.got), 5.0, "not delivered")
+    await asyncio.sleep(1.0)  # its next pull is at the leader
+    leaving.run(leaving.consumer.take_no_more)
+    leaving.grant(5)
+    await send(trio, leader, b"later")
+    await asyncio.sleep(2.0)
+    staying = Listener(trio, other, credit=1)
+    await until(lambda: bool(staying.got), 5.0, "not delivered")
+    assert (leaving.payloads(), staying.payloads(), staying.got[0].attempt) == ([b"held"], [b"later"], 1)
+    assert await leaving.ack(leaving.got[0]) is None
+    assert await staying.ack(staying.got[0]) is None
+    await trio.everywhere()
+    assert rows_of_queues(trio, leader) == []

@@ -47,6 +47,7 @@ MEANINGS: dict[Exit, str] = {
     Exit.INTERRUPTED: "interrupted by Ctrl-C",
 }
 
+_NOT_FOUND_CODES = frozenset({"CRON_NOT_FOUND"})  # by which a transaction is refused that names what is not there
 _UNAVAILABLE_PHASES = frozenset({"dial", "tls", "leader", "commit", "read"})
 
 
@@ -54,10 +55,10 @@ def exit_of(error: KvError) -> Exit:
     """The exit status for an error."""
     if isinstance(error, OutcomeUnknown):
         return Exit.OUTCOME_UNKNOWN
+    if isinstance(error, NotFound) or error.code in _NOT_FOUND_CODES:
+        return Exit.NOT_FOUND
     if isinstance(error, InvalidRequest | ConfigError):
         return Exit.USAGE
-    if isinstance(error, NotFound):
-        return Exit.NOT_FOUND
     if isinstance(error, RateLimited):
         return Exit.UNAVAILABLE
     if error.phase == "auth":

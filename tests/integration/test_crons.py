@@ -83,4 +83,6 @@ async def _commands(cli: Cli, kv: Kv) -> None:
     listed = await cli("cron", "list", "-o", "json")
     assert {json.loads(line)["name"] for line in listed.out.splitlines()} == {*CRONS, "never mind"}
     assert (await cli("cron", "delete", "never mind")).out == "OK deleted\n"
+    gone = await cli("cron", "delete", "never mind")
+    assert (gone.status, "CRON_NOT_FOUND" in gone.err) == (6, True)  # as `cron show`
     assert await kv.crons.get("never mind") is None

@@ -102,6 +102,7 @@ def test_durations() -> None:
 
 def test_exit_statuses() -> None:
     assert exit_of(InvalidRequest("X", "")) is Exit.USAGE
+    assert exit_of(InvalidRequest("CRON_NOT_FOUND", "")) is Exit.NOT_FOUND  # what a transaction did not find
     assert exit_of(ConfigError("")) is Exit.USAGE
     assert exit_of(Unavailable("")) is Exit.UNAVAILABLE
     assert exit_of(OutcomeUnknown("")) is Exit.OUTCOME_UNKNOWN

@@ -81,13 +81,31 @@ class Members:
                 "promote it if it is to vote",
             )
 
+    def _check_may_vote(self, member: Member) -> None:
+        """A failover moves all votes at once; a voter elsewhere would put the way between regions into commits."""
+        primary = {voter.region for voter in self._raft.membership.voters}
+        if member.region not in primary:
+            regions = ", ".join(f"'{region}'" for region in sorted(primary))
+            raise InvalidRequest(
+                "MEMBER_ROLE_INVALID",
+                f"node '{member.name}' stands in the region '{member.region}', and the voters in the primary one, "
+                f"{regions}, where all have to: promote a node of that region, or move the primary to another one with "
+                "`kvnode failover`",
+            )
+
     async def promote(self, node_id: int) -> Membership:
-        """Let a caught-up learner vote; or a replica that stands in what a failover has made the primary region."""
+        """Let a caught-up learner vote; or a replica that stands in what a failover has made the primary region.
+
+        Raises:
+            InvalidRequest: MEMBER_ROLE_INVALID, it stands in another region than the voters; MEMBER_UNKNOWN;
+                LEARNER_NOT_CAUGHT_UP.
+        """
         self.require_leader()
         member = self._known(node_id)
         if member.role is MemberRole.VOTER:
             return self._raft.membership
-        if member.role is MemberRole.REPLICA and member.region in {m.region for m in self._raft.membership.voters}:
+        self._check_may_vote(member)
+        if member.role is MemberRole.REPLICA:
             await self._let_learn(member)
             deadline_ms = self._now_ms() + CHANGE_TIMEOUT_MS
             return await self._in_turn(lambda: self.promote(node_id), deadline_ms)
@@ -144,6 +162,9 @@ class Members:
                 f"the node at {replacement.address} is member '{old.name}' itself: if it was just replaced, nothing is "
                 "left to do; else start another node, or this one with an empty data directory",
             )
+        if old.role is MemberRole.VOTER:
+            self._refuse_other_region(member, node_id)
+            self._check_may_vote(member)
         known = self._raft.membership.get(member.node_id)
         if known is None:
             await self._in_turn(lambda: self._join(member, instead_of=node_id), deadline_ms)

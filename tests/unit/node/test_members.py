@@ -333,3 +333,35 @@ async def test_a_data_center_stands_in_one_region(trio: Trio) -> None:
     )
     assert replaced.code == "MEMBER_REGION_CONTRADICTED"
     assert await names(trio) == before and not stranger.joined, "it still waits, and may be joined elsewhere"
+
+
+@on_trio
+async def test_nobody_votes_from_another_region(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    far, spare = newcomer(trio, 4, dc="far", region="r9"), newcomer(trio, 5, dc="far", region="r9")
+    await asyncio.sleep(0.1)
+    await added(trio, far)
+    await trio.everywhere()
+    await asyncio.sleep(0.3)  # so that it has caught up, and nothing else speaks against it
+    members, before = trio.node(leader).members, await names(trio)
+    for verb in (
+        members.promote(4),
+        members.replace(one.member.node_id, far.member, 1_000),
+        members.replace(one.member.node_id, spare.member, 1_000),
+    ):
+        error = await trio.refused(leader, verb)
+        assert isinstance(error, InvalidRequest) and error.code == "MEMBER_ROLE_INVALID" and error.not_applied
+        for word in ("'r9'", "'r1'", "kvnode failover"):
+            assert word in error.message, error.message
+    assert await names(trio) == before and not spare.joined, "nothing was changed"
+
+
+@on_trio
+async def test_a_replica_of_another_region_does_not_vote(trio: Trio) -> None:
+    leader = await trio.leading()
+    far = newcomer(trio, 4, dc="far", region="r9")
+    await asyncio.sleep(0.1)
+    members = trio.node(leader).members
+    await trio.within(leader, members.add(with_fields(far.member, role=MemberRole.REPLICA)))
+    error = await trio.refused(leader, members.promote(4))
+    assert error.code == "MEMBER_ROLE_INVALID" and "kvnode failover" in error.message

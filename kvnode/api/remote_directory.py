@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 
 from kvnode.base import limits
+from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.errors import KvError, Unavailable
 from kvnode.client import rpc
 from kvnode.client.channel import dial
@@ -41,10 +42,16 @@ class RemoteDirectory:
         addresses: host:port of nodes' gRPC.
         token: shown to the nodes, where they ask for one.
         credentials: for TLS; None = plain text.
+        clock: how long it is not followed.
     """
 
     def __init__(
-        self, addresses: Sequence[str], *, token: str = "", credentials: grpc.ChannelCredentials | None = None
+        self,
+        addresses: Sequence[str],
+        *,
+        token: str = "",
+        credentials: grpc.ChannelCredentials | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.view = DirectoryView()
         self.known = asyncio.Event()
@@ -53,6 +60,7 @@ class RemoteDirectory:
         self._metadata = call_metadata(token=token)
         self._credentials = credentials
         self._heard = asyncio.Event()  # set and renewed with every message
+        self._outage = _Outage(clock or SystemClock())
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -61,7 +69,7 @@ class RemoteDirectory:
                 await self._follow(self._endpoints.current)
             except KvError as error:
                 self.trouble = str(error)
-                _log.info("the directory is not followed: %s", error)
+                self._outage.goes_on(error)
                 await asyncio.sleep(self._endpoints.failed(error) / 1000)
 
     async def learn(self) -> None:
@@ -102,6 +110,7 @@ class RemoteDirectory:
     def _take(self, message: pb.WatchDirectoryResponse) -> None:
         self._endpoints.succeeded()
         self.trouble = ""
+        self._outage.ends(self._endpoints.current)
         if message.full:
             rows = [row for _, row in map(_row, message.rows) if row is not None]
             self.view.load(rows, cluster_id=message.cluster_id)
@@ -110,6 +119,39 @@ class RemoteDirectory:
             self.view.update(dict(map(_row, message.rows)))
         self._heard.set()
         self._heard = asyncio.Event()
+
+
+class _Outage:
+    """Says when the directory is followed no more, why, and when it is again; in between once in a while."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began_ms: float | None = None
+        self._said_ms = 0.0
+        self._attempts_count = 0
+
+    def goes_on(self, error: KvError) -> None:
+        """Another attempt has failed, or the first."""
+        now_ms = self._clock.monotonic_ms()
+        self._attempts_count += 1
+        if self._began_ms is None:
+            self._began_ms = self._said_ms = now_ms
+            _log.warning("the directory is not followed, and what is known of it stays in force: %s", error)
+        elif now_ms - self._said_ms >= limits.TROUBLE_REMINDER_MS:
+            self._said_ms = now_ms
+            _log.warning(
+                "the directory is not followed for %.0f s now, after %d attempts: %s",
+                (now_ms - self._began_ms) / 1000,
+                self._attempts_count,
+                error,
+            )
+
+    def ends(self, address: str) -> None:
+        """A node has answered. Nothing is said where nothing was wrong."""
+        if self._began_ms is not None:
+            lasted_s = (self._clock.monotonic_ms() - self._began_ms) / 1000
+            _log.info("the directory is followed again at %s, after %.1f s", address, lasted_s)
+            self._began_ms, self._attempts_count = None, 0
 
 
 def _row(wire: pb.DirectoryRow) -> tuple[bytes, Row | None]:

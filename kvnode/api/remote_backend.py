@@ -1,13 +1,14 @@
 """A gateway's backend: the cluster's nodes, over the Python client.
 
 One Session for each database in use, so that what arrives at the same time travels together, whatever connections it
-came on. Operations keep their request ids through broken connections and changes of node and leader; a write that may
-have been applied is sent again until its outcome is known. Watches follow the nodes that live: each new stream begins
-with a full state, which the watcher sees as one more frame.
+came on; it goes with its database, once answered. Operations keep their request ids through broken connections and
+changes of node and leader; a write that may have been applied is sent again until its outcome is known. Watches follow
+the nodes that live: each new stream begins with a full state, which the watcher sees as one more frame.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,9 @@ class RemoteBackend:
         self._token = token
         self._credentials = credentials
         self._sessions: dict[int, Session] = {}
+        self._leaving: dict[asyncio.Task[None], Session] = {}  # their databases were deleted
         self._load = Load()
+        view.follow(self._let_go)
 
     @property
     def name(self) -> str:
@@ -74,6 +77,11 @@ class RemoteBackend:
     def held_bytes(self) -> int:
         """Their size."""
         return self._load.size_bytes
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Those that are not closed yet."""
+        return [*self._sessions.values(), *self._leaving.values()]
 
     def can_begin(self, *, write: bool) -> bool:
         """See Backend."""
@@ -120,13 +128,25 @@ class RemoteBackend:
 
     def give_up_unsent(self) -> None:
         """The gateway stops: what no node has, or merely reads, is refused; writes that a node has go on."""
-        for session in self._sessions.values():
+        for session in self.sessions:
             session.give_up_unsent()
 
     async def close(self) -> None:
         """Leave the nodes; what is not answered ends as an error that says what is known of it."""
-        for session in self._sessions.values():
+        sessions, leaving = self.sessions, list(self._leaving)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        for session in sessions:
             await session.close()
+
+    def _let_go(self) -> None:
+        """Databases have changed: those that are gone need no sessions."""
+        for number in [number for number in self._sessions if number not in self._view.databases]:
+            session = self._sessions.pop(number)
+            task = asyncio.get_running_loop().create_task(_close_when_answered(session))
+            self._leaving[task] = session
+            task.add_done_callback(self._leaving.pop)
 
     async def _call(
         self, request: kv_pb2.ReadRequest | kv_pb2.AtomicWriteRequest, database: int
@@ -155,3 +175,10 @@ class RemoteBackend:
         if row is None:
             raise NotFound("The database was deleted.")
         return call_metadata(row.uuid, self._token)
+
+
+async def _close_when_answered(session: Session) -> None:
+    """What it holds keeps the promises that were made for it, and is bounded by what a gateway may hold."""
+    while session.unanswered_count:
+        await asyncio.sleep(limits.SESSION_LEAVE_INTERVAL_MS / 1000)
+    await session.close()

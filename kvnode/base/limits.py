@@ -235,6 +235,7 @@ HTTP_LINGER_MS = 2_000  # what still comes in after an early answer is thrown aw
 CONNECT_HOLD_TIMEOUT_MS = 30_000  # a request of KV Connect waits so long for a leader; then 503
 GATEWAY_LEARN_TIMEOUT_MS = 5_000  # a gateway waits so long for news of the directory before it refuses
 TROUBLE_REMINDER_MS = 60_000  # between two lines of a gateway's log about one outage
+SESSION_LEAVE_INTERVAL_MS = 1_000  # at which a gateway looks whether the session of a deleted database is answered
 
 # Queues.
 MAX_QUEUE_MESSAGES_COUNT = 100_000  # undelivered, by default

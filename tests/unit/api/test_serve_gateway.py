@@ -1,7 +1,8 @@
-"""What a gateway makes of its configuration."""
+"""What a gateway makes of its configuration, and what it holds for its databases."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +11,7 @@ from kvnode.api.remote_backend import RemoteBackend
 from kvnode.api.serve_gateway import _static_token
 from kvnode.base import limits
 from kvnode.base.config import load_config
-from kvnode.base.errors import Unavailable
+from kvnode.base.errors import NotFound, Unavailable
 from kvnode.machine.directory.rows import DatabaseMode, DatabaseRow
 from kvnode.machine.directory.view import DirectoryView
 from kvnode.proto.kv.v1 import kv_pb2
@@ -38,11 +39,27 @@ class Answers:
 
 
 @pytest.fixture
-async def backend() -> AsyncIterator[RemoteBackend]:
-    view = DirectoryView()
+def view() -> DirectoryView:
+    """Of two databases."""
+    made = DirectoryView()
     for number in (2, 3):
-        row = DatabaseRow(number, f"{number:032x}", f"d{number}", DatabaseMode.ENABLED, limits.MAX_VALUE_BYTES, 0)
-        view.databases[number] = row
+        create(made, number)
+    return made
+
+
+def create(view: DirectoryView, number: int) -> None:
+    row = DatabaseRow(number, f"{number:032x}", f"d{number}", DatabaseMode.ENABLED, limits.MAX_VALUE_BYTES, 0)
+    view.databases[number] = row
+    view.update({})
+
+
+def delete(view: DirectoryView, number: int) -> None:
+    del view.databases[number]
+    view.update({})
+
+
+@pytest.fixture
+async def backend(view: DirectoryView) -> AsyncIterator[RemoteBackend]:
     made = RemoteBackend("gateway", ["127.0.0.1:1"], view)
     yield made
     await made.close()
@@ -82,3 +99,58 @@ async def test_what_no_node_has_is_refused_when_the_gateway_stops(backend: Remot
     backend.begin(operation(), database=2, deliver=answers)
     backend.give_up_unsent()
     assert [(error.code, error.not_applied) for error in answers.errors] == [("CLIENT_CLOSED", True)]
+
+
+# The sessions of databases that are deleted.
+
+
+async def used(backend: RemoteBackend, database: int) -> None:
+    """Have a session that holds nothing."""
+    answers = Answers()
+    backend.begin(operation(), database=database, deliver=answers)
+    for session in backend.sessions:
+        session.give_up_unsent()
+    assert len(answers.errors) == 1
+
+
+async def test_the_session_of_a_deleted_database_goes_with_it(backend: RemoteBackend, view: DirectoryView) -> None:
+    for number in range(10, 30):
+        create(view, number)
+        await used(backend, number)
+        delete(view, number)
+    await used(backend, 2)
+    async with asyncio.timeout(5):
+        while len(backend.sessions) > 1:
+            await asyncio.sleep(0.01)
+    assert [session.is_started for session in backend.sessions] == [True], "that of a database which is there stays"
+    with pytest.raises(NotFound):
+        await backend.read(kv_pb2.ReadRequest(), database=10)
+    assert len(backend.sessions) == 1
+
+
+async def test_what_the_session_of_a_deleted_database_holds_is_answered_first(
+    backend: RemoteBackend, view: DirectoryView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SESSION_LEAVE_INTERVAL_MS", 5)
+    answers = Answers()
+    backend.begin(operation(), database=2, deliver=answers)
+    (session,) = backend.sessions
+    delete(view, 2)
+    await asyncio.sleep(0.05)
+    assert not answers.errors and session.is_started and backend.held_count == 1
+    backend.give_up_unsent()
+    assert [error.code for error in answers.errors] == ["CLIENT_CLOSED"]
+    async with asyncio.timeout(5):
+        while session.is_started:
+            await asyncio.sleep(0.01)
+    assert not backend.sessions and backend.held_count == 0
+
+
+async def test_a_gateway_that_stops_closes_what_is_on_its_way_out(view: DirectoryView) -> None:
+    backend = RemoteBackend("gateway", ["127.0.0.1:1"], view)
+    answers = Answers()
+    backend.begin(operation(), database=2, deliver=answers)
+    (session,) = backend.sessions
+    delete(view, 2)
+    await backend.close()
+    assert not session.is_started and len(answers.errors) == 1 and not backend.sessions

@@ -78,7 +78,11 @@ class ConnectStats(Collector):
             for method, size_bytes in counts.items():
                 family.add_metric((method,), size_bytes)
             yield family
-        yield GaugeMetricFamily("kvnode_connect_under_way_count", "Requests not answered yet", self.under_way)
+        yield GaugeMetricFamily(
+            "kvnode_connect_under_way_count",
+            "Requests not answered yet; one whose client has left stays until its outcome is known",
+            self.under_way,
+        )
         yield GaugeMetricFamily("kvnode_connect_connections_count", "Open connections", self.connections_count())
         yield GaugeMetricFamily("kvnode_connect_watches_count", "Open watches over KV Connect", self.watches)
         yield GaugeMetricFamily("kvnode_connect_listeners_count", "Listeners of queues over HTTP", self.listeners)

@@ -24,6 +24,7 @@ from tests.unit.api.connect.support import (
     set_bytes,
 )
 from tests.unit.api.http.raw import Http1, Http2
+from tests.unit.api.http.test_taken_requests import reset
 
 
 async def test_set_and_get_over_http_1() -> None:
@@ -237,6 +238,20 @@ async def test_many_at_a_time_over_one_http_2_connection() -> None:
         running.backend.go.set()
         assert {(await client.answer(stream)).status for stream in streams} == {200}
         await client.close()
+
+
+async def test_a_request_is_under_way_until_its_outcome_is_known_though_its_connection_is_gone() -> None:
+    async with serving() as running:
+        client = await Http1.open(running.port)
+        running.backend.go.clear()
+        asked = asyncio.ensure_future(client.request(path("atomic_write"), data_headers(), set_bytes()))
+        await eventually(lambda: len(running.backend.writes) == 1)
+        reset(client)
+        await eventually(lambda: running.stats.connections_count() == 0)
+        assert running.stats.under_way == 1
+        running.backend.go.set()
+        await eventually(lambda: running.stats.under_way == 0)
+        await asyncio.gather(asked, return_exceptions=True)
 
 
 async def test_requests_and_durations_are_counted() -> None:

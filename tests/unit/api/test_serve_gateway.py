@@ -141,7 +141,7 @@ async def test_what_the_session_of_a_deleted_database_holds_is_answered_first(
     backend.give_up_unsent()
     assert [error.code for error in answers.errors] == ["CLIENT_CLOSED"]
     async with asyncio.timeout(5):
-        while session.is_started:
+        while backend.sessions:
             await asyncio.sleep(0.01)
     assert not backend.sessions and backend.held_count == 0
 

@@ -53,6 +53,25 @@ def test_a_range_that_begins_behind_its_end_is_empty() -> None:
     assert requested.start == requested.end == b"m"
 
 
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        pytest.param(b"k" * 2_049, b"k" * 2_049 + b"\x00", id="a get of Deno's or denokv's"),
+        pytest.param(b"k" * 2_049, b"k" * 2_049 + b"\xff", id="a get of @deno/kv's"),
+        pytest.param(b"k" * 2_050, b"l", id="a list's start"),
+        pytest.param(b"a", b"k" * 2_050, id="a list's end"),
+    ],
+)
+def test_bounds_are_as_long_as_in_deno(start: bytes, end: bytes) -> None:
+    """Deno 2.9.6 answers each of these itself: "Key too large for read (max 2049 bytes)"."""
+    asked = wire.SnapshotRead(ranges=[wire.ReadRange(start=start, end=end, limit=1)])
+    with pytest.raises(InvalidRequest) as refused:
+        convert.read_request(asked.SerializeToString(), strong=True)
+    assert refused.value.code == "KEY_TOO_LARGE"
+    shorter = wire.SnapshotRead(ranges=[wire.ReadRange(start=start[1:], end=end[1:], limit=1)])
+    assert convert.read_request(shorter.SerializeToString(), strong=True).ranges
+
+
 def test_a_message_goes_to_the_default_queue() -> None:
     write = wire.AtomicWrite()
     write.enqueues.add(payload=b"\xff\x0f0", deadline_ms=77, keys_if_undelivered=[b"k"], backoff_schedule=[5, 6])

@@ -24,6 +24,7 @@ class MemoryLog:
         self.base_term = 0
         self.held: list[Entry] = []
         self.hard_state = HardState()
+        self.changes_count = 0  # of what is held
 
     def first_index(self) -> int:
         return self.base_index + 1
@@ -53,16 +54,19 @@ class MemoryLog:
         if not entries:
             return
         assert self.base_index < entries[0].index <= self.last_index() + 1, "a gap in the log"
+        self.changes_count += 1
         del self.held[entries[0].index - self.base_index - 1 :]
         self.held.extend(entries)
 
     def compact(self, index: int) -> None:
         term = self.term(index)
         assert term is not None
+        self.changes_count += 1
         self.held = self.held[index - self.base_index :]
         self.base_index, self.base_term = index, term
 
     def reset(self, index: int, term: int) -> None:
+        self.changes_count += 1
         self.base_index, self.base_term, self.held = index, term, []
 
 

@@ -190,7 +190,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         """Pass after pass, until the loop is to stop."""
         ready, scheduled = self._ready, self._scheduled  # type: ignore[attr-defined]
         while True:
-            if self._timer_cancelled_count:
+            # Those below the first are left until they come up, or are many: this changes no order.
+            if (cancelled := self._timer_cancelled_count) and (scheduled[0][1]._cancelled or cancelled > 100):
                 self._drop_cancelled_timers()
             if not ready:
                 self._advance()
@@ -249,9 +250,16 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
-            process = handle._context.get(_PROCESS)
+            context = handle._context
+            process = context.get(_PROCESS)
             if process is None or not (process.dead or process.frozen):
-                handle._run()
+                try:  # as Handle._run does it, without a call more for each
+                    context.run(handle._callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    message = "a callback failed"
+                    self.call_exception_handler({"message": message, "exception": error, "handle": handle})
             elif not process.dead:
                 process.hold(handle)
 

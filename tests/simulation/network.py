@@ -113,8 +113,11 @@ class Network:
         """The time of one packet."""
         low, high = self.weather.latency_ms
         slow, far = self.slow, self.far
+        drawn_ms = low + (high - low) * self.random.random()
+        if not slow and not far:
+            return drawn_ms / 1000
         factor = max(slow.get(source, 1.0), slow.get(target, 1.0), far.get(source, 1.0), far.get(target, 1.0))
-        return self.random.uniform(low, high) * factor / 1000
+        return drawn_ms * factor / 1000
 
     def packet(self, source: int, target: int, arrive: Callable[[Host], None]) -> None:
         """Send one packet; `arrive(host)` runs in the target's process, never, once or twice."""

@@ -51,7 +51,7 @@ queue-drill: compiled  ## 100,000 messages, consumers in Python, Deno and Node, 
 
 test: compiled  ## Lint, then every test
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 $(ARGS)
 
 lint: $(PROTO_STAMP)  ## Types, style and import direction
 	@$(BIN)/ruff check .

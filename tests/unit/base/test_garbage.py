@@ -38,3 +38,21 @@ assert most <= 10_100, f"{most} in cycles at once"
 def test_what_is_there_is_left_alone_and_new_cycles_are_still_freed() -> None:
     assert gc.isenabled()
     subprocess.run([sys.executable, "-c", SCRIPT], check=True, timeout=60)
+
+
+LOADING = """
+import gc, runpy, sys
+collections = []
+gc.callbacks.append(lambda phase, info: collections.append(info["generation"]) if phase == "start" else None)
+sys.argv = ["kvnode", "serve", "--help"]
+try:
+    runpy.run_module("kvnode", run_name="__main__")
+except SystemExit:
+    pass
+import kvnode.api.serve
+assert len(collections) < 10, collections  # those before the command begins; it was 120
+"""
+
+
+def test_nearly_nothing_is_collected_while_a_node_is_loaded() -> None:
+    subprocess.run([sys.executable, "-c", LOADING], check=True, timeout=60, stdout=subprocess.DEVNULL)

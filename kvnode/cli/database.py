@@ -31,7 +31,8 @@ DatabaseArgument = Annotated[
     str, typer.Argument(metavar="DATABASE", help="Its name or uuid; 'default' is the one that exists from the start.")
 ]
 MaxValueOption = Annotated[
-    int, typer.Option("--max-value-bytes", metavar="BYTES", help="The largest value that it takes, up to 786432.")
+    int | None,
+    typer.Option("--max-value-bytes", metavar="BYTES", min=1, help="The largest value that it takes, up to 786432."),
 ]
 
 
@@ -46,7 +47,7 @@ class Mode(str, Enum):
 @database_app.command("create")
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Letters a-z, digits and hyphens; unique.")],
-    max_value_bytes: MaxValueOption = 0,
+    max_value_bytes: MaxValueOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -59,7 +60,7 @@ def create(
 
       kvnode database create photos --max-value-bytes 262144 -o json | jq -r .uuid
     """
-    _print(_run(endpoints, timeout, output, lambda admin: admin.create_database(name, max_value_bytes)), output)
+    _print(_run(endpoints, timeout, output, lambda admin: admin.create_database(name, max_value_bytes or 0)), output)
 
 
 @database_app.command("list")
@@ -143,7 +144,7 @@ def set_(
         Mode | None,
         typer.Option("--mode", case_sensitive=False, help="disabled: neither reads nor writes."),
     ] = None,
-    max_value_bytes: MaxValueOption = 0,
+    max_value_bytes: MaxValueOption = None,
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -158,10 +159,11 @@ def set_(
 
       kvnode database set default --max-value-bytes 524288
     """
-    if mode is None and not max_value_bytes:
+    if mode is None and max_value_bytes is None:
         raise typer.BadParameter("give --mode or --max-value-bytes")
     wanted = mode.value if mode else ""
-    answer = _run(endpoints, timeout, output, lambda admin: admin.set_database(database, wanted, max_value_bytes))
+    largest = max_value_bytes or 0  # 0 on the wire: as it is
+    answer = _run(endpoints, timeout, output, lambda admin: admin.set_database(database, wanted, largest))
     _print(answer, output)
 
 

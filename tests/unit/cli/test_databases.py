@@ -33,6 +33,19 @@ async def test_the_life_of_a_database() -> None:
         assert (await cli("database", "list", "-o", "json")).out.count("\n") == 2
 
 
+async def test_a_largest_value_below_1_is_refused_and_not_taken_for_none_given() -> None:
+    async with served() as ground:
+        cli = Cli(ground.address)
+        for wrong in ("0", "-1"):
+            created = await cli("database", "create", "photos", "--max-value-bytes", wrong)
+            both = await cli("database", "set", "default", "--mode", "read-only", "--max-value-bytes", wrong)
+            assert (created.status, both.status) == (2, 2)
+            assert all("--max-value-bytes" in each.err and "equal to 1" in each.err for each in (created, both))
+        shown = await cli("database", "show", "default", "-o", "json")
+        assert shown.json["mode"] == "enabled"
+        assert (await cli("database", "show", "photos")).status == 6
+
+
 async def test_the_life_of_a_token() -> None:
     async with served() as ground:
         cli = Cli(ground.address)

@@ -58,14 +58,15 @@ class Resolver:
     Args:
         state: shows exactly the applied index at every call.
         epoch: of the versionstamps to be given.
-        last_log_time_ms: of the state: what the leases in it were judged by last (queue/grace.py). None: of none.
+        last_led_ms: log time until which somebody is known to have led, that of the state at least: leases ran on until
+            then (queue/grace.py). None: there are none.
         max_value_bytes: that a database, by its number, takes: for what a sum makes of a value.
     """
 
     __slots__ = (
         "_epoch",
         "_grace",
-        "_last_log_time_ms",
+        "_last_led_ms",
         "_log_time_ms",
         "_newest",
         "applied_index",
@@ -81,7 +82,7 @@ class Resolver:
         self,
         state: StateReader,
         epoch: int,
-        last_log_time_ms: int | None = None,
+        last_led_ms: int | None = None,
         max_value_bytes: Callable[[int], int] = lambda database: limits.MAX_VALUE_BYTES,
     ) -> None:
         self.state = state
@@ -93,7 +94,7 @@ class Resolver:
         self._epoch = epoch
         self._log_time_ms = 0
         self._newest: Batch | None = None
-        self._last_log_time_ms = last_log_time_ms
+        self._last_led_ms = last_led_ms
         self._grace: LeaseGrace | None = None
         self.census: SessionCensus | None = None  # taken when the first session of the term is opened
 
@@ -111,8 +112,8 @@ class Resolver:
         self.overlay.begin(index)
         batch = self._newest = Batch(self, self._epoch, index, log_time_ms)
         if not self.settled:
-            if self._grace is None and self._last_log_time_ms is not None:
-                self._grace = LeaseGrace(self.state, self._last_log_time_ms, log_time_ms - self._last_log_time_ms)
+            if self._grace is None and self._last_led_ms is not None:
+                self._grace = LeaseGrace(self.state, self._last_led_ms, max(0, log_time_ms - self._last_led_ms))
             if self._grace is not None:
                 batch.extend_leases(self._grace)
         return batch
@@ -120,7 +121,7 @@ class Resolver:
     @property
     def settled(self) -> bool:
         """Whether the leases that the leader found have been seen to; until then a batch takes nothing else."""
-        return self._last_log_time_ms is None or (self._grace is not None and self._grace.done)
+        return self._last_led_ms is None or (self._grace is not None and self._grace.done)
 
     def discard(self, batch: Batch) -> None:
         """Withdraw the newest batch, which did not enter the log: as if it had never been resolved."""

@@ -193,4 +193,6 @@ class Operations:
 
     def _make_resolver(self) -> Resolver:
         meta = self._context.meta()
-        return Resolver(self._context.state, meta.epoch, meta.log_time_ms, self._view.max_value_bytes)
+        confirmed = self._context.freshness.latest
+        last_led_ms = meta.log_time_ms if confirmed is None else max(meta.log_time_ms, confirmed.sent_at_ms)
+        return Resolver(self._context.state, meta.epoch, last_led_ms, self._view.max_value_bytes)

@@ -2,8 +2,12 @@
 
 Lease expiry is judged by log time, and log time moves on by the leader's clock even over the time in which there was no
 leader and no consumer could have extended anything. So a new leader's first entries move the expiry of every lease that
-was live at the last log time before it by the gap between that and its own first log time: each then has as much time
-left as it had. Until that is done nothing else is resolved.
+was live when somebody led last by the gap between that and its own first log time: each then has as much time left as
+it had. Until that is done nothing else is resolved.
+
+When somebody led last, the newest heartbeat round says that a quorum is known to have acknowledged, by that leader's
+clock, or the last entry, if that is later. The last entry alone would not do: on a quiet log a lease whose holder is
+dead would get back all the time of each leader that had nothing to write, and not end while leaders change often.
 """
 
 from __future__ import annotations
@@ -19,15 +23,15 @@ class LeaseGrace:
 
     Args:
         state: as the leader found it.
-        log_time_ms: the last before it.
-        gap_ms: between that and its own first.
+        last_led_ms: when somebody led last.
+        gap_ms: between that and its own first log time.
     """
 
-    __slots__ = ("_at", "_log_time_ms", "_state", "gap_ms")
+    __slots__ = ("_at", "_last_led_ms", "_state", "gap_ms")
 
-    def __init__(self, state: StateReader, log_time_ms: int, gap_ms: int) -> None:
+    def __init__(self, state: StateReader, last_led_ms: int, gap_ms: int) -> None:
         self._state = state
-        self._log_time_ms = log_time_ms
+        self._last_led_ms = last_led_ms
         self._at = SPACES_START
         self.gap_ms = gap_ms
 
@@ -65,7 +69,7 @@ class LeaseGrace:
             extended.extend(
                 row._replace(expire_at_ms=row.expire_at_ms + self.gap_ms)
                 for row in page
-                if row.expire_at_ms > self._log_time_ms
+                if row.expire_at_ms > self._last_led_ms
             )
             self._at = page[-1].key + b"\x00" if looked_at >= limit else _after_space(first[0])
         return extended

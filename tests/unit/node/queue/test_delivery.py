@@ -279,3 +279,21 @@ async def test_a_consumer_that_takes_no_more_keeps_what_it_holds_and_gets_nothin
     assert await staying.ack(staying.got[0]) is None
     await trio.everywhere()
     assert rows_of_queues(trio, leader) == []
+
+
+@on_trio
+async def test_a_lease_of_nobody_ends_although_the_leader_changes_again_and_again(trio: Trio) -> None:
+    """Each leader gives leases the time back in which nobody led, and not that in which the one before had no entry."""
+    leader, _, _ = await trio.leader_and_followers()
+    gone = Listener(trio, leader, credit=1, lease_ms=10_000)
+    await send(trio, leader, b"a")
+    await until(lambda: bool(gone.got), 5.0, "not delivered")
+    gone.leave(give_back=False)
+    for _ in range(4):
+        leader = await trio.leading()
+        await asyncio.sleep(6.0)
+        trio.cut(leader)
+        await asyncio.sleep(4.0)
+        trio.heal()
+    listener = Listener(trio, await trio.leading(), credit=1)
+    await until(lambda: bool(listener.got), 2.0, "it is under its first lease still")

@@ -1,7 +1,7 @@
 """HTTP/2 by granian (Rust, hyper), embedded in the node's loop through RSGI, behind a socket of its own.
 
-http1.py takes in every connection and hands over those that begin with HTTP/2's preface; a pipe then carries their
-bytes to granian and back. What is particular about granian stays in this file:
+http1.py takes in every connection and hands over those that begin with HTTP/2's preface; a pipe (http2_pipe.py) then
+carries their bytes to granian and back. What is particular about granian stays in this file:
 
 - It would listen by itself, with SO_REUSEPORT, and not say when a port is taken. Here it listens on a Unix socket
   whose name is gone once it is bound: this process alone still reaches it, by its descriptor.
@@ -9,6 +9,7 @@ bytes to granian and back. What is particular about granian stays in this file:
 - Its stop tells clients to go (GOAWAY) and waits for every response that is still being made: the wait is bounded
   here, and long responses end before, by the `stopping` future.
 - It takes a body whose stream the client resets without an error for whole: a declared length is compared here.
+- It takes whatever it is given of a response, however little its client reads: unread.py bounds that.
 - It sets no bound on a body nor on the time a body takes; both are set here.
 - It runs a coroutine for each request, which has to wait for the answer even of a request that needs no task
   (`take_whole`); what the way through the handler costs besides is saved.
@@ -18,18 +19,18 @@ bytes to granian and back. What is particular about granian stays in this file:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP2Settings
 from granian.server.embed import Server
 
+from kvnode.api.http.http2_frames import MARK, MARK_BYTES
 from kvnode.api.http.known_heads import KnownHead, KnownHeads
 from kvnode.api.http.messages import (
     INTERNAL_ERROR,
@@ -44,6 +45,7 @@ from kvnode.api.http.messages import (
     too_large,
     too_slow,
 )
+from kvnode.api.http.unread import Account, Unread
 from kvnode.base import limits
 from kvnode.base.errors import ConfigError
 
@@ -99,6 +101,7 @@ class Http2Server:
         self._known = KnownHeads()
         self._scheme = scheme
         self._bodies = _Bodies(budget)
+        self.unread = Unread()
         self.socket = ""  # where it listens
         self._inode = -1
         self._server: Server | None = None
@@ -125,7 +128,7 @@ class Http2Server:
                 initial_connection_window_size=limits.HTTP2_CONNECTION_WINDOW_BYTES,
                 initial_stream_window_size=limits.HTTP2_STREAM_WINDOW_BYTES,
                 max_concurrent_streams=limits.MAX_HTTP2_STREAMS_COUNT,
-                max_headers_size=limits.MAX_HTTP_HEADER_BYTES,
+                max_headers_size=limits.MAX_HTTP_HEADER_BYTES + MARK_BYTES,
                 keep_alive_interval=limits.HTTP2_KEEPALIVE_MS,
             ),
         )
@@ -140,6 +143,7 @@ class Http2Server:
         folder.cleanup()  # a process that is killed leaves nothing behind
         self.socket = f"/proc/self/fd/{self._inode}"
         self._bodies.start()
+        self.unread.start()
 
     async def stop(self, timeout_s: float) -> bool:
         """End streams and finish what is under way; False when it did not end in time and was cut."""
@@ -154,6 +158,7 @@ class Http2Server:
             task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._bodies.stop()
+        self.unread.stop()
         if self._inode >= 0:
             os.close(self._inode)
         return not unfinished
@@ -172,15 +177,22 @@ class Http2Server:
         headers = [("content-type", response.content_type), ("cache-control", "no-store")]
         headers += response.headers
         if isinstance(response, Stream):
-            await self._stream(response, protocol, headers)
+            await self._stream(response, request, protocol, headers)
             return
         body = b"" if scope.method == "HEAD" else response.body
+        if len(body) > limits.HTTP2_UNCOUNTED_BYTES and (found := self.unread.find(request.header(MARK))) is not None:
+            connection, stream = found
+            try:
+                connection.reserve(stream, len(body))
+            except HttpError as error:
+                protocol.response_bytes(error.status, headers, error.text.encode())
+                return
         protocol.response_bytes(response.status, headers, body)
 
     async def _respond(self, request: _Request, scope: _Scope) -> Response | Stream:
         if self._take_whole is None or scope.method != "POST":
             return await self._handle(request)
-        fields = tuple(scope.headers.items())
+        fields = _fields_of(scope)
         key = (scope.path, scope.query_string, scope.authority, fields)
         head = self._known.get(key)
         if head is None:
@@ -194,11 +206,19 @@ class Http2Server:
         answer = await whole.answer
         return answer if isinstance(answer, Response) else await answer(whole)
 
-    async def _stream(self, response: Stream, protocol: _Protocol, headers: list[tuple[str, str]]) -> None:
-        """Send chunks one by one until they, the client or the server come to an end."""
+    async def _stream(
+        self, response: Stream, request: _Request, protocol: _Protocol, headers: list[tuple[str, str]]
+    ) -> None:
+        """Send chunks one by one, as the client reads them, until they, it or the server come to an end."""
+        found = self.unread.find(request.header(MARK))
+        if found is None:
+            await response.chunks.aclose()
+            return
+        connection, stream = found
+        account = connection.open(stream, whole=False)
         gone = _task_of(protocol.client_disconnect())
         assert self._stopping is not None
-        sending = asyncio.ensure_future(_send(response.chunks, protocol.response_stream(200, headers)))
+        sending = asyncio.ensure_future(_send(response.chunks, protocol.response_stream(200, headers), account))
         try:
             await asyncio.wait((sending, gone, self._stopping), return_when=asyncio.FIRST_COMPLETED)
             client_left = gone.done()
@@ -206,6 +226,7 @@ class Http2Server:
             for task in (sending, gone):
                 task.cancel()
             outcome, _ = await asyncio.gather(sending, gone, return_exceptions=True)
+            connection.end(stream)
             await response.chunks.aclose()
         if isinstance(outcome, Exception) and not client_left:
             _log.warning("a stream broke off: %r", outcome)
@@ -220,9 +241,19 @@ def _task_of(awaitable: Awaitable[None]) -> asyncio.Task[None]:
     return asyncio.get_running_loop().create_task(awaited())
 
 
-async def _send(chunks: AsyncGenerator[bytes, None], transport: Any) -> None:
+async def _send(chunks: AsyncGenerator[bytes, None], transport: Any, account: Account) -> None:
     async for chunk in chunks:
+        account.hand(len(chunk))
         await transport.send_bytes(chunk)
+        await account.room()  # before the next one is made: what it shows is then as new as can be
+
+
+def _fields_of(scope: _Scope) -> tuple[tuple[str, str], ...]:
+    """The headers that the client has sent, in their order; the mark is behind them."""
+    fields = tuple(scope.headers.items())
+    if fields and fields[-1][0] == MARK:
+        return fields[:-1]
+    return tuple(field for field in fields if field[0] != MARK)
 
 
 class _Request:
@@ -415,93 +446,3 @@ def _length(declared: str) -> int:
     if not declared.isascii() or not declared.isdigit():
         raise HttpError(400, "The content-length is no number.\n")
     return int(declared)
-
-
-class Pipe:
-    """Carries one connection's bytes to granian and back, no faster than each side reads.
-
-    Args:
-        client: the connection as accepted.
-        first: what was read of it.
-        socket: granian's.
-        ended: called once at the end.
-    """
-
-    def __init__(self, client: asyncio.Transport, first: bytes, socket: str, ended: Any) -> None:
-        self._client = _End(self)
-        self._server = _End(self)
-        self._ended = ended
-        self._client.other, self._server.other = self._server, self._client
-        self._client.transport = client
-        client.pause_reading()
-        client.set_protocol(self._client)
-        self._opening = asyncio.get_running_loop().create_task(self._open(first, socket))
-
-    def close(self) -> None:
-        """End both sides at once."""
-        self._opening.cancel()
-        for end in (self._client, self._server):
-            if end.transport is not None:
-                end.transport.abort()
-
-    def lost(self) -> None:
-        """One side is gone: what was read of it is still sent to the other, which then ends too."""
-        if self._ended is not None:
-            self._ended(self)
-            self._ended = None
-
-    async def _open(self, first: bytes, socket: str) -> None:
-        try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: self._server, socket)
-        except OSError as error:
-            _log.warning("HTTP/2 is not served: %s", error)
-            if self._client.transport is not None:
-                self._client.transport.abort()
-            return
-        if self._server.transport is not None:
-            self._server.transport.write(first)
-        if self._client.transport is None:
-            self._server.close()
-        else:
-            self._client.transport.resume_reading()
-
-
-class _End(asyncio.Protocol):
-    """One side of a pipe."""
-
-    def __init__(self, pipe: Pipe) -> None:
-        self._pipe = pipe
-        self.transport: asyncio.Transport | None = None
-        self.other: _End
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Granian's side is there."""
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from it
-
-    def data_received(self, data: bytes) -> None:
-        """Pass it on."""
-        if self.other.transport is not None:
-            self.other.transport.write(data)
-
-    def pause_writing(self) -> None:
-        """This side does not read: read no more of the other."""
-        if self.other.transport is not None:
-            with contextlib.suppress(RuntimeError):
-                self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        if self.other.transport is not None:
-            self.other.transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Over: the other side ends once what it is owed is sent."""
-        del exc
-        self.transport = None
-        self.other.close()
-        self._pipe.lost()
-
-    def close(self) -> None:
-        """End once everything written is sent."""
-        if self.transport is not None:
-            self.transport.close()

@@ -12,7 +12,8 @@ import logging
 import ssl
 
 from kvnode.api.http.http1 import Connection, Connections
-from kvnode.api.http.http2 import Http2Server, Pipe
+from kvnode.api.http.http2 import Http2Server
+from kvnode.api.http.http2_pipe import Pipe
 from kvnode.api.http.messages import BodyBudget, Handle, TakeWhole, Tls
 from kvnode.api.listen import free_address
 from kvnode.base import limits
@@ -96,7 +97,7 @@ class HttpServer:
 
     def _take_over(self, transport: asyncio.Transport, first: bytes) -> None:
         assert self._http2 is not None
-        pipe = Pipe(transport, first, self._http2.socket, self._pipe_ended)
+        pipe = Pipe(transport, first, self._http2.socket, self._http2.unread, self._pipe_ended)
         self._pipes.add(pipe)
         self._connections.handed_over_count = len(self._pipes)
 

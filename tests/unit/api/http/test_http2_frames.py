@@ -1,0 +1,122 @@
+"""A pipe sees the same in any pieces, marks each request once, and leaves all else as it is."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import h2.config
+import h2.connection
+import h2.events
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvnode.api.http.http2_frames import MARK, Requests, Responses
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, RST, CONTINUATION = 0, 1, 3, 9
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def in_pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({cut % (len(data) + 1) for cut in cuts} | {0, len(data)})
+    return [data[a:b] for a, b in pairwise(places)]
+
+
+def requests_of(data: bytes) -> tuple[dict[int, dict[str, str]], dict[int, bytes]]:
+    """The heads and bodies, by stream, that a server of another make sees."""
+    server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+    server.initiate_connection()
+    heads: dict[int, dict[str, str]] = {}
+    bodies: dict[int, bytes] = {}
+    for event in server.receive_data(data):
+        if isinstance(event, h2.events.RequestReceived):
+            heads[event.stream_id] = dict(event.headers)
+        elif isinstance(event, h2.events.DataReceived):
+            bodies[event.stream_id] = bodies.get(event.stream_id, b"") + event.data
+    return heads, bodies
+
+
+def client_bytes() -> bytes:
+    """Requests of all shapes that the h2 library makes: with and without bodies, trailers, a head of many frames."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    client.initiate_connection()
+    for number, extra in enumerate(({}, {"x-long": "v" * 40_000}, {"x": "y"}, {"x": "y"})):
+        stream = 1 + 2 * number
+        head = [(":method", "POST"), (":path", f"/{stream}"), (":scheme", "http"), (":authority", "a"), *extra.items()]
+        client.send_headers(stream, head, end_stream=number == 2)
+        if number != 2:
+            client.send_data(stream, b"body of %d" % stream, pad_length=7 if number == 1 else None)
+            client.send_headers(stream, [("x-trailer", "t")], end_stream=True)
+    client.ping(b"12345678")
+    return client.data_to_send()
+
+
+BYTES = client_bytes()
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, len(BYTES)), max_size=12))
+def test_requests_are_marked_once_and_otherwise_the_same(cuts: list[int]) -> None:
+    requests = Requests(42, lambda stream: None)
+    marked = b"".join(map(requests.pass_on, in_pieces(BYTES, cuts)))
+    heads, bodies = requests_of(marked)
+    plain_heads, plain_bodies = requests_of(BYTES)
+    assert bodies == plain_bodies and len(heads) == 4
+    for stream, head in heads.items():
+        assert head.pop(MARK) == f"42-{stream}"
+        assert head == plain_heads[stream]
+
+
+def test_byte_by_byte_too() -> None:
+    requests = Requests(7, lambda stream: None)
+    marked = b"".join(requests.pass_on(BYTES[at : at + 1]) for at in range(len(BYTES)))
+    assert [head[MARK] for head in requests_of(marked)[0].values()] == ["7-1", "7-3", "7-5", "7-7"]
+
+
+def test_a_padded_head_with_a_priority_is_marked_behind_it() -> None:
+    block = bytes([0x83, 0x84, 0x86]) + b"\x01\x01a"  # POST / http, of the static table, and an :authority
+    payload = bytes([4]) + b"\x00\x00\x00\x00\x10" + block + b"\x00" * 4
+    data = PREFACE + frame(4, 0, 0) + frame(HEADERS, 0x1 | 0x4 | 0x8 | 0x20, 1, payload)
+    heads, _ = requests_of(Requests(3, lambda stream: None).pass_on(data))
+    assert heads[1][MARK] == "3-1" and heads[1][":method"] == "POST"
+
+
+def test_resets_of_the_client_are_noticed() -> None:
+    seen: list[int] = []
+    requests = Requests(1, seen.append)
+    data = PREFACE + frame(HEADERS, 0x5, 1, bytes([0x83, 0x84, 0x86])) + frame(RST, 0, 1, b"\x00\x00\x00\x08")
+    out = requests.pass_on(data)
+    assert seen == [1] and out.endswith(frame(RST, 0, 1, b"\x00\x00\x00\x08"))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 400), max_size=12))
+def test_bodies_are_counted_by_stream_and_ends_seen(cuts: list[int]) -> None:
+    data = b"".join(
+        (
+            frame(4, 0, 0, b"\x00" * 6),
+            frame(HEADERS, 0x4, 1, b"head"),
+            frame(HEADERS, 0x4, 3, b"head"),
+            frame(DATA, 0, 1, b"a" * 100),
+            frame(DATA, 0, 3, b"\x00\x00\x05\x01\x05"),  # looks like a head inside a body
+            frame(DATA, 0x1, 1, b"b" * 11),
+            frame(HEADERS, 0x5, 3, b"trailers"),
+            frame(HEADERS, 0x4, 5, b"head"),
+            frame(RST, 0, 5, b"\x00\x00\x00\x02"),
+            frame(6, 0, 0, b"pingping"),
+            frame(DATA, 0x1, 7),
+        )
+    )
+    sent: dict[int, int] = {}
+    ended: list[int] = []
+
+    def count(stream: int, size: int) -> None:
+        sent[stream] = sent.get(stream, 0) + size
+
+    responses = Responses(count, ended.append)
+    for piece in in_pieces(data, cuts):
+        responses.look(piece)
+    assert (sent, ended) == ({1: 111, 3: 5}, [1, 3, 5, 7])

@@ -54,7 +54,7 @@ class Progress:
         self.next = next_index
         self.state = PeerState.PROBE
         self.paused = False  # probe: one append is on its way
-        self.stalled = False  # at the last heartbeat something was unacknowledged, and had been at the one before
+        self.stalled = False  # match stood still between two heartbeats, with something unacknowledged or in PROBE
         self.nudge = False  # send an empty append, to learn whether the last ones were lost
         self.contact_tick = tick
         self.acked_round = 0

@@ -8,7 +8,8 @@ config.holds_commit_notices, when the node calls for it; else the append of the 
 or the periodic heartbeat brings it. So a busy leader sends each follower one message a batch.
 
 Lost appends (a broken connection) are found by the periodic heartbeat: a peer that answers but whose match does
-not move is nudged with an empty append, whose rejection or acceptance tells where the logs meet.
+not move is nudged with an empty append, whose rejection or acceptance tells where the logs meet. So is a peer in
+PROBE that holds the whole log, since no entry may come for long that would bring it back to REPLICATE.
 """
 
 from __future__ import annotations
@@ -216,11 +217,13 @@ def update_commit(core: Core, lead: Leadership) -> bool:
 
 
 def find_stalled(core: Core, lead: Leadership) -> None:
-    """At a heartbeat: mark the peers whose match has stood still since the last one. An answer gets them nudged."""
+    """At a heartbeat: mark the peers whose match has stood still since the last one, though something is unacknowledged
+    or they are in PROBE. An answer gets them nudged."""
     last_index = core.log.last_index
     for peer in lead.peers.values():
-        stands_still = peer.match == peer.match_at_heartbeat and peer.match < last_index
-        peer.stalled = stands_still and peer.state is not PeerState.SNAPSHOT
+        has_cause = peer.match < last_index or peer.state is PeerState.PROBE
+        stands_still = peer.match == peer.match_at_heartbeat
+        peer.stalled = has_cause and stands_still and peer.state is not PeerState.SNAPSHOT
         peer.match_at_heartbeat = peer.match
 
 

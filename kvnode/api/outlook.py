@@ -24,12 +24,14 @@ def outlook(leader: admin_pb2.NodeStatus | None, answers: Sequence[admin_pb2.Nod
     if not regions:
         return "No other region has a copy."
     known = [region for region in regions if region.node]
-    lags = ", ".join(
-        f"{region.region} lags {_seconds(region.lag_ms)}" if region.node else f"{region.region} has no copy yet"
-        for region in regions
-    )
-    if not known:
-        return f"No other region has a copy: {lags}."
+    lags = ", ".join(f"{region.region} lags {_seconds(region.lag_ms)}" for region in known)
+    silent = " or ".join(region.region for region in regions if not region.node)
+    if silent:
+        # It may have one all the same: an old primary region that is down while another leads, say.
+        unheard = f"no copy in {silent} has been heard of since the leader began to lead"
+        if not known:
+            return f"It is not known what would be left without the primary region: {unheard}."
+        lags = f"{lags}; {unheard}"
     least = min(region.lag_ms for region in known)
     lost = f"the last {_seconds(least)} of writes" if least else "no write"
     return f"With the whole primary region {lost} would be lost: {lags}."

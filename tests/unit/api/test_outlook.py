@@ -16,10 +16,18 @@ def cluster(*regions: tuple[str, str, int]) -> str:
 def test_the_sentences() -> None:
     assert outlook(None) == ""
     assert cluster() == "No other region has a copy."
-    assert cluster(("asia", "", 7_000)) == "No other region has a copy: asia has no copy yet."
     assert cluster(("europe", "e1", 0)) == "With the whole primary region no write would be lost: europe lags 0.0 s."
+
+
+def test_of_a_region_that_the_leader_has_not_heard_of_it_says_only_that() -> None:
+    """It is no new region for that: after a failover the old primary one is silent, and has a copy."""
+    assert cluster(("africa", "", 7_000), ("asia", "", 7_000)) == (
+        "It is not known what would be left without the primary region: no copy in africa or asia has been heard of "
+        "since the leader began to lead."
+    )
     assert cluster(("asia", "", 7_000), ("europe", "e1", 210)) == (
-        "With the whole primary region the last 0.2 s of writes would be lost: asia has no copy yet, europe lags 0.2 s."
+        "With the whole primary region the last 0.2 s of writes would be lost: europe lags 0.2 s; no copy in asia has "
+        "been heard of since the leader began to lead."
     )
 
 

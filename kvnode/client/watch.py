@@ -17,6 +17,7 @@ from kvnode.client.endpoints import Endpoints
 from kvnode.client.results import Entry, PrefixChanges
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_rpc, is_retryable
+from kvnode.client.watch_order import WatchOrder
 from kvnode.codec.keys import Key
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -25,8 +26,8 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
     """The frames of one watch, from whichever endpoint serves it: (frame, whether it is the first of a stream).
 
     When a stream breaks, or not even a ping arrives for a while (silence_ms), the next endpoint is asked; its first
-    frame is a full state again, so that nothing but intermediate states is missed. Pings are left out, unless they are
-    asked for.
+    frame is a full state again, so that nothing but intermediate states is missed. One that is older than what was
+    shown is held back until its node has come so far (watch_order.py). Pings are left out, unless they are asked for.
 
     Where the request bounds the staleness, a node whose state grows too old refuses, and the next one is asked. When
     each has failed in turn, and the state that was shown last may be older than the bound by now, the iteration raises
@@ -49,6 +50,7 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
         self._credentials = credentials
         self._metadata = metadata
         self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)
+        self._order = WatchOrder(of_keys=bool(request.keys))
         self._fresh_until_s = 0.0  # of the loop's time: then what was shown last may be older than the bound
         self._frames = self._generate()
 
@@ -104,6 +106,8 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
             response_deserializer=kv_pb2.WatchResponse.FromString,
         )(self._request, metadata=self._metadata)
         is_first = True
+        self._order.begin()
+        loop = asyncio.get_running_loop()
         patience_ms = silence_ms(self._request.max_staleness_ms)
         try:
             while True:
@@ -112,10 +116,12 @@ class WatchStream(AsyncIterator[tuple[kv_pb2.WatchResponse, bool]]):
                 if frame is grpc.aio.EOF:
                     raise Unavailable("the node ended the watch", phase="dial")
                 self._heard(frame)
-                if not frame.ping:
-                    yield frame, is_first
+                order, now_s = self._order, loop.time()
+                shown = order.release(now_s) if frame.ping else order.take(frame, now_s)
+                if shown is not None:
+                    yield shown, is_first
                     is_first = False
-                elif self._with_pings:
+                elif frame.ping and self._with_pings:
                     yield frame, False
         except TimeoutError:
             raise Unavailable(f"nothing, not even a ping, arrived for {patience_ms} ms", phase="leader") from None

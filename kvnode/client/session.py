@@ -116,7 +116,7 @@ class Session:
         self._runner: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._on_stream: set[int] = set()  # ids sent on the present stream and not settled
-        self._detector = FailureDetector(self._take_id)
+        self._detector = FailureDetector(self._take_id, len(self._endpoints))
         self._last_use_ms = self._clock.monotonic_ms()
         self._last_trouble: KvError | None = None
 
@@ -528,16 +528,17 @@ class Session:
         if self.client_id and opened.client_id != self.client_id:
             self._is_refused = True
             raise Unavailable("the node did not resume the session but opened another", phase="leader")
+        resumed = bool(self.client_id)
         self.client_id = opened.client_id
         self.node = opened.node
         self._opened.set()
         self._queue.extend(self._held)
         self._held.clear()
         self._queued.set()
-        self._on_useful_answer()
+        self._on_useful_answer(resumed=resumed)
 
-    def _on_useful_answer(self) -> None:
-        self._detector.useful(self._clock.monotonic_ms(), owes_more=bool(self._on_stream))
+    def _on_useful_answer(self, *, resumed: bool = False) -> None:
+        self._detector.useful(self._clock.monotonic_ms(), owes_more=bool(self._on_stream), resumed=resumed)
         self._last_trouble = None
         self._endpoints.succeeded()
 

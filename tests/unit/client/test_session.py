@@ -204,6 +204,17 @@ async def test_a_node_that_waits_for_a_leader_keeps_its_operations(monkeypatch: 
         await session.write(add(b"n"))
 
 
+async def test_what_a_slow_node_works_at_is_not_sent_again_ever_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CLIENT_HANG_TIMEOUT_MS", 100)
+    async with FakeServer() as server, Session([server.address]) as session:
+        await session.write(add(b"n"))
+        server.faults.hold_writes = True
+        with pytest.raises(OutcomeUnknown):
+            await session.write(add(b"n"), timeout_ms=1_900)
+        # Left after 100, 200, 400 and 800 ms; it resumes the session each time.
+        assert 1 < server.sessions_count <= 5
+
+
 async def test_an_endpoint_that_only_refuses_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CLIENT_HANG_TIMEOUT_MS", 200)
     store = Store()

@@ -77,7 +77,7 @@ class Session:
         opened = kv_pb2.SessionOpened(client_id=self._client_id, node=self._node.name)
         await self._outbox.announce(kv_pb2.SessionResponse(opened=opened).SerializeToString())
         for request in self._waiting:
-            self._take(request)
+            await self._take(request)
         self._waiting.clear()
         under_way, self._reading = self._reading, None
         if under_way is None or await self._took(await under_way):
@@ -90,7 +90,7 @@ class Session:
             if request.operations and (self._waiting or opening.done() or not _is_eventual(request)):
                 self._waiting.append(request)
             else:
-                self._take(request)
+                await self._take(request)
             if opening.done():
                 return
             if self._waiting or self._outbox.full:
@@ -128,7 +128,7 @@ class Session:
         """Take in one message; False when the client has sent its last one."""
         if raw is aio.EOF:
             return False
-        self._take(self._parsed(raw))
+        await self._take(self._parsed(raw))
         if self._outbox.full:
             await self._outbox.room()
         return True
@@ -140,7 +140,7 @@ class Session:
             raise InvalidRequest("SESSION_OPENED_TWICE", "only the first message of a session may carry `open`")
         return request
 
-    def _take(self, request: kv_pb2.SessionRequest) -> None:
+    async def _take(self, request: kv_pb2.SessionRequest) -> None:
         operations = request.operations
         count = len(operations)
         if not count:
@@ -154,8 +154,10 @@ class Session:
         self._outbox.expect(count)
         origin = Origin(self._client_id, request.lowest_unanswered, self._permit.database)
         allowed = operations if self._permit.is_plain else self._allowed(operations)
-        if allowed:
-            self._node.submit(allowed, origin, self._deliver)
+        for at in range(0, len(allowed), limits.MAX_SESSION_INTAKE_COUNT):
+            if at:
+                await asyncio.sleep(0)
+            self._node.submit(allowed[at : at + limits.MAX_SESSION_INTAKE_COUNT], origin, self._deliver)
 
     def _allowed(self, operations: Sequence[kv_pb2.Operation]) -> list[kv_pb2.Operation]:
         """Those that the permit allows; the others are answered."""

@@ -100,7 +100,7 @@ class ForwardStream(PeerStream):
         outstanding = self._outstanding
         size = count = 0
         call_id = self._next_call_id
-        while queue and count < limits.MAX_SESSION_MESSAGE_OPERATIONS_COUNT:
+        while queue and count < limits.MAX_FORWARD_MESSAGE_OPERATIONS_COUNT:
             if count and size + queue[0].size_bytes > limits.MAX_PEER_BATCH_BYTES:
                 break
             item = queue.popleft()

@@ -28,6 +28,7 @@ from kvnode.machine.resolve import Batch, RequestId, Resolver
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
 from kvnode.node.barriers import Barriers
 from kvnode.node.calls import Answers, Call, DirectAnswers, error_message
+from kvnode.node.first_copies import FirstCopies
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.raft import Raft
@@ -125,6 +126,7 @@ class Proposals:
         self._queue_bytes = 0
         self._pending: dict[int, PendingEntry] = {}
         self._pending_bytes = 0
+        self._first_copies = FirstCopies()
 
     @property
     def queued_count(self) -> int:
@@ -183,17 +185,26 @@ class Proposals:
 
     # The way in.
 
-    def flush(self, *, tick: bool = False) -> None:
-        """Propose what waits, as one entry; with `tick`, also what has fallen due."""
+    def flush(self, *, tick: bool = False) -> bool:
+        """Propose what waits, as one entry; with `tick`, also what has fallen due.
+
+        Returns:
+            True when more waits: the loop is to have its turn before the next entry.
+        """
         raft = self._raft
         if self._resolver is None or raft.transferring or raft.sealed:
-            return
+            return False
         if not raft.is_leader or raft.term != self._resolver_term:
-            return  # leadership was lost a moment ago; the driver has yet to notice it and take the queue back
+            return False  # leadership was lost a moment ago; the driver has yet to notice it and take the queue back
         while (self._queue or tick or self._claims.has_claims or not self._resolver.settled) and self._has_room():
-            if not self._propose_batch(self._resolver, tick=tick):
-                return
+            waited = len(self._queue)
+            proposed = self._propose_batch(self._resolver, tick=tick)
+            if self._queue and (proposed or len(self._queue) < waited):
+                return True
+            if not proposed:
+                break
             tick = False
+        return False
 
     def tick(self) -> None:
         """Propose an entry if a key has fallen due or a session may have expired."""
@@ -252,7 +263,9 @@ class Proposals:
         negatives: list[tuple[Call, kv_pb2.OperationResult]],
     ) -> None:
         queue = self._queue
-        while queue and resolver.settled and _takes_more(batch):
+        left = limits.MAX_BATCH_TRANSACTIONS_COUNT  # a resend costs time, and adds nothing to the batch
+        while queue and left and resolver.settled and _takes_more(batch):
+            left -= 1
             call = queue.popleft()
             self._queue_bytes -= call.size_bytes
             if not call.done:
@@ -341,11 +354,10 @@ class Proposals:
         if target is None and pending is not None:
             target = pending.waiters
         if target is not None:
-            for first, body in target:
-                same = first.operation is not None and first.operation.id == call.operation.id
-                if same and first.origin.client_id == call.origin.client_id:
-                    target.append((call, body))
-                    return
+            body = self._first_copies.body(verdict.index, target, call)
+            if body is not None:
+                target.append((call, body))
+                return
         # The first copy's waiters are not here (they were answered at their deadline, say): once its entry is
         # applied the session's outcomes know it.
         self._reroute([call], True)
@@ -358,6 +370,7 @@ class Proposals:
 
     def _take(self, index: int) -> PendingEntry | None:
         pending = self._pending.pop(index, None)
+        self._first_copies.forget(index)
         if pending is not None:
             self._pending_bytes -= pending.size_bytes
         return pending

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from typing import Any
 
-from tests.unit.node.cluster import SUCCESS, Trio, on_trio, put, until, write
+from kvnode.base import limits
+from kvnode.node.ports import Origin
+from kvnode.raft.messages import MessageKind
+from tests.simulation.cluster import Server
+from tests.unit.node.cluster import SUCCESS, Asked, Trio, add_one, number_of, on_trio, put, until, write
 
 
 @on_trio
@@ -72,3 +78,97 @@ async def test_an_error_in_the_apply_stops_the_node(trio: Trio) -> None:
     await until(node.failed.done, 5)
     assert "cannot apply" in str(node.failed.result())
     assert await trio.get(other, b"k") == b"v"
+
+
+class Passes:
+    """What nodes do in one pass of the loop, from here to end()."""
+
+    def __init__(self, trio: Trio) -> None:
+        self.entries: Counter[tuple[str, int]] = Counter()
+        self.rows: Counter[tuple[str, int]] = Counter()
+        self.resends: Counter[tuple[str, int]] = Counter()
+        self._pass = 0
+        self._stats = {server.member.name: trio.node(server).stats for server in trio.servers.values()}
+        self._loop: Any = asyncio.get_running_loop()
+        self._run_ready = self._loop._run_ready
+        self._loop._run_ready = self._count
+        for server in trio.servers.values():
+            self._watch(trio, server)
+
+    def _count(self) -> None:
+        before = {name: stats.conflicts_resent for name, stats in self._stats.items()}
+        self._pass += 1
+        self._run_ready()
+        for name, stats in self._stats.items():
+            self.resends[name, self._pass] = stats.conflicts_resent - before[name]
+
+    def _watch(self, trio: Trio, server: Server) -> None:
+        name, raft, apply = server.member.name, trio.node(server).raft, server.state.apply
+        propose = raft.propose
+
+        def proposed(data: bytes) -> int:
+            self.entries[name, self._pass] += 1
+            return propose(data)
+
+        def applied(writes: dict[bytes, Any], **how: Any) -> None:
+            self.rows[name, self._pass] += len(writes)
+            apply(writes, **how)
+
+        trio.node(server).operations.proposals._raft = _Proposing(raft, proposed)  # type: ignore[assignment]
+        server.state.apply = applied  # type: ignore[method-assign, assignment]
+
+    def end(self) -> None:
+        self._loop._run_ready = self._run_ready
+
+
+class _Proposing:
+    """A core whose proposals are seen."""
+
+    def __init__(self, raft: Any, propose: Any) -> None:
+        self._raft = raft
+        self.propose = propose
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raft, name)
+
+
+@on_trio
+async def test_thousands_of_writes_do_not_hold_the_loop_in_one_piece(trio: Trio) -> None:
+    _, one, _ = await trio.leader_and_followers()
+    passes = Passes(trio)
+    asked = [trio.ask(one, write(put(b"k%d" % n, bytes(100)), number=n)) for n in range(3_000)]
+    for each in asked:
+        assert (await each.write()).status == SUCCESS
+    await trio.everywhere()
+    passes.end()
+    assert max(passes.entries.values()) == 1, "more than one entry was made before the loop had its turn"
+    assert max(passes.rows.values()) <= 1.5 * limits.MAX_BATCH_TRANSACTIONS_COUNT
+    assert len(passes.rows) >= 3 * 3_000 // limits.MAX_BATCH_TRANSACTIONS_COUNT
+
+
+@on_trio
+async def test_thousands_of_resends_do_not_hold_the_loop_in_one_piece(trio: Trio) -> None:
+    leader = await trio.leading()
+    node = trio.node(leader)
+    client = await trio.within(leader, node.open_session())
+    trio.wire.holds = lambda _source, _target, batch: any(
+        message.kind == MessageKind.APPEND_RESPONSE for message in batch.messages
+    )
+
+    def sent(*, resend: bool) -> list[Asked]:
+        return [
+            trio.ask(leader, write(add_one(b"n"), number=n, resend=resend), Origin(client, 1)) for n in range(1, 2_001)
+        ]
+
+    first = sent(resend=False)
+    await asyncio.sleep(0.2)
+    passes = Passes(trio)
+    before = node.stats.conflicts_resent
+    again = sent(resend=True)
+    await until(lambda: node.stats.conflicts_resent == before + len(again), 5)
+    passes.end()
+    assert max(passes.resends.values()) <= limits.MAX_BATCH_TRANSACTIONS_COUNT
+    trio.wire.release()
+    stamps = [(await each.write()).versionstamp for each in first]
+    assert [(await each.write()).versionstamp for each in again] == stamps, "a resend got another copy's answer"
+    assert number_of(await trio.get(leader, b"n")) == len(first)

@@ -95,7 +95,7 @@ class Driver:
         self._wake = asyncio.Event()
         self._seen: tuple[bool, int, int] = (False, 0, 0)
         self._stopping = False
-        self._persisting = False
+        self._waiting = False  # a cycle waits for the disk, or for the loop's turn: what needs no disk goes meanwhile
         self._notice_timer: asyncio.TimerHandle | None = None
         self._apply_timer: asyncio.TimerHandle | None = None
         self._gathered = False  # the timer has run out
@@ -106,7 +106,7 @@ class Driver:
     def wake(self) -> None:
         """There is something to do."""
         self._wake.set()
-        if self._persisting:
+        if self._waiting:
             self._send_urgent()
 
     def nudge(self) -> None:
@@ -148,6 +148,7 @@ class Driver:
         raft = self._raft
         self._notice_leadership()
         if applied := self._apply_due:
+            self._take_urgent()  # no heartbeat waits for it
             self._apply()
         if raft.own_term_committed and not self._proposals.resolving and not raft.sealed and self._all_data_applied():
             self._proposals.begin_leadership()
@@ -182,11 +183,14 @@ class Driver:
             self._notice_timer = asyncio.get_running_loop().call_later(NOTICE_DELAY_S, self._release_notices)
         return True
 
-    @staticmethod
-    async def _turn(is_due: bool) -> None:
+    async def _turn(self, is_due: bool) -> None:
         """Before the loop is held by an apply: it was by another one, or an acknowledgement is to leave first."""
         if is_due:
-            await asyncio.sleep(0)
+            self._waiting = True
+            try:
+                await asyncio.sleep(0)
+            finally:
+                self._waiting = False
 
     def _release_notices(self) -> None:
         """Nothing came to carry the commit index to the followers: it goes by itself."""
@@ -226,11 +230,11 @@ class Driver:
             return
         if ready.messages:
             await asyncio.sleep(0)  # the appends leave before an inline fsync holds the loop
-        self._persisting = True
+        self._waiting = True
         try:
             await self._log.append(ready.entries, ready.hard_state, sync=ready.must_sync)
         finally:
-            self._persisting = False
+            self._waiting = False
 
     @property
     def _apply_due(self) -> bool:
@@ -268,19 +272,22 @@ class Driver:
             self._handed_out()
 
     def _send_urgent(self) -> None:
+        confirmed = self._take_urgent()
+        if self._raft.is_leader and self._committed:
+            self._apply()  # the others' acknowledgements committed it while our disk is busy with the next batch
+        if confirmed:
+            self._barriers.applied(self._state.meta.applied_index)
+
+    def _take_urgent(self) -> bool:
+        """Hand out what needs no disk; returns whether there were reads among it."""
         if not self._raft.has_urgent():
-            if self._raft.is_leader and self._committed:
-                self._apply()
-            return
+            return False
         urgent = self._raft.urgent()
         self._send(urgent.messages)
         self._take_committed(urgent.committed)
-        if self._raft.is_leader:
-            self._apply()  # the others' acknowledgements committed it while our disk is busy with the next batch
         for read_state in urgent.read_states:
             self._barriers.confirmed(read_state.context, read_state.index)
-        if urgent.read_states:
-            self._barriers.applied(self._state.meta.applied_index)
+        return bool(urgent.read_states)
 
     def _send(self, messages: Sequence[Message]) -> None:
         if not messages:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvnode.base import limits
 from kvnode.node.ports import Origin
-from kvnode.raft.messages import MessageKind
+from kvnode.raft.messages import Message, MessageKind
 from tests.simulation.cluster import Server
 from tests.unit.node.cluster import SUCCESS, Asked, Trio, add_one, number_of, on_trio, put, until, write
 
@@ -172,3 +172,18 @@ async def test_thousands_of_resends_do_not_hold_the_loop_in_one_piece(trio: Trio
     stamps = [(await each.write()).versionstamp for each in first]
     assert [(await each.write()).versionstamp for each in again] == stamps, "a resend got another copy's answer"
     assert number_of(await trio.get(leader, b"n")) == len(first)
+
+
+@on_trio
+async def test_a_heartbeat_leaves_between_two_runs_that_are_applied(trio: Trio) -> None:
+    leader = await trio.leading()
+    driver, raft = trio.node(leader).driver, trio.node(leader).raft
+    sent: list[Message] = []
+    driver._send = sent.extend  # type: ignore[method-assign]
+    turn = asyncio.ensure_future(driver._turn(True))
+    await asyncio.sleep(0)
+    raft.tick()
+    raft.tick()
+    trio.node(leader).wake()
+    assert any(message.kind == MessageKind.HEARTBEAT for message in sent)
+    await turn

@@ -96,7 +96,7 @@ async def test_what_a_client_sends_is_queued_and_enters_the_core_with_the_driver
     trio.may_stop.add(leader.member.node_id)
     for task in node._tasks:
         task.cancel()
-    node.driver._persisting = True
+    node.driver._waiting = True
     node.raft.__class__ = Broken
     for name in ("on_forwarded_open", "on_forwarded", "submit"):
         await trio.within(leader, _open(doors(node)[name]))
@@ -111,7 +111,7 @@ async def _ends_through(trio: Trio, leader: Server, name: str) -> None:
     trio.may_stop.add(leader.member.node_id)
     for task in node._tasks:
         task.cancel()  # neither driver nor ticker shall notice first
-    node.driver._persisting = True  # so that whoever wakes it enters the core
+    node.driver._waiting = True  # so that whoever wakes it enters the core
     node.raft.__class__ = Broken
     await trio.within(leader, _open(doors(node)[name]))
     assert node.failed.done(), name
@@ -132,7 +132,7 @@ async def test_a_failure_of_the_disk_is_not_taken_for_that_of_the_operation_that
     def full() -> None:
         raise StorageFailed("the disk is full")
 
-    node.driver._persisting, node.driver._send_urgent = True, full  # type: ignore[method-assign]
+    node.driver._waiting, node.driver._send_urgent = True, full  # type: ignore[method-assign]
     asked = trio.ask(leader, write(put(b"k")))
     assert not node.failed.done(), "it is queued, and meets nothing"
     node.wake()  # by a peer's message, say

@@ -180,7 +180,7 @@ class Failovers:
         return await self._attempt(region, work)
 
     async def _attempt(self, region: str, work: Callable[[Node], Awaitable[Any]]) -> bool:
-        """Let a node of the region coordinate; sometimes it does not live to see the end."""
+        """Let a node of the region coordinate; before all is healed it sometimes does not live to see the end."""
         candidates = [server for server in self._cluster.serving if server.member.region == region]
         if not candidates:
             return False
@@ -199,7 +199,8 @@ class Failovers:
                 done.set_result(result)
 
         server.process.spawn(run(), "failover")
-        if self._random.random() < 0.25:
+        dies = self._random.random() < 0.25
+        if dies and self._mending is None:  # all is healed then
             await asyncio.sleep(self._random.choice((0.002, 0.02, 0.2)) * self._random.random())
             if server.serving:
                 self._cluster.crash(server)

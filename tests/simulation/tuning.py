@@ -51,6 +51,8 @@ class Tuning(NamedTuple):
             yield
 
 
+_FIRST_LEASED_PIN = 76_000
+
 STANDARD = Tuning(
     tick_ms=100,
     max_append_bytes=limits.MAX_APPEND_BYTES,
@@ -66,10 +68,11 @@ STANDARD = Tuning(
 def draw_tuning(seed: int) -> Tuning:
     """The tuning of a seed; about a third have the product's own bounds, a quarter hunt new leaders.
 
-    Half have leader leases, of a random source of their own. Pinned seeds have none: they are older, and would no
-    longer show what they found.
+    Half have leader leases, of a random source of their own. Seeds that were pinned before there were leases have none:
+    they would no longer show what they found.
     """
-    leases = seed not in pinned_seeds() and random.Random(f"leader lease {seed}").random() < 0.5
+    is_older = seed < _FIRST_LEASED_PIN and seed in pinned_seeds()
+    leases = not is_older and random.Random(f"leader lease {seed}").random() < 0.5
     return _draw_bounds(seed)._replace(leader_lease=leases)
 
 

@@ -142,7 +142,13 @@ def end_of_records(data: bytes) -> int:
 
 
 def flip(path: Path, at: int | None = None) -> None:
-    """Turn one bit, in the middle of what was written unless it is said where."""
+    """Turn one bit, in the middle of what was written unless it is said where.
+
+    In a byte that is not zero: between records stand a few zeros, in which a turned bit harms nothing.
+    """
     data = bytearray(path.read_bytes())
-    data[end_of_records(data) // 2 if at is None else at] ^= 0x10
+    if at is None:
+        middle = end_of_records(data) // 2
+        at = next(place for place in range(middle, len(data)) if data[place])
+    data[at] ^= 0x10
     path.write_bytes(data)

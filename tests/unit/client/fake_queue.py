@@ -34,6 +34,7 @@ class FakeQueue:
         self.refusals: list[kv_pb2.Error] = []
         self.refuse_all: kv_pb2.Error | None = None
         self.settles = True
+        self.heeds_leaving = True  # False: what it sends has crossed the word
         self._deliveries_count = 0
         self._heard = asyncio.Condition()
         self._server: grpc.aio.Server | None = None
@@ -79,6 +80,8 @@ class FakeQueue:
             async with self._heard:
                 self._heard.notify_all()
             credit += request.credit
+            if request.leaving and self.heeds_leaving:
+                credit = 0
             response = queue_pb2.ListenResponse(ping=True)
             if self.settles:
                 response.settled.extend([*request.ack, *request.release, *request.unseen])

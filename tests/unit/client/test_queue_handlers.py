@@ -72,6 +72,7 @@ async def test_a_plain_function_is_waited_for_when_listening_ends(node: FakeQueu
     blocking = Blocking()
     async with listening(kv, blocking, lease_ms=1_000) as task:
         await blocking.has_begun()
+        node.heeds_leaving = False
         task.cancel()
         node.waiting.append("one that comes meanwhile")
         await node.hear("unseen")

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster.launcher import THREE_DCS, LocalCluster
+from cluster.namespaces import Namespaces, NamespacesUnavailable
 
 MakeCluster = Callable[..., LocalCluster]
+NAMES = ["a", "b", "c"]
 
 
 @pytest.fixture
@@ -46,3 +48,13 @@ def rounds() -> int:
 def frozen_s() -> float:
     """How long a frozen leader stays frozen."""
     return 10.0 if "KVNODE_TEST_ROUNDS" in os.environ else 4.0
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Namespaces]:
+    """A network for each of three nodes, between which links can be cut."""
+    try:
+        with Namespaces(NAMES) as made:
+            yield made
+    except NamespacesUnavailable as error:
+        pytest.skip(f"network namespaces: {error}")

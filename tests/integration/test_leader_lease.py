@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
-from collections.abc import Iterator
-
-import pytest
 
 from cluster.launcher import LocalCluster, NodeSpec
-from cluster.namespaces import Namespaces, NamespacesUnavailable
+from cluster.namespaces import Namespaces
 from cluster.nemesis import Nemesis
-from tests.integration.conftest import MakeCluster
+from tests.integration.conftest import NAMES, MakeCluster
 from tests.integration.helpers import judge, under_load
 
-NAMES = ["a", "b", "c"]
 LEASED = ["--leader-lease"]
 CUT_S = 4.0
 
@@ -39,15 +35,6 @@ async def test_leaders_with_a_lease_are_frozen_and_killed(
         assert await asyncio.to_thread(leased_reads, cluster, leader) > 0
     report = await judge(cluster, workload)
     assert report.commits_count > 100
-
-
-@pytest.fixture
-def namespaces() -> Iterator[Namespaces]:
-    try:
-        with Namespaces(NAMES) as made:
-            yield made
-    except NamespacesUnavailable as error:
-        pytest.skip(f"network namespaces: {error}")
 
 
 async def test_a_leader_with_a_lease_is_cut_off(namespaces: Namespaces, make_cluster: MakeCluster, rounds: int) -> None:

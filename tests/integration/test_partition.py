@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
 from cluster.launcher import LocalCluster, NodeSpec
-from cluster.namespaces import Namespaces, NamespacesUnavailable
+from cluster.namespaces import Namespaces
 from cluster.workload import now_ms
-from tests.integration.conftest import MakeCluster
+from tests.integration.conftest import NAMES, MakeCluster
 from tests.integration.helpers import judge, under_load
 
-NAMES = ["a", "b", "c"]
 CUT_S = 6.0
 MAX_GAP_MS = 5_000
-
-
-@pytest.fixture
-def namespaces() -> Iterator[Namespaces]:
-    try:
-        with Namespaces(NAMES) as made:
-            yield made
-    except NamespacesUnavailable as error:
-        pytest.skip(f"network namespaces: {error}")
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ class Barriers:
         self._serve = serve
         self._lost = lost
         self._next_context = 1
+        self.generation = 0  # another with each round: what has one generation is confirmed by one
         self._unsent: list[Item] = []
         self._rounds: dict[int, list[Item]] = {}
         self._confirmed: list[Item] = []
@@ -86,18 +87,23 @@ class Barriers:
             return
         context = self._next_context
         self._next_context += 1
-        self._rounds[context] = self._unsent
-        self._unsent = []
+        self._rounds[context] = self._take_unsent()
         self._stats.read_rounds += 1
         self._raft.request_read(context)
 
     def _confirm_leased(self) -> None:
         """What is committed here, and of this term, is all that anybody has acknowledged."""
-        items, self._unsent = self._unsent, []
-        self._stats.reads_leased += len(items)
+        items = self._take_unsent()
         for item in items:
             item.call.leased = True
+            self._stats.reads_leased += item.call.reads_count
         self._confirm(items, self._raft.commit)
+
+    def _take_unsent(self) -> list[Item]:
+        """Whatever comes from here on waits for the next round."""
+        items, self._unsent = self._unsent, []
+        self.generation += 1
+        return items
 
     def answers_under_lease(self, call: Call, negative: kv_pb2.OperationResult | None = None) -> bool:
         """Whether a call that the lease has confirmed may be answered with what was read.
@@ -140,7 +146,7 @@ class Barriers:
 
     def drop_rounds(self) -> None:
         """Leadership is lost: hand back everything."""
-        items = self._confirmed + [item for items in self._rounds.values() for item in items] + self._unsent
-        self._confirmed, self._rounds, self._unsent = [], {}, []
+        items = self._confirmed + [item for items in self._rounds.values() for item in items] + self._take_unsent()
+        self._confirmed, self._rounds = [], {}
         if items:
             self._lost(items)

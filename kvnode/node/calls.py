@@ -51,6 +51,11 @@ class Call:
         self.done = False
         self.size_bytes = 0
 
+    @property
+    def reads_count(self) -> int:
+        """How many operations it stands for (read_batch.py)."""
+        return 1
+
     def answer(self, result: kv_pb2.OperationResult) -> None:
         """Deliver the result, once."""
         if self.done or self.deliver is None:
@@ -87,6 +92,10 @@ class Call:
 class Answers(Protocol):
     """Where strong answers go: to the caller, or first past the primary lease (promotion/gate.py)."""
 
+    @property
+    def are_direct(self) -> bool:
+        """Whether nothing stands between an answer and its caller now."""
+
     def answer(self, call: Call, result: kv_pb2.OperationResult) -> None:
         """Deliver a result."""
 
@@ -96,6 +105,8 @@ class Answers(Protocol):
 
 class DirectAnswers:
     """Answers that need no lease."""
+
+    are_direct = True
 
     def answer(self, call: Call, result: kv_pb2.OperationResult) -> None:
         """See Answers."""

@@ -71,6 +71,11 @@ class Gateway:
         """Operations waiting for a leader."""
         return len(self._held)
 
+    @property
+    def reads_here(self) -> bool:
+        """Whether strong reads are this node's to answer now."""
+        return self._raft.is_leader and not self._raft.sealed and not self._unleased()
+
     def route(self, call: Call) -> None:
         """Send a strong operation on its way. It has been validated."""
         raft = self._raft

@@ -14,13 +14,16 @@ from kvnode.base.invariant import InvariantViolation
 from kvnode.machine.directory.view import DirectoryView
 from kvnode.machine.queue.validate import validate_pull
 from kvnode.machine.validate import validate_read, validate_write
-from kvnode.node.calls import Call, OpenDeliver
+from kvnode.node.calls import Call, OpenDeliver, error_message
 from kvnode.node.gateway import Gateway
 from kvnode.node.guard import Guard
 from kvnode.node.ports import Deliver, Origin
+from kvnode.node.read_batch import BatchedRead, ReadBatches, is_small
 from kvnode.node.reads import Reads
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
+
+_STRONG = int(kv_pb2.CONSISTENCY_STRONG)
 
 
 class Intake:
@@ -29,6 +32,7 @@ class Intake:
     Args:
         gateway: gets what is strong.
         reads: answer what is eventual.
+        batches: of small strong reads.
         view: the databases, with their limits.
         timeout_ms: of operations that name none.
         guard: around what may break the core.
@@ -39,6 +43,7 @@ class Intake:
         self,
         gateway: Gateway,
         reads: Reads,
+        batches: ReadBatches,
         view: DirectoryView,
         stats: Stats,
         clock: Clock,
@@ -48,6 +53,7 @@ class Intake:
     ) -> None:
         self._gateway = gateway
         self._reads = reads
+        self._batches = batches
         self._view = view
         self._stats = stats
         self._clock = clock
@@ -63,12 +69,20 @@ class Intake:
         self._stats.operations += len(operations)
         for operation in operations:
             timeout_ms = min(operation.timeout_ms or self._timeout_ms, limits.MAX_OPERATION_TIMEOUT_MS)
-            call = Call(operation, origin, deliver, None, now, timeout_ms, forwarded=forwarded)
+            call: Call | None = None
             try:
-                self._admit(call, operation)
+                if self._joins_batch(operation):
+                    read = BatchedRead(operation, origin, deliver, now)
+                    self._batches.join(read, timeout_ms, forwarded=forwarded)
+                else:
+                    call = Call(operation, origin, deliver, None, now, timeout_ms, forwarded=forwarded)
+                    self._admit(call, operation)
             except KvError as error:
                 self._stats.operation_errors += 1
-                call.fail(error)
+                if call is None:
+                    deliver(kv_pb2.OperationResult(id=operation.id, error=error_message(error)))
+                else:
+                    call.fail(error)
             except InvariantViolation as error:
                 self._fail(error)
                 return
@@ -82,6 +96,16 @@ class Intake:
         call = Call(None, Origin(b"", 0), None, deliver, self._clock.monotonic_ms(), timeout_ms, forwarded=forwarded)
         with self._guard:
             self._gateway.route(call)
+
+    def _joins_batch(self, operation: kv_pb2.Operation) -> bool:
+        """Whether it is a small strong read, and answered here. Raises KvError: it is not valid."""
+        if not operation.HasField("read") or not self._gateway.reads_here:
+            return False
+        read = operation.read
+        if read.consistency != _STRONG or read.min_versionstamp:
+            return False
+        validate_read(read)
+        return is_small(read)
 
     def _admit(self, call: Call, operation: kv_pb2.Operation) -> None:
         if operation.HasField("write"):

@@ -30,6 +30,7 @@ from kvnode.node.promotion.promotion import Promotion
 from kvnode.node.proposals import Proposals, deadline_error
 from kvnode.node.queue.queues import Queues
 from kvnode.node.queue.settler import Write
+from kvnode.node.read_batch import ReadBatches, apart
 from kvnode.node.reads import Reads
 from kvnode.node.removal import Removal
 from kvnode.node.replication import Replication
@@ -123,19 +124,20 @@ class Operations:
             promotion.unleased,
             lambda: removal.own,
         )
-        self._open_to_callers(directory)
+        self._open_to_callers(directory, ReadBatches(self.barriers, nudge))
 
     def _make_barriers(self, nudge: Callable[[], None]) -> Barriers:
         context = self._context
         self.lease = LeaderLease(context.raft, context.clock.monotonic_ms)
         return Barriers(context.raft, self.lease, context.stats, self.reads.strong, self._barriers_lost, nudge)
 
-    def _open_to_callers(self, directory: Directory) -> None:
+    def _open_to_callers(self, directory: Directory, batches: ReadBatches) -> None:
         context = self._context
         timeout_ms = context.settings.operation_timeout_ms
         self.intake = Intake(
             self.gateway,
             self.reads,
+            batches,
             directory.view,
             context.stats,
             context.clock,
@@ -186,7 +188,7 @@ class Operations:
         return self.barriers.answers_under_lease(call, negative)
 
     def _barriers_lost(self, items: list[Item]) -> None:
-        self.gateway.take_back([item.call for item in items], False)
+        self.gateway.take_back(apart(item.call for item in items), False)
 
     def _submit_one(self, operation: kv_pb2.Operation, origin: Origin, deliver: Deliver) -> None:
         self.intake.submit_one(operation, origin, deliver)

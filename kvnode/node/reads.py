@@ -21,6 +21,7 @@ from kvnode.node.calls import Answers, Call, DirectAnswers
 from kvnode.node.freshness import Confirmed, FreshnessTracker, in_words, is_within
 from kvnode.node.onward import Onward
 from kvnode.node.proposals import deadline_error
+from kvnode.node.read_batch import ReadBatch
 from kvnode.node.stamps import EpochRows, is_reached, refusal
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
@@ -142,7 +143,7 @@ class Reads:
 
     def strong(self, items: list[Item]) -> None:
         """Answer what has passed its barrier."""
-        if len(items) < _TRANSACTION_FROM_COUNT:
+        if sum([item.call.reads_count for item in items]) < _TRANSACTION_FROM_COUNT:
             self._answer_strong(items)
             return
         try:
@@ -156,7 +157,9 @@ class Reads:
     def _answer_strong(self, items: list[Item]) -> None:
         now = self._now_ms()
         for item in items:
-            if item.negative is not None:
+            if isinstance(item.call, ReadBatch):
+                self._serve_batch(item.call, now)
+            elif item.negative is not None:
                 if item.call.leased and not self._under_lease(item.call, item.negative):
                     continue
                 self._stats.commit_latency_ms.observe(now - item.call.started_ms)
@@ -169,6 +172,43 @@ class Reads:
                 self._stats.reads_strong += 1
                 self._stats.read_latency_ms.observe(now - item.call.started_ms)
                 self._serve(item.call, strong=True)
+
+    def _serve_batch(self, batch: ReadBatch, now: float) -> None:
+        """Answer reads that share a call, all from one state."""
+        if batch.done:
+            return
+        try:
+            results = self._read_batch(batch)
+        except KvError as error:
+            self._failed(batch, error)
+            return
+        if batch.leased and not self._under_lease(batch, None):
+            return
+        stats = self._stats
+        stats.reads_strong += len(results)
+        observe = stats.read_latency_ms.observe
+        for read in batch.reads:
+            observe(now - read.started_ms)
+        if self._answers.are_direct:
+            batch.done = True
+            for read, result in zip(batch.reads, results, strict=True):
+                read.deliver(result)
+        else:
+            for call, result in zip(batch.calls(), results, strict=True):
+                self._answers.answer(call, result)
+
+    def _read_batch(self, batch: ReadBatch) -> list[kv_pb2.OperationResult]:
+        state, meta = self._state, self._state.meta
+        stamp, log_time_ms = self._stamp(meta), meta.log_time_ms
+        results = []
+        for operation, origin, _, _ in batch.reads:
+            result = kv_pb2.OperationResult(id=operation.id)
+            response = result.read
+            read_ranges(state, operation.read, origin.database, log_time_ms, response)
+            response.versionstamp = stamp
+            response.strongly_consistent = True
+            results.append(result)
+        return results
 
     def applied(self) -> None:
         """The state has moved on: wake the reads that waited for it."""

@@ -10,6 +10,7 @@ from kvnode.codec.membership import MemberRole, Membership
 from kvnode.machine.resolve import Batch
 from kvnode.machine.sessions import SessionWindow
 from kvnode.node import reads
+from kvnode.node.barriers import Barriers, Item
 from kvnode.node.changelog.source import Source
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.raft import changelog, leader, replication
@@ -79,6 +80,19 @@ def join_the_round_under_way() -> Patch:
             original(self, context)
 
     return replaced(ReadRounds, "join", join)
+
+
+def join_a_batch_that_was_sent() -> Patch:
+    """A strong read joins reads whose ReadIndex round is under way."""
+    original = Barriers._take_unsent
+
+    def take_unsent(self: Barriers) -> list[Item]:
+        generation = self.generation
+        items = original(self)
+        self.generation = generation
+        return items
+
+    return replaced(Barriers, "_take_unsent", take_unsent)
 
 
 def believe_the_frozen() -> Patch:

@@ -32,6 +32,7 @@ from tests.simulation.mutants_more import (
     forget_the_term_at_install,
     fresh_before_it_is_applied,
     fresh_since_the_acknowledgement,
+    join_a_batch_that_was_sent,
     join_the_round_under_way,
     keep_a_truncated_membership,
     keep_the_tail_under_a_snapshot,
@@ -181,6 +182,7 @@ NAMED: dict[Callable[[], Patch], str] = {
     forget_the_term_at_install: "tests/unit/storage/test_log_model.py",
     keep_the_tail_under_a_snapshot: "tests/unit/raft/test_log.py::test_a_snapshot_takes_along_the_tail_beyond_it",
     join_the_round_under_way: f"{PAPER}::test_t64_read_index_waits_for_a_round_that_began_after_it",
+    join_a_batch_that_was_sent: "tests/unit/node/test_read_batch.py::test_a_read_does_not_join_a_round_that_was_sent",
     believe_the_frozen: f"{PAPER}::test_t64_a_clock_gap_voids_what_was_sent_before",
     vote_from_an_old_pre_vote: f"{PAPER}::test_t96_a_late_pre_vote_is_worth_nothing_in_the_next_term",
     fresh_since_the_acknowledgement: "tests/unit/node/test_freshness.py"

@@ -44,6 +44,11 @@ class Gate:
         """Answers that wait for the lease."""
         return len(self._waiting)
 
+    @property
+    def are_direct(self) -> bool:
+        """See Answers."""
+        return not self._is_required()
+
     def answer(self, call: Call, result: kv_pb2.OperationResult) -> None:
         """Deliver a result, now or once the lease is held."""
         if self._is_required():

@@ -15,6 +15,7 @@ from kvnode.node.failover.plan import Wishes
 from kvnode.node.leader_lease import LeaderLease, usable_ms
 from kvnode.node.reads import Reads
 from kvnode.proto.kv.internal.v1 import failover_pb2
+from kvnode.proto.kv.v1 import kv_pb2
 from tests.simulation.cluster import ELECTION_TICKS, Server
 from tests.simulation.tuning import STANDARD
 from tests.unit.node.cluster import (
@@ -167,17 +168,26 @@ async def test_a_cut_leader_reads_until_its_lease_ends_and_nobody_is_elected_bef
 @contextmanager
 def standing_still_before_answers(trio: Trio, server: Server, standstill_s: float) -> Iterator[list[float]]:
     """The process stands still once between its look at the rows and its answer."""
-    original = Reads._finish
+    finish_one, read_batch = Reads._finish, Reads._read_batch
     clock = server.clock
     jumps: list[float] = []
 
-    def finish(self: Reads, *args: Any, **named: Any) -> None:
-        if self is trio.node(server).reads and named["strong"] and not jumps:
+    def stand_still(reads: Reads) -> None:
+        if reads is trio.node(server).reads and not jumps:
             jumps.append(standstill_s)
             clock._uptime_ms += standstill_s * 1_000
-        original(self, *args, **named)
 
-    with patch.object(Reads, "_finish", finish):
+    def finish(self: Reads, *args: Any, **named: Any) -> None:
+        if named["strong"]:
+            stand_still(self)
+        finish_one(self, *args, **named)
+
+    def read_all(self: Reads, *args: Any) -> Any:
+        found = read_batch(self, *args)
+        stand_still(self)
+        return found
+
+    with patch.object(Reads, "_finish", finish), patch.object(Reads, "_read_batch", read_all):
         yield jumps
 
 
@@ -185,12 +195,15 @@ def standing_still_before_answers(trio: Trio, server: Server, standstill_s: floa
 async def test_a_freeze_between_the_rows_and_the_answer_is_noticed(trio: Trio) -> None:
     leader = await leading(trio)
     await trio.put(leader, b"k", b"value")
-    rounds = trio.node(leader).stats.read_rounds
-    with standing_still_before_answers(trio, leader, 2 * ELECTION_S) as jumps:
-        answer = await trio.ask(leader, read(b"k")).read()
-    assert jumps, "the test is about a standstill"
-    assert value_of(answer) == b"value"
-    assert trio.node(leader).stats.read_rounds > rounds, "answered on the word of a lease that had run out"
+    large = kv_pb2.ReadRange(start=b"k", end=b"l", limit=limits.MAX_INLINE_READ_ENTRIES_COUNT + 1)
+    for operation in (read(b"k"), kv_pb2.Operation(id=1, read=kv_pb2.ReadRequest(ranges=[large]))):
+        await until(trio.node(leader).operations.lease.holds)
+        rounds = trio.node(leader).stats.read_rounds
+        with standing_still_before_answers(trio, leader, 2 * ELECTION_S) as jumps:
+            answer = await trio.ask(leader, operation).read()
+        assert jumps, "the test is about a standstill"
+        assert value_of(answer) == b"value"
+        assert trio.node(leader).stats.read_rounds > rounds, "answered on the word of a lease that had run out"
 
 
 @on_leased_regions

@@ -14,8 +14,8 @@ held by the backend while there is no leader. A write whose outcome cannot be kn
 make every client send it again, and the protocol has no request id. Its connection stays open until the client
 gives up, which then knows as much as the server.
 
-A request costs one task (over HTTP/2 also two crossings between granian's threads and the loop), the parse, one submit
-to the node, and one serialization. Most need none of the coroutines here, and over HTTP/1.1 no task: whole_requests.py.
+A request costs one task (through granian also two crossings between its threads and the loop), the parse, one submit
+to the node, and one serialization. Most need neither the coroutines here nor a task: whole_requests.py.
 """
 
 from __future__ import annotations

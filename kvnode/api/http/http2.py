@@ -11,8 +11,8 @@ carries their bytes to granian and back. What is particular about granian stays 
 - It takes a body whose stream the client resets without an error for whole: a declared length is compared here.
 - It takes whatever it is given of a response, however little its client reads: unread.py bounds that.
 - It sets no bound on a body nor on the time a body takes; both are set here.
-- It runs a coroutine for each request, which has to wait for the answer even of a request that needs no task
-  (`take_whole`); what the way through the handler costs besides is saved.
+- It runs a coroutine for each request, and asks for a scope that costs as much again: most requests of a client that
+  repeats itself are taken out before they reach it (http2_direct.py).
 - Without `_LEAVE_LOGGING_ALONE` it configures the process's logging anew and closes the handlers that are there.
 """
 
@@ -30,6 +30,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP2Settings
 from granian.server.embed import Server
 
+from kvnode.api.http.http2_direct import DirectServer
 from kvnode.api.http.http2_frames import MARK, MARK_BYTES
 from kvnode.api.http.known_heads import KnownHead, KnownHeads
 from kvnode.api.http.messages import (
@@ -99,6 +100,7 @@ class Http2Server:
         self._handle = handle
         self._take_whole = take_whole
         self._known = KnownHeads()
+        self.direct = DirectServer(handle, scheme, budget, take_whole)
         self._scheme = scheme
         self._bodies = _Bodies(budget)
         self.unread = Unread()
@@ -144,11 +146,13 @@ class Http2Server:
         self.socket = f"/proc/self/fd/{self._inode}"
         self._bodies.start()
         self.unread.start()
+        self.direct.start()
 
     async def stop(self, timeout_s: float) -> bool:
         """End streams and finish what is under way; False when it did not end in time and was cut."""
         if self._server is None or self._task is None:
             return True
+        self.direct.stopping = True
         if self._stopping is not None and not self._stopping.done():
             self._stopping.set_result(None)
         self._server.stop()  # type: ignore[no-untyped-call]
@@ -159,6 +163,7 @@ class Http2Server:
         await asyncio.gather(self._task, return_exceptions=True)
         self._bodies.stop()
         self.unread.stop()
+        self.direct.stop()
         if self._inode >= 0:
             os.close(self._inode)
         return not unfinished
@@ -198,13 +203,20 @@ class Http2Server:
         if head is None:
             response = await self._handle(request)
             if isinstance(response, Response) and response.status == 200 and _may_be_remembered(fields):
-                self._known.remember(key, scope.path.encode(), _as_bytes(fields))
+                self._learn(request, self._known.remember(key, _target(scope), _as_bytes(fields, scope.authority)))
             return response
+        self._learn(request, head)
         whole = _WholeRequest(request, head, await request.body(head.body_bytes))
         if not self._take_whole(whole):
             return await self._handle(whole)
         answer = await whole.answer
         return answer if isinstance(answer, Response) else await answer(whole)
+
+    def _learn(self, request: _Request, head: KnownHead) -> None:
+        """Whoever sends that head again need not come here (http2_direct.py)."""
+        if (found := self.unread.find(request.header(MARK))) is not None:
+            connection, stream = found
+            connection.learn(stream, head)
 
     async def _stream(
         self, response: Stream, request: _Request, protocol: _Protocol, headers: list[tuple[str, str]]
@@ -359,8 +371,15 @@ def _may_be_remembered(fields: tuple[tuple[str, str], ...]) -> bool:
     return is_small and head_bytes <= limits.MAX_KNOWN_HEAD_BYTES
 
 
-def _as_bytes(fields: tuple[tuple[str, str], ...]) -> dict[bytes, bytes]:
-    return {name.encode(): value.encode() for name, value in fields}
+def _target(scope: _Scope) -> bytes:
+    return (f"{scope.path}?{scope.query_string}" if scope.query_string else scope.path).encode()
+
+
+def _as_bytes(fields: tuple[tuple[str, str], ...], authority: str | None) -> dict[bytes, bytes]:
+    headers = {name.encode(): value.encode() for name, value in fields}
+    if authority:
+        headers[b"host"] = authority.encode()
+    return headers
 
 
 class _Bodies:

@@ -1,7 +1,8 @@
 """One connection of HTTP/2 on its way to granian and back, and what is seen of it in between.
 
 Requests are marked on the way there, so that the handler of each finds the account of its stream (unread.py); on the
-way back what goes out is counted. Cost: a few microseconds for each frame.
+way back what goes out is counted. Those whose head has come before are taken out, and their answers put in
+(http2_direct.py). Cost: a few microseconds for each frame.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, cast
 
+from kvnode.api.http.http2_direct import Direct, DirectServer
 from kvnode.api.http.http2_frames import Requests, Responses
 from kvnode.api.http.unread import Unread
 
@@ -26,27 +28,38 @@ class Pipe:
         first: what was read of it.
         socket: granian's.
         unread: the accounts of all connections.
+        direct: answers what need not go to granian.
         ended: called once at the end.
     """
 
-    def __init__(self, client: asyncio.Transport, first: bytes, socket: str, unread: Unread, ended: Any) -> None:
+    def __init__(
+        self, client: asyncio.Transport, first: bytes, socket: str, unread: Unread, direct: DirectServer, ended: Any
+    ) -> None:
         self._unread = unread
         self._number, accounts = unread.connect(self.close)
-        requests, responses = Requests(self._number, accounts.reset), Responses(accounts.sent, accounts.end)
+        self._direct = Direct(direct, accounts, self._to_client, self._to_server, self._end_of_client, self._idle)
+        self._requests = Requests(self._number, accounts.reset, self._direct)
 
-        def back(data: bytes) -> bytes:
-            responses.look(data)
-            return data
+        def sent(stream: int, size_bytes: int) -> None:
+            accounts.sent(stream, size_bytes)
+            self._direct.window.used_by_granian(size_bytes)
 
-        self._client = _End(self, requests.pass_on)
-        self._server = _End(self, back)
+        def over(stream: int) -> None:
+            accounts.end(stream)
+            self._direct.forget(stream)
+
+        self._responses = Responses(sent, over, lambda: self._direct.last_taken, self._direct.acknowledged)
+        self._loop = asyncio.get_running_loop()
+        self._for_client: list[bytes] = []  # frames of this pass of the loop: one write for all
+        self._for_server: list[bytes] = []  # frames that wait until those of the client let them in
+        self._client = _End(self, self._there)
+        self._server = _End(self, self._back)
         self._ended = ended
-        first = requests.pass_on(first)
         self._client.other, self._server.other = self._server, self._client
         self._client.transport = client
-        client.pause_reading()
+        self._client.hold(self)
         client.set_protocol(self._client)
-        self._opening = asyncio.get_running_loop().create_task(self._open(first, socket))
+        self._opening = self._loop.create_task(self._open(first, socket))
 
     def close(self) -> None:
         """End both sides at once."""
@@ -55,27 +68,84 @@ class Pipe:
             if end.transport is not None:
                 end.transport.abort()
 
-    def lost(self) -> None:
+    def lost(self, end: _End) -> None:
         """One side is gone: what was read of it is still sent to the other, which then ends too."""
-        if self._ended is not None:
+        if end is self._client:
+            self._direct.lost()
+            self._server.close()
+        elif not self._direct.is_busy:
+            self._end_of_client()
+        if self._ended is not None and self._client.transport is None:
             self._unread.disconnect(self._number)
             self._ended(self)
             self._ended = None
 
+    def side_reads(self, end: _End, *, reads: bool) -> None:
+        """A side reads what it is sent, or does not: then no more is read of the other.
+
+        A client that does not read is not heard either if it is answered directly: it could ask for more and more.
+        """
+        if reads:
+            end.other.release(end)
+            end.release(end)
+        else:
+            end.other.hold(end)
+            if end is self._client and self._direct.shares:
+                end.hold(end)
+
     async def _open(self, first: bytes, socket: str) -> None:
         try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: self._server, socket)
+            await self._loop.create_unix_connection(lambda: self._server, socket)
         except OSError as error:
             _log.warning("HTTP/2 is not served: %s", error)
             if self._client.transport is not None:
                 self._client.transport.abort()
             return
-        if self._server.transport is not None:
-            self._server.transport.write(first)
         if self._client.transport is None:
             self._server.close()
+            return
+        self._client.data_received(first)
+        self._client.release(self)
+
+    def _there(self, data: bytes) -> bytes:
+        passed = self._requests.pass_on(data)
+        if self._for_server and self._requests.between:
+            waiting, self._for_server = self._for_server, []
+            return b"".join((passed, *waiting))
+        return passed
+
+    def _back(self, data: bytes) -> bytes:
+        self._send_to_client()  # first what is older
+        return self._responses.pass_on(data)
+
+    def _to_client(self, frames: bytes) -> None:
+        if not self._for_client:
+            self._loop.call_soon(self._send_to_client)
+        self._for_client.append(frames)
+
+    def _send_to_client(self) -> None:
+        if not self._for_client:
+            return
+        frames, self._for_client = b"".join(self._for_client), []
+        if (now := self._responses.put_in(frames)) and self._client.transport is not None:
+            self._client.transport.write(now)
+
+    def _to_server(self, frames: bytes) -> None:
+        if self._server.transport is None:
+            return
+        if self._requests.between:
+            self._server.transport.write(frames)
         else:
-            self._client.transport.resume_reading()
+            self._for_server.append(frames)
+
+    def _end_of_client(self) -> None:
+        self._send_to_client()
+        self._client.close()
+
+    def _idle(self) -> None:
+        """Nothing is answered directly any more: if granian has ended, so does the client's side."""
+        if self._server.is_lost:
+            self._end_of_client()
 
 
 class _End(asyncio.Protocol):
@@ -84,7 +154,9 @@ class _End(asyncio.Protocol):
     def __init__(self, pipe: Pipe, pass_on: Callable[[bytes], bytes]) -> None:
         self._pipe = pipe
         self._pass_on = pass_on
+        self._holds: set[object] = set()
         self.transport: asyncio.Transport | None = None
+        self.is_lost = False
         self.other: _End
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -93,26 +165,37 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass it on."""
-        if self.other.transport is not None:
-            self.other.transport.write(self._pass_on(data))
+        passed = self._pass_on(data)
+        if self.other.transport is not None and passed:
+            self.other.transport.write(passed)
+
+    def hold(self, reason: object) -> None:
+        """Read nothing until `release` with every reason."""
+        if not self._holds and self.transport is not None:
+            with contextlib.suppress(RuntimeError):
+                self.transport.pause_reading()
+        self._holds.add(reason)
+
+    def release(self, reason: object) -> None:
+        """See hold."""
+        self._holds.discard(reason)
+        if not self._holds and self.transport is not None:
+            self.transport.resume_reading()
 
     def pause_writing(self) -> None:
-        """This side does not read: read no more of the other."""
-        if self.other.transport is not None:
-            with contextlib.suppress(RuntimeError):
-                self.other.transport.pause_reading()
+        """It does not read."""
+        self._pipe.side_reads(self, reads=False)
 
     def resume_writing(self) -> None:
         """It reads again."""
-        if self.other.transport is not None:
-            self.other.transport.resume_reading()
+        self._pipe.side_reads(self, reads=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Over: the other side ends once what it is owed is sent."""
         del exc
         self.transport = None
-        self.other.close()
-        self._pipe.lost()
+        self.is_lost = True
+        self._pipe.lost(self)
 
     def close(self) -> None:
         """End once everything written is sent."""

@@ -46,19 +46,21 @@ class KnownHeads:
     def __len__(self) -> int:
         return len(self._heads)
 
-    def remember(self, head: Hashable, url: bytes, headers: dict[bytes, bytes]) -> None:
-        """A request with that head was parsed and answered well.
+    def remember(self, head: Hashable, url: bytes, headers: dict[bytes, bytes]) -> KnownHead:
+        """A request with that head was parsed and answered well; returns what is known of it.
 
         Args:
             head: its bytes, or what HTTP/2 has in their place.
             url: what it asks for.
             headers: by lower-case name; content-length is among them.
         """
-        if head in self._heads:
-            return
+        known = self._heads.get(head)
+        if known is not None:
+            return known
         if len(self._heads) >= limits.MAX_KNOWN_HEADS_COUNT:
             del self._heads[next(iter(self._heads))]
-        self._heads[head] = KnownHead(url, headers, int(headers[b"content-length"]))
+        known = self._heads[head] = KnownHead(url, headers, int(headers[b"content-length"]))
+        return known
 
 
 def head_to_remember(message: bytes, headers: dict[bytes, bytes]) -> bytes:

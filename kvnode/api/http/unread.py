@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from kvnode.api.http.known_heads import KnownHead
 from kvnode.api.http.messages import HttpError
 from kvnode.base import limits
 
@@ -84,6 +85,7 @@ class ConnectionAccounts:
     def __init__(self, unread: Unread, cut: Callable[[], None]) -> None:
         self._unread = unread
         self._cut = cut
+        self.learn: Callable[[int, KnownHead], None] = lambda stream, head: None  # what a stream's head says
         self._accounts: dict[int, Account] = {}
         self._ended: dict[int, None] = {}  # before their handlers have answered, the oldest first
         self.owed_bytes = 0

@@ -117,6 +117,144 @@ def test_bodies_are_counted_by_stream_and_ends_seen(cuts: list[int]) -> None:
         sent[stream] = sent.get(stream, 0) + size
 
     responses = Responses(count, ended.append)
-    for piece in in_pieces(data, cuts):
-        responses.look(piece)
+    assert b"".join(map(responses.pass_on, in_pieces(data, cuts))) == data
     assert (sent, ended) == ({1: 111, 3: 5}, [1, 3, 5, 7])
+
+
+class Everything:
+    """Takes every other request that it may, and keeps what it is told."""
+
+    max_block_bytes = 2_048
+
+    def __init__(self) -> None:
+        self.taken: dict[int, bytes] = {}
+        self.bodies: dict[int, bytes] = {}
+        self.seen: list[object] = []
+        self.over: set[int] = set()
+
+    def owns(self, stream: int) -> bool:
+        return stream in self.taken and stream not in self.over
+
+    def take(self, stream: int, block: bytes) -> bool:
+        if stream % 4 == 1:
+            return False
+        self.taken[stream] = block
+        return True
+
+    def tables_changed(self) -> None:
+        self.seen.append("tables")
+
+    def body(self, stream: int, payload: bytes, flags: int) -> None:
+        self.bodies[stream] = self.bodies.get(stream, b"") + payload
+        if flags & 0x1:
+            self.over.add(stream)
+
+    def reset(self, stream: int) -> None:
+        self.seen.append(("reset", stream))
+
+    def settings(self, payload: bytes) -> None:
+        self.seen.append(("settings", payload))
+
+    def window_update(self, stream: int, by_bytes: int) -> bytes | None:
+        self.seen.append(("window", stream, by_bytes))
+        return frame(8, 0, 0, b"\x00\x00\x00\x07") if not stream else b""
+
+    def misused(self) -> None:
+        self.seen.append("misused")
+
+
+BLOCK = bytes([0x83, 0x84, 0x86])
+UPDATE = b"\x00\x00\x01\x00"
+MIXED = b"".join(
+    (
+        PREFACE,
+        frame(4, 0, 0, b"\x00\x04\x00\x01\x00\x00"),
+        frame(8, 0, 0, UPDATE),
+        frame(HEADERS, 0x4, 1, BLOCK),
+        frame(HEADERS, 0x4, 3, BLOCK),
+        frame(DATA, 0, 1, b"a" * 300),
+        frame(DATA, 0, 3, b"b" * 300),
+        frame(8, 0, 1, UPDATE),
+        frame(8, 0, 3, UPDATE),
+        frame(HEADERS, 0x0, 5, BLOCK[:1]),
+        frame(CONTINUATION, 0x4, 5, BLOCK[1:]),
+        frame(DATA, 0x1, 3, b"B"),
+        frame(HEADERS, 0x4, 7, BLOCK),
+        frame(RST, 0, 7, b"\x00\x00\x00\x08"),
+        frame(RST, 0, 1, b"\x00\x00\x00\x08"),
+        frame(6, 0, 0, b"pingping"),
+    )
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, len(MIXED)), max_size=14))
+def test_what_is_taken_out_is_whole_and_the_rest_goes_on(cuts: list[int]) -> None:
+    taker, resets = Everything(), []
+    requests = Requests(9, resets.append, taker)
+    passed = b"".join(map(requests.pass_on, in_pieces(MIXED, cuts)))
+
+    def mark(stream: int) -> bytes:
+        value = b"9-%d" % stream
+        field = b"\x00" + bytes([len(MARK)]) + MARK.encode() + bytes([len(value)]) + value
+        return frame(CONTINUATION, 0x4, stream, field)
+
+    assert passed == b"".join(
+        (
+            PREFACE,
+            frame(4, 0, 0, b"\x00\x04\x00\x01\x00\x00"),
+            frame(8, 0, 0, b"\x00\x00\x00\x07"),
+            frame(HEADERS, 0, 1, BLOCK),
+            mark(1),
+            frame(DATA, 0, 1, b"a" * 300),
+            frame(8, 0, 1, UPDATE),
+            frame(HEADERS, 0x0, 5, BLOCK[:1]),
+            frame(CONTINUATION, 0, 5, BLOCK[1:]),
+            mark(5),
+            frame(RST, 0, 1, b"\x00\x00\x00\x08"),
+            frame(6, 0, 0, b"pingping"),
+        )
+    )
+    assert taker.taken == {3: BLOCK, 7: BLOCK} and taker.bodies == {3: b"b" * 300 + b"B"} and resets == [1]
+    assert taker.seen == [
+        ("settings", b"\x00\x04\x00\x01\x00\x00"),
+        ("window", 0, 256),
+        ("window", 3, 256),
+        "tables",
+        "tables",
+        ("reset", 7),
+    ]
+
+
+ANSWERS = (
+    frame(HEADERS, 0x0, 1, b"head"),
+    frame(CONTINUATION, 0x4, 1, b"of two frames"),
+    frame(DATA, 0, 1, b"a" * 100),
+    frame(4, 0x1, 0),
+    frame(7, 0, 0, (1).to_bytes(4, "big") + b"\x00" * 4),
+    frame(DATA, 0x1, 1, b"b"),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=12), st.lists(st.integers(0, 12), max_size=5))
+def test_frames_are_put_in_between_frames_and_not_into_heads(cuts: list[int], when: list[int]) -> None:
+    acknowledged: list[int] = []
+    responses = Responses(lambda stream, size: None, lambda stream: None, lambda: 9, lambda: acknowledged.append(1))
+    mine = frame(DATA, 0x1, 9, b"mine")
+    out, count = b"", 0
+    for number, piece in enumerate(in_pieces(b"".join(ANSWERS), cuts)):
+        for _ in range(when.count(number)):
+            out += responses.put_in(mine)
+            count += 1
+        out += responses.pass_on(piece)
+    found: list[bytes] = []
+    while out:
+        size = 9 + int.from_bytes(out[:3], "big")
+        found.append(out[:size])
+        out = out[size:]
+    assert found.count(mine) == count and acknowledged == [1]
+    rest = [each for each in found if each != mine]
+    goaway = frame(7, 0, 0, (9).to_bytes(4, "big") + b"\x00" * 4)
+    assert rest == [*ANSWERS[:4], goaway, ANSWERS[5]]
+    assert found.index(ANSWERS[1]) == found.index(ANSWERS[0]) + 1, "put into a head"

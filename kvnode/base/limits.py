@@ -227,6 +227,7 @@ HTTP_BODY_TIMEOUT_MS = 15_000
 MAX_HTTP_HEADER_BYTES = 65_536
 MAX_KNOWN_HEADS_COUNT = 512  # heads of HTTP/1.1 requests that are not parsed again, of the bytes below at most
 MAX_KNOWN_HEAD_BYTES = 2_048
+MAX_KNOWN_BLOCKS_BYTES = 65_536  # of heads of HTTP/2 requests that are not decoded again, a connection
 MAX_HTTP_BODIES_BYTES = 67_108_864  # of all bodies that are being read at one time
 HTTP2_CONNECTION_WINDOW_BYTES = 4_194_304
 HTTP2_STREAM_WINDOW_BYTES = 1_048_576

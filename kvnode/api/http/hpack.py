@@ -11,6 +11,7 @@ from collections.abc import Iterable
 _MAX_INTEGER_BYTES = 5
 _STATUS, _CACHE_CONTROL, _CONTENT_LENGTH, _CONTENT_TYPE, _DATE = 8, 24, 28, 31, 33  # of the static table (appendix A)
 _STATUS_200 = b"\x88"
+_MAX_DIGITS_BYTES = 12
 
 
 def leaves_tables(block: bytes) -> bool:
@@ -31,6 +32,60 @@ def leaves_tables(block: bytes) -> bool:
     except (IndexError, ValueError):
         return False
     return at == end
+
+
+def split_length(block: bytes) -> tuple[bytes, int] | None:
+    """A block without the value of its content-length, and that value.
+
+    None when it changes a table, or has not just one content-length under its name in the static table.
+    """
+    at, end = 0, len(block)
+    found: tuple[int, int, int] | None = None
+    try:
+        while at < end:
+            first = block[at]
+            if first & 0x80:
+                _, at = _integer(block, at, 7)
+                continue
+            if first & 0x60:
+                return None
+            name, at = _integer(block, at, 4)
+            if not name:
+                at = _behind_string(block, at)
+            begin, at = at, _behind_string(block, at)
+            if name == _CONTENT_LENGTH:
+                value = _number(block[begin:at])
+                if value is None or found is not None:
+                    return None
+                found = begin, at, value
+    except (IndexError, ValueError):
+        return None
+    if found is None or at != end:
+        return None
+    begin, behind, value = found
+    return b"%b|%b" % (block[:begin], block[behind:]), value
+
+
+def _number(string: bytes) -> int | None:
+    """What a string says in decimal digits; None = it says something else."""
+    size, at = _integer(string, 0, 7)
+    if not 0 < size <= _MAX_DIGITS_BYTES:
+        return None
+    data = string[at:]
+    if not string[0] & 0x80:
+        return int(data) if data.isdigit() else None
+    bits, left, digits = int.from_bytes(data, "big"), 8 * size, 0
+    value = 0
+    while left > 7 or bits & ((1 << left) - 1) != (1 << left) - 1:  # what is left is not padding (5.2)
+        five, six = (bits >> left - 5) & 0x1F if left >= 5 else -1, (bits >> left - 6) & 0x3F if left >= 6 else -1
+        if 0 <= five <= 2:  # Huffman's codes (appendix B): 0 to 2 in five bits, 3 to 9 in six
+            value, left = 10 * value + five, left - 5
+        elif 0x19 <= six <= 0x1F:
+            value, left = 10 * value + six - 0x16, left - 6
+        else:
+            return None
+        digits += 1
+    return value if digits else None
 
 
 def response_block(status: int, content_type: str, date: str, headers: Iterable[tuple[str, str]]) -> bytes:

@@ -39,6 +39,7 @@ from kvnode.api.http.http2_frames import (
     RST_STREAM,
     frame,
 )
+from kvnode.api.http.http2_known import KnownBlocks
 from kvnode.api.http.http2_window import FIRST_WINDOW_BYTES, MAX_WINDOW_BYTES, SharedWindow
 from kvnode.api.http.known_heads import KnownHead
 from kvnode.api.http.messages import (
@@ -206,9 +207,10 @@ class Direct:
         self.last_taken = 0
         self._streams: dict[int, DirectStream] = {}
         self._unsent: dict[int, DirectStream] = {}
-        self._known: dict[bytes, KnownHead] = {}
+        self._known = KnownBlocks()
         self._candidates: dict[int, bytes] = {}  # heads that granian parses, by stream
         self._takes = True
+        self._is_deaf = False  # the client does not read
         self._settings: deque[bytes] = deque()  # of the client, that granian has yet to acknowledge
         self._is_over = False  # the client was told to go
         self.window = SharedWindow(to_server, to_client, shared.take_whole is not None)
@@ -230,13 +232,16 @@ class Direct:
         """That is what the head of a stream, which granian has parsed, says."""
         block = self._candidates.pop(stream, None)
         if block is not None:
-            if len(self._known) >= limits.MAX_KNOWN_HEADS_COUNT:
-                del self._known[next(iter(self._known))]
-            self._known[block] = head
+            self._known.add(block, head)
 
     def forget(self, stream: int) -> None:
         """Granian's answer to a stream is out."""
         self._candidates.pop(stream, None)
+
+    def client_reads(self, *, reads: bool) -> None:
+        """Whether the client reads what it is sent: if not, the rest of large answers waits here."""
+        self._is_deaf = not reads
+        self._send_unsent()
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -262,7 +267,7 @@ class Direct:
 
     def take(self, stream: int, block: bytes) -> bool:
         """See Taker."""
-        head = self._known.get(block)
+        head = self._known.find(block)
         if head is None or self.shared.stopping or not self._takes:
             if not leaves_tables(block):
                 self.tables_changed()
@@ -328,7 +333,8 @@ class Direct:
                 by_bytes, self._stream_window_bytes = value - self._stream_window_bytes, value
                 for stream in self._streams.values():
                     stream.window_bytes += by_bytes
-        self._send_unsent()
+        # Only behind the acknowledgement: the client goes by its old settings until it has that.
+        asyncio.get_running_loop().call_soon(self._send_unsent)
 
     def window_update(self, stream: int, by_bytes: int) -> bytes | None:
         """See Taker."""
@@ -419,7 +425,7 @@ class Direct:
     def _send_unsent(self) -> None:
         """As much as the windows take, the oldest answer first."""
         for stream in list(self._unsent.values()):
-            while stream.unsent:
+            while stream.unsent and not self._is_deaf:
                 size = min(len(stream.unsent), stream.window_bytes, self.window.room_bytes, MAX_FRAME_BYTES)
                 if size <= 0:
                     break

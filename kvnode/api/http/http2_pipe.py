@@ -19,6 +19,8 @@ from kvnode.api.http.unread import Unread
 
 _log = logging.getLogger(__name__)
 
+_MAX_GATHERED_BYTES = 65_536
+
 
 class Pipe:
     """Carries one connection's bytes to granian and back, no faster than each side reads.
@@ -51,6 +53,7 @@ class Pipe:
         self._responses = Responses(sent, over, lambda: self._direct.last_taken, self._direct.acknowledged)
         self._loop = asyncio.get_running_loop()
         self._for_client: list[bytes] = []  # frames of this pass of the loop: one write for all
+        self._for_client_bytes = 0
         self._for_server: list[bytes] = []  # frames that wait until those of the client let them in
         self._client = _End(self, self._there)
         self._server = _End(self, self._back)
@@ -85,6 +88,8 @@ class Pipe:
 
         A client that does not read is not heard either if it is answered directly: it could ask for more and more.
         """
+        if end is self._client:
+            self._direct.client_reads(reads=reads)
         if reads:
             end.other.release(end)
             end.release(end)
@@ -122,11 +127,14 @@ class Pipe:
         if not self._for_client:
             self._loop.call_soon(self._send_to_client)
         self._for_client.append(frames)
+        self._for_client_bytes += len(frames)
+        if self._for_client_bytes > _MAX_GATHERED_BYTES:
+            self._send_to_client()  # and hear whether the client reads
 
     def _send_to_client(self) -> None:
         if not self._for_client:
             return
-        frames, self._for_client = b"".join(self._for_client), []
+        frames, self._for_client, self._for_client_bytes = b"".join(self._for_client), [], 0
         if (now := self._responses.put_in(frames)) and self._client.transport is not None:
             self._client.transport.write(now)
 

@@ -35,6 +35,13 @@ class KnownHead:
         self.body_bytes = body_bytes
         self.note: object = None
 
+    def with_body_of(self, body_bytes: int) -> KnownHead:
+        """The same in front of a body of another length."""
+        headers = self.headers | {b"content-length": b"%d" % body_bytes}
+        head = KnownHead(self.url, headers, body_bytes)
+        head.note = self.note  # what is to be done does not hang on the length
+        return head
+
 
 class KnownHeads:
     """The heads that one server remembers; of too many, the one that came first is forgotten."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hpack
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnode.api.http.hpack import content_length, leaves_tables, response_block
+from kvnode.api.http.hpack import content_length, leaves_tables, response_block, split_length
 
 NAMES = st.sampled_from([":method", ":path", "authorization", "content-type", "x-a", "x-" + "n" * 200])
 VALUES = st.sampled_from(["", "POST", "/", "v", "v" * 126, "v" * 127, "v" * 400, "\xe9t\xe9"])
@@ -73,3 +74,40 @@ def test_an_answer_is_read_as_it_was_meant_and_leaves_the_tables(
         ("content-length", str(size)),
     ]
     assert leaves_tables(block) and not decoder.header_table.dynamic_entries
+
+
+@given(st.integers(0, 10**10), st.booleans(), FIELDS, FIELDS, st.booleans())
+def test_the_length_is_split_off(
+    size: int, huffman: bool, before: list[tuple[str, str]], behind: list[tuple[str, str]], is_sensitive: bool
+) -> None:
+    def block(length: object) -> bytes:
+        fields = [(*field, True) for field in [*before, ("content-length", str(length)), *behind]]
+        return hpack.Encoder().encode(fields, huffman=huffman)
+
+    split, other = split_length(block(size)), split_length(block(7))
+    assert split is not None and other is not None
+    assert split[1] == size and split[0] == other[0]
+    further = split_length(hpack.Encoder().encode([("x", "y", True)], huffman=huffman) + block(size))
+    assert further is not None and further[0] != split[0]
+
+
+@pytest.mark.parametrize("fields", [
+    [("content-length", "1"), ("content-length", "1")],
+    [("x-a", "1")],
+    [("content-length", "")],
+    [("content-length", "12a")],
+    [("content-length", "-1")],
+    [("content-length", "1" * 100)],
+])  # fmt: skip
+@pytest.mark.parametrize("huffman", [True, False])
+def test_what_has_no_one_length_is_not_split(fields: list[tuple[str, str]], huffman: bool) -> None:
+    assert split_length(hpack.Encoder().encode([(*field, True) for field in fields], huffman=huffman)) is None
+
+
+def test_what_changes_the_tables_is_not_split() -> None:
+    assert split_length(hpack.Encoder().encode([("content-length", "12")])) is None
+
+
+@given(st.binary(max_size=12))
+def test_any_bytes_are_split_or_not(data: bytes) -> None:
+    split_length(b"\x0f\x0d" + data)

@@ -11,10 +11,13 @@ import h2.events
 import h2.exceptions
 import pytest
 from h2.settings import SettingCodes
+from hpack import NeverIndexedHeaderTuple
 
 from kvnode.api.http import HttpServer
 from kvnode.api.http.http2_direct import Direct
+from kvnode.api.http.http2_known import KnownBlocks
 from kvnode.api.http.http2_window import MIN_SHARED_BYTES
+from kvnode.api.http.known_heads import KnownHead
 from kvnode.base import limits
 from tests.unit.api.http.known_heads import MAX_BODY, serving
 from tests.unit.api.http.raw import Answer, Http2, eventually
@@ -68,6 +71,40 @@ async def test_a_head_that_comes_again_is_answered_directly() -> None:
             assert (await post(client, body)).body == b"taken: " + body
         assert way(server).last_taken == 7 and not way(server).is_busy
         assert desk.handled == 1, "a handler was asked although the request was taken"
+
+
+async def test_a_head_that_differs_in_its_length_alone_is_known_too() -> None:
+    """As Deno writes it: the length is never indexed."""
+    async with serving() as (desk, server, port), connected(port) as client:
+        encoder = client.h2.encoder
+        encode = encoder.encode
+        encoder.encode = lambda headers, **rest: encode(  # type: ignore[method-assign]
+            [NeverIndexedHeaderTuple(*h) if h[0] in ("content-length", b"content-length") else h for h in headers]
+        )
+        desk.takes = False
+        await learned(client, b"ok", x_note="n")
+        for size in (0, 1, 9, 345, 9_876):
+            answer = await post(client, b"x" * size, x_note="n")
+            assert answer.status == 200 and answer.body.endswith(repr(("n", b"x" * size))[1:].encode())
+            assert way(server).last_taken == max(client.events)
+        desk.takes = True
+        assert (await post(client, b"four", x_note="n")).body == b"taken: four"
+        too_large = await post(client, b"x" * (limits.HTTP_READ_AHEAD_BYTES + 1), x_note="n")
+        assert too_large.status == 413 and way(server).last_taken < max(client.events)
+
+
+async def test_no_more_heads_are_known_than_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_KNOWN_BLOCKS_BYTES", 300)
+    known = KnownBlocks()
+    for number in range(100):
+        block = b"\x83" * 10 + b"\x0f\x0d\x02%02d" % number
+        known.add(block, KnownHead(b"/", {}, number))
+        assert known._size_bytes == sum(map(len, [*known._heads, *known._forms])) <= 300
+        found = known.find(block)
+        assert found is not None and found.body_bytes == number
+    monkeypatch.setattr(limits, "MAX_KNOWN_BLOCKS_BYTES", 5)
+    known.add(block, KnownHead(b"/", {}, 99))
+    assert known.find(block) is None and not known._size_bytes
 
 
 async def test_the_answer_and_what_the_handler_sees_are_the_same() -> None:
@@ -169,6 +206,24 @@ async def test_an_answer_waits_for_its_streams_window() -> None:
         client.flush()
         assert len((await client.answer(stream)).body) == 8_000_000
         assert not way(server).is_busy
+
+
+async def test_what_a_client_is_slow_to_read_does_not_pile_up_in_its_socket() -> None:
+    """Or a ping would have to wait behind all of it, and granian ends whoever does not answer."""
+    async with serving() as (desk, server, port), connected(port, 64 * MIN_SHARED_BYTES) as client:
+        desk.takes = False
+        await learned(client, b"ok", "/large")
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 64_000_000})
+        client.flush()
+        while not any(64_000_000 in [c.new_value for c in e.changed_settings.values()] for e in acknowledged(client)):
+            assert await client.pump()
+        streams = [await begin(client, b"ok", "/large") for _ in range(4)]
+        await asyncio.sleep(0.3)
+        (pipe,) = server._pipes
+        assert pipe._client.transport is not None
+        assert pipe._client.transport.get_write_buffer_size() < 500_000 and way(server).is_busy
+        for stream in streams:
+            assert len((await client.answer(stream)).body) == 8_000_000
 
 
 @pytest.mark.parametrize("window_bytes", [1, MIN_SHARED_BYTES - 1])

@@ -127,7 +127,7 @@ def get(
 
     entry = run(work(), output)
     if output is Output.JSON:
-        age = {"age_ms": entry.age_ms} if consistency is Reading.EVENTUAL else {}
+        age = _age(consistency, entry.age_ms)
         print_json({**entry_json(entry), **age})
     elif output is Output.TABLE:
         print_table(entry_columns(), [entry_row(entry)])
@@ -362,7 +362,8 @@ def watch(
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     output: OutputOption = None,
 ) -> None:
-    """Print keys whenever they change, until Ctrl-C. With -o json, one object a state.
+    """Print keys whenever they change, until Ctrl-C. With -o json, one object a state; age_ms says how old it may be,
+    if it is an eventual one.
 
     The first state comes at once. States in between may be left out, the last one never. Lost nodes are replaced
     silently.
@@ -383,8 +384,9 @@ def watch(
             if prefix:
                 await _watch_prefix(kv, parse_key(keys[0]), consistency, max_staleness, output)
             parsed = [parse_key(key) for key in keys]
-            async for entries in kv.watch(parsed, consistency=consistency.value, max_staleness_ms=max_staleness):
-                _print_state(entries, output)
+            states = kv.watch(parsed, consistency=consistency.value, max_staleness_ms=max_staleness)
+            async for entries in states:
+                _print_state(entries, _age(consistency, states.age_ms), output)
 
     run(work(), output)
 
@@ -395,7 +397,8 @@ async def _watch_prefix(
     async for changes in kv.watch_prefix(prefix, consistency=consistency.value, max_staleness_ms=max_staleness_ms):
         if output is Output.JSON:
             shown = [entry_json(entry) for entry in changes.entries]
-            print_json({"versionstamp": changes.versionstamp, "resync": changes.resync, "entries": shown})
+            of = {"versionstamp": changes.versionstamp, "resync": changes.resync, **_age(consistency, changes.age_ms)}
+            print_json({**of, "entries": shown})
             continue
         if changes.resync:
             note = f"# at {changes.versionstamp}; earlier changes are not shown, list the prefix to see its state"
@@ -404,9 +407,14 @@ async def _watch_prefix(
             print("  ".join(entry_row(entry)), flush=True)
 
 
-def _print_state(entries: list[Entry], output: Output | None) -> None:
+def _age(consistency: Reading, age_ms: int) -> dict[str, int]:
+    """How old what is shown may be; only of what is read from the node itself."""
+    return {"age_ms": age_ms} if consistency is Reading.EVENTUAL else {}
+
+
+def _print_state(entries: list[Entry], age: dict[str, int], output: Output | None) -> None:
     if output is Output.JSON:
-        print_json({"entries": [entry_json(entry) for entry in entries]})
+        print_json({**age, "entries": [entry_json(entry) for entry in entries]})
     elif len(entries) == 1:
         print("  ".join(entry_row(entries[0])), flush=True)
     else:

@@ -169,6 +169,20 @@ async def test_a_watch_ends_when_no_node_is_as_fresh_as_it_asks(cli: Cli, server
     assert json.loads(keys.err)["error"]["code"] == "TOO_STALE" and "2500 ms" in prefix.err
 
 
+@pytest.mark.parametrize("consistency", ["eventual", "strong"])
+@pytest.mark.parametrize("asked", [["watch", '["a"]'], ["watch", "--prefix", '["p"]']])
+async def test_an_eventual_watch_says_how_old_a_state_may_be(
+    cli: Cli, server: FakeServer, asked: list[str], consistency: str
+) -> None:
+    server.faults.age_ms = 40
+    process = await cli.start(*asked, "-c", consistency, "-o", "json")
+    assert process.stdout is not None
+    shown = json.loads(await process.stdout.readline())
+    assert shown.get("age_ms") == (40 if consistency == "eventual" else None)
+    process.send_signal(signal.SIGTERM)
+    await process.communicate()
+
+
 async def test_watch_a_prefix(cli: Cli) -> None:
     process = await cli.start("watch", "--prefix", '["p"]')
     assert process.stdout is not None

@@ -22,9 +22,11 @@ from kvnode.base.invariant import invariant
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine import sessions, sums
+from kvnode.machine.batch_rows import BatchRows
 from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix, session_key
 from kvnode.machine.overlay import Overlay
 from kvnode.machine.queue.arrivals import Arrivals, QueueId
+from kvnode.machine.queue.counters import Counters
 from kvnode.machine.queue.grace import LeaseGrace
 from kvnode.machine.queue.keys import database_of_key, is_event_key
 from kvnode.machine.queue.transaction import QueueTransaction
@@ -108,6 +110,8 @@ class Resolver:
         if newest is not None and newest.index == index:
             invariant(not newest.transactions_count, f"entry {index} is resolved twice")
             self.discard(newest)
+        elif newest is not None:
+            newest.close()  # so that this one finds its counters in their rows
         self._log_time_ms = log_time_ms
         self.overlay.begin(index)
         batch = self._newest = Batch(self, self._epoch, index, log_time_ms)
@@ -163,29 +167,37 @@ class Batch:
         size_bytes: of the payload, never underestimated.
         crons_late_ms: of each tick of a cron that it fires, how late that is.
         arrived: queues to which it brings messages that are due.
+        overlay, resolver: of the term.
+        counters: of its queues.
     """
 
     __slots__ = (
         "_closed_sessions",
         "_grace",
         "_opened_sessions",
-        "_overlay",
         "_payload",
         "_refreshed_sessions",
-        "_resolver",
+        "_rows",
         "_stamp",
         "_transactions",
         "arrived",
+        "counters",
         "crons_late_ms",
         "index",
         "log_time_ms",
+        "overlay",
+        "resolver",
         "size_bytes",
         "transactions_count",
     )
 
     def __init__(self, resolver: Resolver, epoch: int, index: int, log_time_ms: int) -> None:
-        self._resolver = resolver
-        self._overlay = resolver.overlay
+        self.resolver = resolver
+        self.overlay = resolver.overlay
+        self.counters = Counters(resolver.overlay)
+        self.index = index
+        self.log_time_ms = log_time_ms
+        self._rows = BatchRows(self)
         self._payload = log_pb2.EntryPayload(epoch=epoch, log_time_ms=log_time_ms)
         self._transactions = self._payload.transactions
         self._stamp = versionstamp(epoch, index, 0)[:8]
@@ -195,8 +207,6 @@ class Batch:
         self._grace: tuple[LeaseGrace, bytes] | None = None
         self.crons_late_ms: list[int] = []
         self.arrived: dict[QueueId, None] = {}
-        self.index = index
-        self.log_time_ms = log_time_ms
         self.size_bytes = 32
         self.transactions_count = 0
 
@@ -206,8 +216,15 @@ class Batch:
         return self.index if self.transactions_count else self.index - 1
 
     def payload(self) -> bytes:
-        """The entry's data."""
+        """The entry's data. Nothing more may be added to it."""
+        self.close()
         return self._payload.SerializeToString()
+
+    def close(self) -> None:
+        """The entry is full: write what it writes once."""
+        transactions = self._transactions
+        for order, row in self.counters.close():
+            _add_fact(transactions[order], row)
 
     def add(self, write: kv_pb2.AtomicWriteRequest, database: int, request: RequestId | None) -> Verdict:
         """Judge one transaction, and put it in the batch if it holds.
@@ -230,7 +247,7 @@ class Batch:
                 return self._check_failed(failed, request, window)
         order = self.transactions_count
         stamp = self._stamp + order.to_bytes(2, "big")
-        mark, size_bytes = self._overlay.mark(), self.size_bytes
+        mark, size_bytes = self.overlay.mark(), self.size_bytes
         transaction = self._transactions.add()
         results: tuple[kv_pb2.QueueActionResult, ...] = ()
         try:
@@ -241,7 +258,7 @@ class Batch:
             if write.actions or write.enqueues:
                 results = self._queues(transaction, write, database, stamp, size_bytes)
         except KvError as error:
-            self._overlay.rollback(mark)
+            self.overlay.rollback(mark)
             self.size_bytes = size_bytes
             del self._transactions[-1]
             return self._rejected(error, request, window)
@@ -255,18 +272,21 @@ class Batch:
             self._remember(transaction, request, window, Settled(_COMMITTED, stamp, (), None, lost))
         return Accepted(stamp, order, results)
 
-    def claim(self, action: kv_pb2.QueueAction, database: int) -> Accepted | None:
+    def claim(
+        self, action: kv_pb2.QueueAction, database: int, into: kv_pb2.QueueActionResult | None = None
+    ) -> Accepted | None:
         """Add a transaction that puts messages of a queue under lease; None, and nothing is added, when none is due.
 
         Args:
             action: a claim.
             database: of the queue.
+            into: an empty result, to be filled in place: what is claimed is copied once less.
         """
         order = self.transactions_count
         stamp = self._stamp + order.to_bytes(2, "big")
         transaction = self._transactions.add()
-        queues = QueueTransaction(_Rows(self, transaction), database, stamp)
-        result = queues.act(action)
+        queues = QueueTransaction(self._rows.of(transaction), database, stamp)
+        result = queues.act(action, into)
         if not result.messages:
             del self._transactions[-1]
             return None
@@ -280,7 +300,7 @@ class Batch:
         Raises:
             Unavailable: code TOO_MANY_SESSIONS.
         """
-        resolver = self._resolver
+        resolver = self.resolver
         census = resolver.census = resolver.census or SessionCensus(resolver.state, resolver.overlay)
         if len(census) >= limits.MAX_SESSIONS_COUNT:
             self._evict_session(census)
@@ -311,14 +331,14 @@ class Batch:
             if key.startswith(SESSION_PREFIX):
                 count += self._expire_session(transaction, key, expire_at_ms)
                 continue
-            row = self._overlay.get(key)
+            row = self.overlay.get(key)
             if row is None or row.expire_at_ms != expire_at_ms:
                 continue
             if is_event_key(key):
                 self._expire_event(transaction, row, queues)
             else:
                 transaction.facts.add(kind=log_pb2.FACT_KIND_EXPIRE, key=key)
-                self._overlay.put(key, None)
+                self.overlay.put(key, None)
                 self.size_bytes += len(key) + _FACT_OVERHEAD_BYTES
             count += 1
         for touched in queues.values():
@@ -339,7 +359,7 @@ class Batch:
             stamp = self._stamp + self.transactions_count.to_bytes(2, "big")
             transaction = self._transactions.add()
             for row in extended:
-                self._set(transaction, row._replace(versionstamp=stamp))
+                self.set_row(transaction, row._replace(versionstamp=stamp))
             self._count_transaction()
 
     def withdraw(self) -> None:
@@ -347,7 +367,7 @@ class Batch:
         if self._grace is not None:
             grace, place = self._grace
             grace.rewind(place)
-        windows, census = self._resolver.windows, self._resolver.census
+        windows, census = self.resolver.windows, self.resolver.census
         for client_id in self._opened_sessions:
             del windows[client_id]
             if census is not None:
@@ -365,7 +385,7 @@ class Batch:
 
     def _admit(self, request: RequestId) -> SessionWindow | Settled | InFlight | Refused:
         client_id, sequence, lowest, resend = request
-        window = self._resolver.windows.get(client_id) or self._resolver.window(client_id)
+        window = self.resolver.windows.get(client_id) or self.resolver.window(client_id)
         if window is None or window.expire_at_ms <= self.log_time_ms:
             return Refused(sessions.unknown_session(resend))
         if lowest > window.lowest_unanswered:
@@ -375,15 +395,16 @@ class Batch:
         if sequence <= window.max_sequence:
             known = window.outcomes.get(sequence)
             if known is not None:
-                if known.index > self._resolver.applied_index:
+                if known.index > self.resolver.applied_index:
                     return InFlight(known.index, known.order)
                 return known.settled
         if sequence - window.lowest_unanswered >= limits.MAX_SESSION_UNANSWERED_COUNT:
             return Refused(sessions.too_many_unanswered(sequence, window.lowest_unanswered))
         return window
 
-    def _live(self, key: bytes) -> Row | None:
-        row = self._overlay.get(key)
+    def live(self, key: bytes) -> Row | None:
+        """The newest row of a key, unless it has expired."""
+        row = self.overlay.get(key)
         if row is not None and 0 < row.expire_at_ms <= self.log_time_ms:
             return None
         return row
@@ -391,7 +412,7 @@ class Batch:
     def _failed_checks(self, write: kv_pb2.AtomicWriteRequest, prefix: bytes) -> list[int]:
         failed = []
         for position, check in enumerate(write.checks):
-            row = self._live(prefix + check.key)
+            row = self.live(prefix + check.key)
             if (b"" if row is None else row.versionstamp) != check.versionstamp:
                 failed.append(position)
         return failed
@@ -408,16 +429,16 @@ class Batch:
         key = prefix + mutation.key
         if kind == _SET:
             value = mutation.value
-            self._set(transaction, Row(key, value.data, value.encoding, stamp, max(mutation.expire_at_ms, 0)))
+            self.set_row(transaction, Row(key, value.data, value.encoding, stamp, max(mutation.expire_at_ms, 0)))
         elif kind == _DELETE:
-            self._delete(transaction, key)
+            self.delete_row(transaction, key)
         elif kind in _SUMS:
-            data, encoding = sums.combine(mutation, self._live(key), self._resolver.max_value_bytes(database))
-            self._set(transaction, Row(key, data, encoding, stamp))
+            data, encoding = sums.combine(mutation, self.live(key), self.resolver.max_value_bytes(database))
+            self.set_row(transaction, Row(key, data, encoding, stamp))
         elif kind == _SET_SUFFIX:
             key += b"\x02" + stamp.hex().encode() + b"\x00"
             value = mutation.value
-            self._set(transaction, Row(key, value.data, value.encoding, stamp, max(mutation.expire_at_ms, 0)))
+            self.set_row(transaction, Row(key, value.data, value.encoding, stamp, max(mutation.expire_at_ms, 0)))
         elif kind == _DELETE_RANGE:
             self._delete_range(transaction, key, prefix + mutation.end_key)
         elif kind == _SET_EXPIRY:
@@ -428,39 +449,36 @@ class Batch:
                 f"Invalid mutation kind or arguments. Mutation type {kind} is not known to this node.",
             )
 
-    def _set(self, transaction: log_pb2.Transaction, row: Row) -> None:
-        fact = transaction.facts.add()
-        fact.key = row.key
-        fact.value = row.value
-        fact.encoding = row.encoding
-        if row.expire_at_ms:
-            fact.expire_at_ms = row.expire_at_ms
-        self._overlay.put(row.key, row)
+    def set_row(self, transaction: log_pb2.Transaction, row: Row) -> None:
+        """A fact: this row."""
+        _add_fact(transaction, row)
+        self.overlay.put(row.key, row)
         self.size_bytes += len(row.key) + len(row.value) + _FACT_OVERHEAD_BYTES
 
     def _set_expiry(self, transaction: log_pb2.Transaction, key: bytes, stamp: bytes, expire_at_ms: int) -> None:
         # The log carries the whole row: a fact never depends on the row before it. What has expired stays gone.
-        row = self._live(key)
+        row = self.live(key)
         if row is not None:
-            self._set(transaction, row._replace(versionstamp=stamp, expire_at_ms=expire_at_ms))
+            self.set_row(transaction, row._replace(versionstamp=stamp, expire_at_ms=expire_at_ms))
 
-    def _delete(self, transaction: log_pb2.Transaction, key: bytes) -> None:
+    def delete_row(self, transaction: log_pb2.Transaction, key: bytes) -> None:
+        """A fact: no such row."""
         fact = transaction.facts.add()
         fact.kind = _FACT_DELETE
         fact.key = key
-        self._overlay.put(key, None)
+        self.overlay.put(key, None)
         self.size_bytes += len(key) + _FACT_OVERHEAD_BYTES
 
     def _delete_range(self, transaction: log_pb2.Transaction, start: bytes, end: bytes) -> None:
         limit = limits.MAX_DELETE_RANGE_KEYS_COUNT
-        if self._overlay.live_keys_count(start, end, limit) > limit:
+        if self.overlay.live_keys_count(start, end, limit) > limit:
             raise InvalidRequest(
                 "DELETE_RANGE_TOO_LARGE",
                 f"The range holds more than {limit} keys; nothing was deleted. Page through it: list keys, and delete "
                 "up to each page's last key.",
             )
         transaction.facts.add(kind=log_pb2.FACT_KIND_DELETE_RANGE, key=start, end_key=end)
-        self._overlay.delete_range(start, end)
+        self.overlay.delete_range(start, end)
         self.size_bytes += len(start) + len(end) + _FACT_OVERHEAD_BYTES
 
     def _queues(
@@ -472,7 +490,7 @@ class Batch:
         size_bytes: int,
     ) -> tuple[kv_pb2.QueueActionResult, ...]:
         # Actions first: an ack makes room for the message that its transaction enqueues.
-        queues = QueueTransaction(_Rows(self, transaction), database, stamp, len(write.enqueues))
+        queues = QueueTransaction(self._rows.of(transaction), database, stamp, len(write.enqueues))
         results = []
         for action in write.actions:
             results.append(queues.act(action))
@@ -488,7 +506,7 @@ class Batch:
         touched = queues.get(database)
         if touched is None:
             stamp = self._stamp + self.transactions_count.to_bytes(2, "big")
-            touched = queues[database] = QueueTransaction(_Rows(self, transaction), database, stamp)
+            touched = queues[database] = QueueTransaction(self._rows.of(transaction), database, stamp)
         touched.expired(row)
 
     def _check_failed(self, failed: list[int], request: RequestId | None, window: SessionWindow | None) -> CheckFailed:
@@ -535,7 +553,7 @@ class Batch:
         self.size_bytes += _TRANSACTION_OVERHEAD_BYTES
 
     def _expire_session(self, transaction: log_pb2.Transaction, key: bytes, expire_at_ms: int) -> int:
-        window = self._resolver.window(key[len(SESSION_PREFIX) :])
+        window = self.resolver.window(key[len(SESSION_PREFIX) :])
         if window is None or window.expire_at_ms != expire_at_ms:
             return 0
         return self._close_session(transaction, window)
@@ -543,54 +561,32 @@ class Batch:
     def _evict_session(self, census: SessionCensus) -> None:
         """Close the session that has been idle longest, or raise TOO_MANY_SESSIONS."""
         client_id = census.idle_longest(self._expiry)
-        window = self._resolver.window(client_id)
+        window = self.resolver.window(client_id)
         if window is None or not is_evictable(window.expire_at_ms, self.log_time_ms):
             raise too_many_sessions()
         self._close_session(self._transactions.add(), window)
         self._count_transaction()
 
     def _expiry(self, client_id: bytes) -> int:
-        window = self._resolver.window(client_id)
+        window = self.resolver.window(client_id)
         return 0 if window is None else window.expire_at_ms
 
     def _close_session(self, transaction: log_pb2.Transaction, window: SessionWindow) -> int:
         key = session_key(window.client_id)
-        if self._resolver.census is not None:
-            self._resolver.census.closed(window.client_id)
+        if self.resolver.census is not None:
+            self.resolver.census.closed(window.client_id)
         transaction.expired_sessions.append(window.client_id)
-        self._overlay.put(key, None)
-        self._resolver.windows.pop(window.client_id, None)
+        self.overlay.put(key, None)
+        self.resolver.windows.pop(window.client_id, None)
         self._closed_sessions.append(window)
         self.size_bytes += _FACT_OVERHEAD_BYTES
         return 1
 
 
-class _Rows:
-    """One transaction of a batch, as its queue part sees it (queue/transaction.py)."""
-
-    __slots__ = ("_batch", "_overlay", "_transaction", "live", "log_time_ms", "newest", "scan_applied")
-
-    def __init__(self, batch: Batch, transaction: log_pb2.Transaction) -> None:
-        self._batch = batch
-        self._transaction = transaction
-        self._overlay = batch._overlay
-        self.log_time_ms = batch.log_time_ms
-        self.live = batch._live
-        self.newest = batch._overlay.newest
-        self.scan_applied = batch._resolver.state.scan
-
-    def put(self, row: Row) -> None:
-        self._batch._set(self._transaction, row)
-
-    def remove(self, key: bytes) -> None:
-        self._batch._delete(self._transaction, key)
-
-    def arrive(self, queue_id: QueueId, key: bytes) -> None:
-        batch = self._batch
-        batch.arrived[queue_id] = None
-        batch._resolver.arrivals.note(queue_id, key, batch.index)
-
-    def arrived(self, queue_id: QueueId) -> list[Row]:
-        in_flight = self._overlay.in_flight
-        found = [in_flight(key) for key in self._batch._resolver.arrivals.of(queue_id)]
-        return [row for row in found if row is not None]
+def _add_fact(transaction: log_pb2.Transaction, row: Row) -> None:
+    fact = transaction.facts.add()
+    fact.key = row.key
+    fact.value = row.value
+    fact.encoding = row.encoding
+    if row.expire_at_ms:
+        fact.expire_at_ms = row.expire_at_ms

@@ -38,7 +38,8 @@ from kvnode.raft.raft import Raft
 MAX_PENDING_ENTRIES_COUNT = 4
 _TRANSACTION_FROM_COUNT = 3  # from so many operations on, SQLite's transaction around their reads is worth its cost
 
-Body = kv_pb2.AtomicWriteResponse | kv_pb2.Error
+Body = Accepted | kv_pb2.AtomicWriteResponse | kv_pb2.Error | kv_pb2.OperationResult
+"""What a waiter will be told: a verdict or an answer, which becomes a result when it is given; or a whole result."""
 _SUCCESS = kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS
 _CHECK_FAILED = kv_pb2.ATOMIC_WRITE_STATUS_CHECK_FAILED
 
@@ -48,7 +49,7 @@ class PendingEntry(NamedTuple):
 
     term: int
     size_bytes: int
-    waiters: list[tuple[Call, object]]  # an OperationResult's write part, an Error, or a client id
+    waiters: list[tuple[Call, object]]  # a Body, or a client id
 
 
 class DueSource(Protocol):
@@ -298,7 +299,7 @@ class Proposals:
         verdict = batch.add(operation.write, call.database, request)
         kind = type(verdict)
         if kind is Accepted:
-            waiters.append((call, _committed(verdict)))  # type: ignore[arg-type]
+            waiters.append((call, verdict))
             return
         self._not_accepted(verdict, index, call, waiters, negatives)
 
@@ -309,10 +310,13 @@ class Proposals:
             if call.database > DEFAULT_DATABASE and not self._takes_write(call.database, write):
                 call.fail(_database_gone(call))
                 continue
-            accepted = batch.claim(write.actions[0], call.database)
+            result = kv_pb2.OperationResult(id=call.operation.id)
+            accepted = batch.claim(write.actions[0], call.database, result.write.results.add())
             self._claims.took(call, 0 if accepted is None else len(accepted.results[0].messages))
             if accepted is not None:
-                waiters.append((call, _committed(accepted)))
+                result.write.status = _SUCCESS
+                result.write.versionstamp = accepted.versionstamp
+                waiters.append((call, result))
 
     def _not_accepted(
         self,
@@ -329,7 +333,7 @@ class Proposals:
             self._stats.conflicts_resent += 1
             self._answers.answer(call, result_of(call, settled_body(verdict)))
         else:
-            body: kv_pb2.AtomicWriteResponse | kv_pb2.Error
+            body: Body
             logged = False
             if isinstance(verdict, CheckFailed):
                 self._stats.check_failures += 1
@@ -427,13 +431,6 @@ def _takes_more(batch: Batch) -> bool:
     return batch.transactions_count < limits.MAX_BATCH_TRANSACTIONS_COUNT and batch.size_bytes < limits.MAX_BATCH_BYTES
 
 
-def _committed(accepted: Accepted) -> kv_pb2.AtomicWriteResponse:
-    body = kv_pb2.AtomicWriteResponse(status=_SUCCESS, versionstamp=accepted.versionstamp)
-    if accepted.results:
-        body.results.extend(accepted.results)
-    return body
-
-
 def _database_gone(call: Call) -> KvError:
     error = NotFound("the database was deleted")
     error.not_applied = not call.sent
@@ -459,11 +456,22 @@ def deadline_error(call: Call) -> KvError:
 
 
 def result_of(call: Call, body: Body) -> kv_pb2.OperationResult:
-    """The result of a call, from its write response or error."""
+    """The result of a call, from what was said about it."""
+    if isinstance(body, kv_pb2.OperationResult):
+        return body
     assert call.operation is not None
-    if isinstance(body, kv_pb2.Error):
-        return kv_pb2.OperationResult(id=call.operation.id, error=body)
-    return kv_pb2.OperationResult(id=call.operation.id, write=body)
+    result = kv_pb2.OperationResult(id=call.operation.id)
+    if isinstance(body, Accepted):
+        write = result.write
+        write.status = _SUCCESS
+        write.versionstamp = body.versionstamp
+        if body.results:
+            write.results.extend(body.results)
+    elif isinstance(body, kv_pb2.Error):
+        result.error.CopyFrom(body)
+    else:
+        result.write.CopyFrom(body)
+    return result
 
 
 def settled_body(verdict: Settled) -> Body:

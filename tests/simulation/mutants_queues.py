@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from kvnode.machine import resolve
+from kvnode.machine.batch_rows import BatchRows
 from kvnode.machine.queue import cron, keys, schedule
 from kvnode.machine.queue.cron_schedule import parse_schedule
 from kvnode.machine.queue.grace import LeaseGrace
@@ -40,8 +40,8 @@ def ignore_the_lease_of_an_ack() -> Patch:
         messages[lease_id] = lease.message_id
         put_lease(self, lease_id, lease, expire_at_ms)
 
-    def act_without_it(self: QueueTransaction, action: Any) -> Any:
-        result = act(self, action)
+    def act_without_it(self: QueueTransaction, action: Any, into: Any = None) -> Any:
+        result = act(self, action, into)
         if result.lost and action.HasField("ack") and action.ack.lease in messages:
             result.lost = False
             message_id = messages[action.ack.lease]
@@ -73,13 +73,13 @@ def send_a_claim_before_it_is_committed() -> Patch:
 
 def claim_what_is_claimed() -> Patch:
     """A claim does not see what entries in flight have taken."""
-    original = resolve._Rows.__init__
+    original = BatchRows.__init__
 
-    def init(self: Any, batch: Any, transaction: Any) -> None:
-        original(self, batch, transaction)
+    def init(self: Any, batch: Any) -> None:
+        original(self, batch)
         self.newest = lambda row: row
 
-    return replaced(resolve._Rows, "__init__", init)
+    return replaced(BatchRows, "__init__", init)
 
 
 def drop_what_a_dead_consumer_held() -> Patch:
@@ -126,10 +126,10 @@ def fire_what_is_in_flight() -> Patch:
     original = Batch.tick
 
     def tick(self: Batch, due: Any) -> int:
-        overlay = self._overlay
+        overlay = self.overlay
         for key, _ in due:
             if keys.is_event_key(key) and keys.is_tick_key(key):
-                row = self._resolver.state.get(key)
+                row = self.resolver.state.get(key)
                 if row is not None:
                     overlay.put(key, row)
         return original(self, due)

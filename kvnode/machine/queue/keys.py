@@ -92,6 +92,7 @@ def space_prefix(database: int) -> bytes:
     return database_prefix(queue_space(database))
 
 
+@lru_cache(maxsize=4096)
 def queue_key(database: int, queue: str) -> bytes:
     """The queue's own row."""
     return space_prefix(database) + _QUEUE + queue.encode()

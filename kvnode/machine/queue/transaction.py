@@ -22,11 +22,11 @@ counters) is seen through the overlay, as checks are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from kvnode.base import limits
-from kvnode.base.invariant import invariant
+from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.row import Row
 from kvnode.machine.keyspace import database_prefix
 from kvnode.machine.queue import errors, keys, schedule
@@ -39,6 +39,8 @@ from kvnode.proto.kv.v1 import kv_pb2
 _V8 = int(kv_pb2.VALUE_ENCODING_V8)
 _PLAIN = 0  # the encoding of a row that is no user's value
 _NUMBER_BYTES = 2
+# Messages are built field by field: the keywords of a constructor cost twice as much. Most have this schedule.
+_WITH_DEFAULT_SCHEDULE = rows.MessageRow(backoff_intervals_ms=limits.DEFAULT_BACKOFF_INTERVALS_MS).SerializeToString()
 
 
 class TransactionRows(Protocol):
@@ -62,6 +64,12 @@ class TransactionRows(Protocol):
 
     def remove(self, key: bytes) -> None:
         """A fact: no such row."""
+
+    def put_counters(self, key: bytes, counters: rows.QueueRow, stamp: bytes) -> None:
+        """The row of a queue: a fact of the entry (counters.py). Nobody changes `counters` from here on."""
+
+    def counters(self, row: Row) -> rows.QueueRow:
+        """What the row of a queue holds; the caller's own copy."""
 
     def arrive(self, queue_id: QueueId, key: bytes) -> None:
         """The waiting row of that key, just put, is of a message that is due."""
@@ -112,15 +120,19 @@ class QueueTransaction:
 
     def message_of(self, request: kv_pb2.Enqueue) -> rows.MessageRow:
         """What is to be delivered."""
-        message = rows.MessageRow(
-            payload=request.payload.data,
-            encoding=request.payload.encoding,
-            keys_if_undelivered=request.keys_if_undelivered,
-            enqueued_at_ms=self.now_ms,
-            queue=request.queue or keys.DEFAULT_QUEUE,
-        )
-        if not request.no_retries:
-            message.backoff_intervals_ms.extend(request.backoff_intervals_ms or limits.DEFAULT_BACKOFF_INTERVALS_MS)
+        if request.no_retries or request.backoff_intervals_ms:
+            message = rows.MessageRow()
+            if not request.no_retries:
+                message.backoff_intervals_ms.extend(request.backoff_intervals_ms)
+        else:
+            message = rows.MessageRow.FromString(_WITH_DEFAULT_SCHEDULE)
+        payload = request.payload
+        message.payload = payload.data
+        message.encoding = payload.encoding
+        message.enqueued_at_ms = self.now_ms
+        message.queue = request.queue or keys.DEFAULT_QUEUE
+        if request.keys_if_undelivered:
+            message.keys_if_undelivered.extend(request.keys_if_undelivered)
         return message
 
     def send(self, message: rows.MessageRow) -> bytes:
@@ -131,18 +143,22 @@ class QueueTransaction:
         self._add(message, message_id, self.now_ms)
         return message_id
 
-    def act(self, action: kv_pb2.QueueAction) -> kv_pb2.QueueActionResult:
-        """One action. Raises InvalidRequest: LEASE_LOST, QUEUE_FULL, QUEUE_NOT_EMPTY, DEAD_LETTER_NOT_FOUND,
-        TOO_MANY_QUEUES, CRON_EXISTS, CRON_NOT_FOUND, TOO_MANY_CRONS, PUSH_NOT_CONFIGURED, PUSH_SECRET_MISSING."""
-        result = kv_pb2.QueueActionResult()
+    def act(self, action: kv_pb2.QueueAction, into: kv_pb2.QueueActionResult | None = None) -> kv_pb2.QueueActionResult:
+        """One action; its result is `into`, or a new one.
+
+        Raises:
+            InvalidRequest: LEASE_LOST, QUEUE_FULL, QUEUE_NOT_EMPTY, DEAD_LETTER_NOT_FOUND, TOO_MANY_QUEUES,
+                CRON_EXISTS, CRON_NOT_FOUND, TOO_MANY_CRONS, PUSH_NOT_CONFIGURED, PUSH_SECRET_MISSING.
+        """
+        result = kv_pb2.QueueActionResult() if into is None else into
         kind = action.WhichOneof("action")
         if kind == "claim":
-            result.messages.extend(self._claim(action.claim))
-        elif kind in ("ack", "nack", "extend", "release"):
+            self._claim(action.claim, result)
+        elif kind in _WITH_LEASE:
             named = getattr(action, kind)
             lease = self._access.live(keys.lease_key(self._database, named.lease))
             if lease is not None:
-                getattr(self, f"_{kind}")(lease, named)
+                _WITH_LEASE[kind](self, lease, named)
             elif action.skip_if_lost:
                 result.lost = True
             else:
@@ -177,8 +193,7 @@ class QueueTransaction:
     def finish(self) -> None:
         """Write the counters of the queues that were touched."""
         for name, queue in self._queues.items():
-            key = keys.queue_key(self._database, name)
-            self._access.put(Row(key, queue.SerializeToString(), _PLAIN, self._stamp))
+            self._access.put_counters(keys.queue_key(self._database, name), queue, self._stamp)
 
     @property
     def _crons(self) -> Crons:
@@ -195,47 +210,53 @@ class QueueTransaction:
         return max(request.due_at_ms, self.now_ms)
 
     def _make_room(self, name: str) -> None:
-        if not self._has_room(name):
-            raise errors.queue_full(name, self._bound(name))
-
-    def _has_room(self, name: str) -> bool:
         queue = self._queue(name)
-        return queue.waiting_count + queue.in_flight_count < self._bound(name)
-
-    def _bound(self, name: str) -> int:
-        return self._queue(name).max_messages_count or limits.MAX_QUEUE_MESSAGES_COUNT
+        if not _has_room(queue):
+            raise errors.queue_full(name, _bound(queue))
 
     def _add(self, message: rows.MessageRow, message_id: bytes, due_ms: int) -> None:
+        name = message.queue
         key = keys.message_key(self._database, message_id)
         self._access.put(Row(key, message.SerializeToString(), _PLAIN, self._stamp))
-        self._wait(message.queue, message_id, due_ms, rows.DueRow())
-        queue = self._queue(message.queue)
+        self._wait(name, message_id, due_ms, None)
+        queue = self._queue(name)
         queue.waiting_count += 1
         queue.enqueued_total += 1
 
-    def _wait(self, name: str, message_id: bytes, due_ms: int, history: rows.DueRow) -> None:
+    def _wait(self, name: str, message_id: bytes, due_ms: int, history: rows.DueRow | None) -> None:
+        """Let a message wait; without a history it is a new one."""
         key = keys.due_key(self._database, name, due_ms, message_id)
-        self._access.put(Row(key, history.SerializeToString(), _PLAIN, self._stamp))
+        value = b"" if history is None else history.SerializeToString()
+        self._access.put(Row(key, value, _PLAIN, self._stamp))
         if due_ms <= self.now_ms:
             self._access.arrive((self._database, name), key)
 
     def _message(self, message_id: bytes) -> rows.MessageRow:
         row = self._access.live(keys.message_key(self._database, message_id))
-        invariant(row is not None, f"message {message_id.hex()} waits or is leased and does not exist")
-        assert row is not None  # for the type checker; the line above holds in production too
+        if row is None:
+            raise InvariantViolation(f"message {message_id.hex()} waits or is leased and does not exist")
         return rows.MessageRow.FromString(row.value)
 
     # Leases.
 
-    def _claim(self, claim: kv_pb2.QueueClaim) -> Iterator[kv_pb2.QueueMessage]:
+    def _claim(self, claim: kv_pb2.QueueClaim, result: kv_pb2.QueueActionResult) -> None:
         name = claim.queue or keys.DEFAULT_QUEUE
+        consumer = claim.consumer
         expire_at_ms = self.now_ms + (claim.lease_ms or limits.DEFAULT_QUEUE_LEASE_MS)
+        count = again_count = 0
         for waiting in self._due_rows(name, claim.max_count):
             if self._bytes_left <= 0:
-                return
-            message = self._lease(name, waiting, expire_at_ms, claim.consumer)
-            self._bytes_left -= len(message.payload.data)
-            yield message
+                break
+            message = result.messages.add()
+            self._lease(message, name, waiting, expire_at_ms, consumer)
+            count += 1
+            again_count += message.attempt > 1
+        if count:
+            queue = self._queue(name)
+            queue.waiting_count -= count
+            queue.in_flight_count += count
+            queue.claimed_total += count
+            queue.reclaimed_total += again_count
 
     def _due_rows(self, name: str, count: int) -> list[Row]:
         """At most `count` rows of messages that wait and are due, in the order of their times."""
@@ -249,33 +270,38 @@ class QueueTransaction:
         found = {row.key: row for row in (*shown, *arrived)}
         return [found[key] for key in sorted(found)[:count]]
 
-    def _lease(self, name: str, waiting: Row, expire_at_ms: int, consumer: str) -> kv_pb2.QueueMessage:
+    def _lease(self, message: kv_pb2.QueueMessage, name: str, waiting: Row, expire_at_ms: int, consumer: str) -> None:
+        """Put a message that waits under lease; `message` becomes what is delivered."""
         due_ms, message_id = keys.due_of_key(waiting.key)
-        history = rows.DueRow.FromString(waiting.value)
-        history.deliveries_count += 1
         lease_id = self._stamp + self._leases_count.to_bytes(_NUMBER_BYTES, "big")
         self._leases_count += 1
-        lease = rows.LeaseRow(queue=name, message_id=message_id, history=history, consumer=consumer)
+        lease = rows.LeaseRow()
+        lease.queue = name
+        lease.message_id = message_id
+        history = lease.history
+        if waiting.value:
+            history.MergeFromString(waiting.value)
+        history.deliveries_count += 1
+        if consumer:
+            lease.consumer = consumer
         self._access.remove(waiting.key)
         self._put_lease(lease_id, lease, expire_at_ms)
-        queue = self._queue(name)
-        queue.waiting_count -= 1
-        queue.in_flight_count += 1
-        queue.claimed_total += 1
-        queue.reclaimed_total += history.deliveries_count > 1
-        message = self._message(message_id)
-        return kv_pb2.QueueMessage(
-            id=message_id,
-            queue=name,
-            payload=kv_pb2.Value(data=message.payload, encoding=message.encoding),  # type: ignore[arg-type]
-            lease=lease_id,
-            lease_expires_at_ms=expire_at_ms,
-            attempt=history.deliveries_count,
-            enqueued_at_ms=message.enqueued_at_ms,
-            due_at_ms=due_ms,
-            cron=message.cron,
-            scheduled_at_ms=message.scheduled_at_ms,
-        )
+        stored = self._message(message_id)
+        data = stored.payload
+        self._bytes_left -= len(data)
+        payload = message.payload
+        payload.data = data
+        payload.encoding = stored.encoding  # type: ignore[assignment]  # a plain int is what the field holds
+        message.id = message_id
+        message.queue = name
+        message.lease = lease_id
+        message.lease_expires_at_ms = expire_at_ms
+        message.attempt = history.deliveries_count
+        message.enqueued_at_ms = stored.enqueued_at_ms
+        message.due_at_ms = due_ms
+        if stored.cron:
+            message.cron = stored.cron
+            message.scheduled_at_ms = stored.scheduled_at_ms
 
     def _put_lease(self, lease_id: bytes, lease: rows.LeaseRow, expire_at_ms: int) -> None:
         key = keys.lease_key(self._database, lease_id)
@@ -375,7 +401,7 @@ class QueueTransaction:
         name = action.queue or keys.DEFAULT_QUEUE
         count = 0
         for row in self._chosen_dead(name, action.dead_letter, action.max_count):
-            if self._bytes_left <= 0 or (count and not self._has_room(name)):
+            if self._bytes_left <= 0 or (count and not _has_room(self._queue(name))):
                 break
             self._make_room(name)
             message = rows.DeadLetterRow.FromString(row.value).message
@@ -414,7 +440,7 @@ class QueueTransaction:
             row = self._access.live(keys.queue_key(self._database, name))
             if row is None:
                 self._require_place_for_queue()
-            queue = rows.QueueRow() if row is None else rows.QueueRow.FromString(row.value)
+            queue = rows.QueueRow() if row is None else self._access.counters(row)
             self._queues[name] = queue
         return queue
 
@@ -432,9 +458,7 @@ class QueueTransaction:
         name = name or keys.DEFAULT_QUEUE
         key = keys.queue_key(self._database, name)
         row = self._access.live(key)
-        queue = self._queues.pop(name, None) or (
-            rows.QueueRow() if row is None else rows.QueueRow.FromString(row.value)
-        )
+        queue = self._queues.pop(name, None) or (rows.QueueRow() if row is None else self._access.counters(row))
         if queue.waiting_count or queue.in_flight_count or queue.dead_count:
             raise errors.queue_not_empty(name, queue)
         if row is not None:
@@ -473,3 +497,20 @@ class QueueTransaction:
             if len(page) < wanted:
                 return
             start = page[-1].key + b"\x00"
+
+
+def _bound(queue: rows.QueueRow) -> int:
+    """How many undelivered messages a queue may hold."""
+    return queue.max_messages_count or limits.MAX_QUEUE_MESSAGES_COUNT
+
+
+def _has_room(queue: rows.QueueRow) -> bool:
+    return queue.waiting_count + queue.in_flight_count < _bound(queue)
+
+
+_WITH_LEASE: dict[str, Callable[[QueueTransaction, Row, Any], None]] = {
+    "ack": QueueTransaction._ack,
+    "nack": QueueTransaction._nack,
+    "extend": QueueTransaction._extend,
+    "release": QueueTransaction._release,
+}

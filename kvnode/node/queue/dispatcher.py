@@ -349,4 +349,7 @@ def _lease_ms(call: Call) -> int:
 
 def _answer(call: Call, messages: list[kv_pb2.QueueMessage]) -> None:
     assert call.operation is not None
-    call.answer(kv_pb2.OperationResult(id=call.operation.id, pulled=kv_pb2.QueuePulled(messages=messages)))
+    result = kv_pb2.OperationResult(id=call.operation.id)
+    result.pulled.SetInParent()  # there may be none
+    result.pulled.messages.extend(messages)
+    call.answer(result)

@@ -9,6 +9,7 @@ from kvnode.machine.queue import keys
 from kvnode.machine.resolve import RequestId, Resolver
 from kvnode.machine.verdict import Accepted, CheckFailed, Rejected
 from kvnode.node.proposals import settled_body
+from kvnode.proto.kv.internal.v1 import log_pb2
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.machine.fakes import SET, MemoryState, entry, mutation, write
@@ -458,3 +459,70 @@ def test_notes_of_what_is_in_flight_go_when_it_is_applied(db):
         db.enqueue(b"%d" % number)
     assert list(db.resolver.arrivals.of((1, "default"))) == []
     assert [message.payload.data for message in db.claim(5)] == [b"0", b"1", b"2"]
+
+
+def facts_of(payload, kind):
+    """(place of the transaction, fact) of all facts on rows of that kind."""
+    transactions = log_pb2.EntryPayload.FromString(payload).transactions
+    return [(at, fact) for at, each in enumerate(transactions) for fact in each.facts if fact.key[4:5] == kind]
+
+
+def test_an_entry_writes_the_counters_of_a_queue_once(db):
+    made = Entry(db)
+    for number in range(3):
+        made.batch.add(enqueue(b"%d" % number), 1, None)
+    made.batch.add(write(mutation(SET, KEY, b"v")), 1, None)
+    payload = made.batch.payload()
+    ((at, fact),) = facts_of(payload, b"q")
+    assert (at, rows.QueueRow.FromString(fact.value).waiting_count) == (2, 3)
+    assert made.batch.payload() == payload
+    db.commit(made.batch)
+    assert db.state.rows[fact.key].versionstamp == versionstamp(1, made.batch.index, 2)
+    second = Entry(db)
+    assert second.claim() == [b"0", b"1", b"2"]
+
+
+def test_what_comes_back_and_is_claimed_once_more_in_one_entry_waits_no_longer(db):
+    made = Entry(db)
+    made.batch.add(enqueue(b"twice"), 1, None)
+    (message,) = made.batch.add(act(claim={"max_count": 1}), 1, None).results[0].messages
+    made.batch.add(act(nack={"lease": message.lease, "delay_ms": 0}), 1, None)
+    assert made.claim() == [b"twice"]
+    db.commit(made.batch)
+    assert db.claim(5) == []
+    assert not [key for key in db.state.rows if keys.is_due_key(key)]
+    assert (db.queue().waiting_count, db.queue().in_flight_count) == (0, 1)
+
+
+def test_a_transaction_that_fails_leaves_claims_and_counters_as_they_were(db):
+    made = Entry(db)
+    made.batch.add(enqueue(b"kept"), 1, None)
+    failing = act(claim={"max_count": 1})
+    failing.actions.add().ack.lease = bytes(12)
+    assert code(made.batch.add(failing, 1, None)) == "LEASE_LOST"
+    made.batch.add(enqueue(b"other"), 1, None)
+    db.commit(made.batch)
+    assert db.queue().waiting_count == 2
+    assert [message.payload.data for message in db.claim(5)] == [b"kept", b"other"]
+
+
+def test_a_queue_can_be_made_and_removed_in_one_entry(db):
+    made = Entry(db)
+    made.batch.add(act(configure={"queue": "short", "max_messages_count": 5}), 1, None)
+    made.batch.add(act(remove={"queue": "short"}), 1, None)
+    made.batch.add(act(configure={"queue": "kept", "max_messages_count": 5}), 1, None)
+    made.batch.add(act(remove={"queue": "kept"}), 1, None)
+    made.batch.add(act(configure={"queue": "kept", "max_messages_count": 7}), 1, None)
+    db.commit(made.batch)
+    assert keys.queue_key(1, "short") not in db.state.rows
+    assert db.queue("kept").max_messages_count == 7
+
+
+def test_an_entry_sees_the_counters_of_the_one_before_it(db):
+    first = Entry(db)
+    first.batch.add(enqueue(b"first"), 1, None)
+    db.index += 1  # proposed, and not applied yet
+    second = Entry(db)
+    second.batch.add(enqueue(b"second"), 1, None)
+    ((_, fact),) = facts_of(second.batch.payload(), b"q")
+    assert rows.QueueRow.FromString(fact.value).waiting_count == 2

@@ -45,7 +45,7 @@ def validate_opening(opening: queue_pb2.ListenOpen) -> None:
 
 def actions_of(request: queue_pb2.ListenRequest) -> list[tuple[bytes, kv_pb2.QueueAction]]:
     """What it settles, by lease. Raises InvalidRequest: BAD_LEASE, BAD_DEADLINE."""
-    actions = [(lease, kv_pb2.QueueAction(ack=kv_pb2.QueueAck(lease=lease))) for lease in request.ack]
+    actions = [(lease, _ack(lease)) for lease in request.ack]
     actions += [(nack.lease, kv_pb2.QueueAction(nack=nack)) for nack in request.nack]
     for leases, unseen in ((request.release, False), (request.unseen, True)):
         actions += [
@@ -56,6 +56,12 @@ def actions_of(request: queue_pb2.ListenRequest) -> list[tuple[bytes, kv_pb2.Que
     for lease in request.extend:
         validate_action(kv_pb2.QueueAction(extend=kv_pb2.QueueExtend(lease=lease)))
     return actions
+
+
+def _ack(lease: bytes) -> kv_pb2.QueueAction:
+    action = kv_pb2.QueueAction()
+    action.ack.lease = lease
+    return action
 
 
 class Listening:

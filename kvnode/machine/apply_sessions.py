@@ -39,11 +39,11 @@ class _Session:
 class _Answers:
     """What one entry holds for one session."""
 
-    __slots__ = ("lowest_unanswered", "max_sequence", "outcomes")
+    __slots__ = ("lowest_unanswered", "outcomes", "sequences")
 
     def __init__(self) -> None:
-        self.max_sequence = 0
-        self.lowest_unanswered = 0
+        self.sequences: list[int] = []
+        self.lowest_unanswered: list[int] = []
         self.outcomes: list[bytes] = []
 
 
@@ -70,8 +70,8 @@ class SessionRun:
             answers = self._answers[client_id] = _Answers()
         sequence = transaction.sequence
         answers.outcomes.append(encode_outcome(sequence, order, transaction))
-        answers.max_sequence = max(answers.max_sequence, sequence)
-        answers.lowest_unanswered = max(answers.lowest_unanswered, transaction.lowest_unanswered)
+        answers.sequences.append(sequence)
+        answers.lowest_unanswered.append(transaction.lowest_unanswered)
 
     def end_entry(self, stamp: bytes, log_time_ms: int) -> None:
         """The entry with this versionstamp ends: its answers become rows."""
@@ -80,14 +80,15 @@ class SessionRun:
         for client_id, answers in self._answers.items():
             session = self._session(client_id)
             session.stamp = stamp
-            session.max_sequence = max(session.max_sequence, answers.max_sequence)
-            session.lowest_unanswered = max(session.lowest_unanswered, answers.lowest_unanswered)
+            max_sequence = max(answers.sequences)
+            session.max_sequence = max(session.max_sequence, max_sequence)
+            session.lowest_unanswered = max(session.lowest_unanswered, *answers.lowest_unanswered)
             session.expire_at_ms = refreshed_expiry(session.expire_at_ms, log_time_ms)
             if session.lowest_unanswered - session.pruned_below >= limits.OUTCOME_PRUNE_SEQUENCES_COUNT:
                 session.pruned_below = session.lowest_unanswered
-            key = outcome_key(client_id, answers.max_sequence)
+            key = outcome_key(client_id, max_sequence)
             self._writes[key] = Row(key, b"".join(answers.outcomes), 0, stamp)
-            self._outcome_rows.setdefault(client_id, []).append(answers.max_sequence)
+            self._outcome_rows.setdefault(client_id, []).append(max_sequence)
         self._answers.clear()
 
     def expired(self, client_ids: Iterable[bytes]) -> None:

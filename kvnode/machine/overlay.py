@@ -130,8 +130,7 @@ class Overlay:
         points, journals = self._points, self._journals
         while journals and journals[0][0] <= applied:
             for key, _ in journals.popleft()[1]:
-                point = points.get(key)
-                if point is not None and point[0] <= applied:
+                if key in points and points[key][0] <= applied:
                     del points[key]
         if self._ranges:
             self._ranges = [kept for kept in self._ranges if kept.index > applied]

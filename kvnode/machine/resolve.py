@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError
-from kvnode.base.invariant import invariant
+from kvnode.base.invariant import InvariantViolation, invariant
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine import sessions, sums
@@ -224,7 +224,7 @@ class Batch:
         """The entry is full: write what it writes once."""
         transactions = self._transactions
         for order, row in self.counters.close():
-            _add_fact(transactions[order], row)
+            self.set_row(transactions[order], row)
 
     def add(self, write: kv_pb2.AtomicWriteRequest, database: int, request: RequestId | None) -> Verdict:
         """Judge one transaction, and put it in the batch if it holds.
@@ -451,9 +451,15 @@ class Batch:
 
     def set_row(self, transaction: log_pb2.Transaction, row: Row) -> None:
         """A fact: this row."""
-        _add_fact(transaction, row)
-        self.overlay.put(row.key, row)
-        self.size_bytes += len(row.key) + len(row.value) + _FACT_OVERHEAD_BYTES
+        key, value, encoding, _, expire_at_ms = row
+        fact = transaction.facts.add()
+        fact.key = key
+        fact.value = value
+        fact.encoding = encoding
+        if expire_at_ms:
+            fact.expire_at_ms = expire_at_ms
+        self.overlay.put(key, row)
+        self.size_bytes += len(key) + len(value) + _FACT_OVERHEAD_BYTES
 
     def _set_expiry(self, transaction: log_pb2.Transaction, key: bytes, stamp: bytes, expire_at_ms: int) -> None:
         # The log carries the whole row: a fact never depends on the row before it. What has expired stays gone.
@@ -548,7 +554,8 @@ class Batch:
             window.expire_at_ms = expire_at_ms
 
     def _count_transaction(self) -> None:
-        invariant(self.transactions_count < limits.MAX_ENTRY_TRANSACTIONS_COUNT, "an entry is over its transactions")
+        if self.transactions_count >= limits.MAX_ENTRY_TRANSACTIONS_COUNT:
+            raise InvariantViolation("an entry is over its transactions")
         self.transactions_count += 1
         self.size_bytes += _TRANSACTION_OVERHEAD_BYTES
 
@@ -581,12 +588,3 @@ class Batch:
         self._closed_sessions.append(window)
         self.size_bytes += _FACT_OVERHEAD_BYTES
         return 1
-
-
-def _add_fact(transaction: log_pb2.Transaction, row: Row) -> None:
-    fact = transaction.facts.add()
-    fact.key = row.key
-    fact.value = row.value
-    fact.encoding = row.encoding
-    if row.expire_at_ms:
-        fact.expire_at_ms = row.expire_at_ms

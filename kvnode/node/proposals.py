@@ -265,7 +265,9 @@ class Proposals:
     ) -> None:
         queue = self._queue
         left = limits.MAX_BATCH_TRANSACTIONS_COUNT  # a resend costs time, and adds nothing to the batch
-        while queue and left and resolver.settled and _takes_more(batch):
+        if not resolver.settled:
+            return
+        while queue and left and _takes_more(batch):
             left -= 1
             call = queue.popleft()
             self._queue_bytes -= call.size_bytes

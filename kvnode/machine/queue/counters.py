@@ -56,7 +56,7 @@ class Counters:
         return counters
 
     def close(self) -> Iterator[tuple[int, Row]]:
-        """What stands: each row, and the place in the entry of the transaction that is to have it."""
+        """What is to be written: each row, and the place in the entry of the transaction that is to have it."""
         touched, self._touched = self._touched, {}
         for key in touched:
             placeholder = self._overlay.in_flight(key)
@@ -64,7 +64,6 @@ class Counters:
                 continue  # the queue was removed
             counters = self._unwritten.get((key, placeholder.versionstamp))
             if counters is not None:  # else all that touched it was rolled back
-                row = placeholder._replace(value=counters.SerializeToString())
-                self._overlay.put(key, row)
-                yield int.from_bytes(row.versionstamp[_ORDER_AT:], "big"), row
+                order = int.from_bytes(placeholder.versionstamp[_ORDER_AT:], "big")
+                yield order, placeholder._replace(value=counters.SerializeToString())
         self._unwritten.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import lru_cache
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest
@@ -15,9 +17,11 @@ from kvnode.proto.kv.v1 import kv_pb2
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
 _ENCODINGS = frozenset(map(int, (kv_pb2.VALUE_ENCODING_V8, kv_pb2.VALUE_ENCODING_LE64, kv_pb2.VALUE_ENCODING_BYTES)))
+_LE64 = int(kv_pb2.VALUE_ENCODING_LE64)
 _BACKOFF_BYTES = 4
 
 
+@lru_cache(maxsize=1024)
 def validate_queue_name(name: str) -> None:
     """Raises InvalidRequest: BAD_QUEUE_NAME. Empty is the default queue."""
     if name and (len(name) > limits.MAX_QUEUE_NAME_BYTES or not _NAME.fullmatch(name)):
@@ -37,20 +41,25 @@ def validate_enqueue(enqueue: kv_pb2.Enqueue, position: int) -> tuple[int, int]:
     """
     validate_queue_name(enqueue.queue)
     payload = enqueue.payload
-    if len(payload.data) > limits.MAX_VALUE_BYTES:
+    payload_bytes = len(payload.data)
+    if payload_bytes > limits.MAX_VALUE_BYTES:
         raise InvalidRequest(
             "PAYLOAD_TOO_LARGE",
             f"enqueue payload too large (max {limits.MAX_VALUE_BYTES} bytes). That of enqueue {position} has "
-            f"{len(payload.data)} bytes: put it under a key, and the key in the message.",
+            f"{payload_bytes} bytes: put it under a key, and the key in the message.",
         )
-    _check_encoding(payload, position)
-    if enqueue.due_at_ms and enqueue.delay_ms:
+    _check_encoding(payload.encoding, payload_bytes, position)
+    delay_ms, due_at_ms = enqueue.delay_ms, enqueue.due_at_ms
+    if due_at_ms and delay_ms:
         raise bad_deadline(f"Enqueue {position} has both a delay and a point in time")
-    if not 0 <= enqueue.delay_ms <= limits.MAX_QUEUE_DELAY_MS or enqueue.due_at_ms < 0:
-        raise bad_deadline(f"That of enqueue {position} is {enqueue.delay_ms or enqueue.due_at_ms}")
-    key_bytes = _check_keys(enqueue, position)
-    _check_schedule(enqueue, position)
-    return key_bytes, len(payload.data) + _BACKOFF_BYTES * len(enqueue.backoff_intervals_ms)
+    if not 0 <= delay_ms <= limits.MAX_QUEUE_DELAY_MS or due_at_ms < 0:
+        raise bad_deadline(f"That of enqueue {position} is {delay_ms or due_at_ms}")
+    undelivered, intervals = enqueue.keys_if_undelivered, enqueue.backoff_intervals_ms
+    key_bytes = _check_keys(undelivered, position) if undelivered else 0
+    if not intervals:
+        return key_bytes, payload_bytes
+    _check_schedule(intervals, position)
+    return key_bytes, payload_bytes + _BACKOFF_BYTES * len(intervals)
 
 
 def validate_actions(request: kv_pb2.AtomicWriteRequest) -> None:
@@ -77,23 +86,21 @@ def validate_pull(pull: kv_pb2.QueuePull) -> None:
     validate_action(kv_pb2.QueueAction(claim=claim))
 
 
-def _check_encoding(payload: kv_pb2.Value, position: int) -> None:
-    if payload.encoding not in _ENCODINGS:
+def _check_encoding(encoding: int, payload_bytes: int, position: int) -> None:
+    if encoding not in _ENCODINGS:
         raise InvalidRequest(
             "UNKNOWN_ENCODING",
-            f"The value encoding {payload.encoding} is unknown. Enqueue {position} needs 1 (V8), 2 (LE64) or 3 "
-            "(bytes).",
+            f"The value encoding {encoding} is unknown. Enqueue {position} needs 1 (V8), 2 (LE64) or 3 (bytes).",
         )
-    if payload.encoding == kv_pb2.VALUE_ENCODING_LE64 and len(payload.data) != 8:
+    if encoding == _LE64 and payload_bytes != 8:
         raise InvalidRequest(
             "LE64_NOT_8_BYTES",
-            f"Invalid mutation kind or arguments. The LE64 payload of enqueue {position} has {len(payload.data)} "
+            f"Invalid mutation kind or arguments. The LE64 payload of enqueue {position} has {payload_bytes} "
             "bytes: a KvU64 is exactly 8, little-endian.",
         )
 
 
-def _check_keys(enqueue: kv_pb2.Enqueue, position: int) -> int:
-    undelivered = enqueue.keys_if_undelivered
+def _check_keys(undelivered: Sequence[bytes], position: int) -> int:
     if len(undelivered) > limits.MAX_KEYS_IF_UNDELIVERED_COUNT:
         raise InvalidRequest(
             "TOO_MANY_KEYS_IF_UNDELIVERED",
@@ -114,15 +121,14 @@ def _check_keys(enqueue: kv_pb2.Enqueue, position: int) -> int:
     return sum(map(len, undelivered))
 
 
-def _check_schedule(enqueue: kv_pb2.Enqueue, position: int) -> None:
-    intervals = enqueue.backoff_intervals_ms
+def _check_schedule(intervals: Sequence[int], position: int) -> None:
     if len(intervals) > limits.MAX_BACKOFF_INTERVALS_COUNT:
         raise InvalidRequest(
             "TOO_MANY_BACKOFF_INTERVALS",
             f"Too many backoff intervals for a single queue message. Enqueue {position} has {len(intervals)}; the "
             f"limit is {limits.MAX_BACKOFF_INTERVALS_COUNT}.",
         )
-    if intervals and max(intervals) > limits.MAX_BACKOFF_INTERVAL_MS:
+    if max(intervals) > limits.MAX_BACKOFF_INTERVAL_MS:
         raise InvalidRequest(
             "BACKOFF_TOO_LONG",
             f"A backoff interval exceeds the maximum allowed backoff interval. Enqueue {position} has one of "
@@ -133,13 +139,16 @@ def _check_schedule(enqueue: kv_pb2.Enqueue, position: int) -> None:
 def validate_action(action: kv_pb2.QueueAction) -> int:
     """How many messages it may touch. Raises InvalidRequest, as validate_actions."""
     kind = action.WhichOneof("action")
+    if kind == "ack":  # of these there are as many as messages
+        _check_lease(action.ack.lease)
+        return 1
     if kind is None:
         raise unknown_action()
     named = getattr(action, kind)
     if kind in ("cron_set", "cron_delete"):
         _check_cron(named)
         return 1
-    if kind in ("ack", "nack", "extend", "release"):
+    if kind in ("nack", "extend", "release"):
         _check_lease(named.lease)
     else:
         validate_queue_name(named.queue)

@@ -310,21 +310,31 @@ class Dispatcher:
     def _deal(self, queue: _Queue, messages: list[kv_pb2.QueueMessage]) -> list[kv_pb2.QueueMessage]:
         """Answer pulls; what is left over is returned."""
         waiting = [call for call in queue.pulls if not call.done]
-        hands: list[list[kv_pb2.QueueMessage]] = [[] for _ in waiting]
-        dealt = 0
-        while dealt < len(messages):
-            before = dealt
-            for call, hand in zip(waiting, hands, strict=True):
-                if len(hand) < _wanted(call) and dealt < len(messages):
-                    hand.append(messages[dealt])
-                    dealt += 1
-            if dealt == before:
-                break
+        if len(waiting) == 1:
+            dealt = _wanted(waiting[0])
+            hands = [messages[:dealt]]
+        else:
+            hands, dealt = _in_turns([_wanted(call) for call in waiting], messages)
         self._keep(queue, [call for call, hand in zip(waiting, hands, strict=True) if not hand])
         for call, hand in zip(waiting, hands, strict=True):
             if hand:
                 _answer(call, hand)
         return messages[dealt:]
+
+
+def _in_turns(wanted: list[int], messages: list[kv_pb2.QueueMessage]) -> tuple[list[list[kv_pb2.QueueMessage]], int]:
+    """One message each, again and again, until nobody wants more; and how many that were."""
+    hands: list[list[kv_pb2.QueueMessage]] = [[] for _ in wanted]
+    dealt = 0
+    while dealt < len(messages):
+        before = dealt
+        for count, hand in zip(wanted, hands, strict=True):
+            if len(hand) < count and dealt < len(messages):
+                hand.append(messages[dealt])
+                dealt += 1
+        if dealt == before:
+            break
+    return hands, dealt
 
 
 def _claim_of(call: Call) -> kv_pb2.QueueClaim:

@@ -1,5 +1,6 @@
 """What clients of HTTP/2 have asked for and do not read: bounded, because granian keeps whatever it is given.
 
+Answers past granian (http2_direct.py) are counted with the others, for as long as they wait for the client's window.
 An account is kept of each stream that is given more than a little: what its handler has handed to granian, less what
 the pipe has seen go out. A response of many chunks (a watch, a listener) waits with its next chunk until its client has
 read nearly all of those before, so that a watch leaves states out instead of gathering them. Whole responses are there
@@ -105,7 +106,7 @@ class ConnectionAccounts:
         return account
 
     def reserve(self, stream: int, size_bytes: int) -> None:
-        """A whole body is given to granian. Raises HttpError(503): too much waits to be read already."""
+        """A whole body is to be sent. Raises HttpError(503): too much waits to be read already."""
         if (
             self.owed_bytes + size_bytes > max(size_bytes, limits.MAX_HTTP2_UNREAD_CONNECTION_BYTES)
             or self._unread.owed_bytes + size_bytes > limits.MAX_HTTP2_UNREAD_BYTES

@@ -36,8 +36,11 @@ _LE64_BYTES = 8
 _NEVER_EXPIRES = -1  # clients write 0 or -1
 
 
-def validate_read(request: kv_pb2.ReadRequest) -> None:
+def validate_read(request: kv_pb2.ReadRequest) -> int | None:
     """Refuse a read that is over a limit or makes no sense.
+
+    Returns:
+        How many entries it brings at most; None: it counts, and what that costs cannot be told from its limits.
 
     Raises:
         InvalidRequest: UNKNOWN_CONSISTENCY, TOO_MANY_RANGES, TOO_MANY_ENTRIES, LIMIT_NOT_POSITIVE, KEY_TOO_LARGE,
@@ -56,24 +59,29 @@ def validate_read(request: kv_pb2.ReadRequest) -> None:
             f"{limits.MAX_READ_RANGES_COUNT}: split it into several reads.",
         )
     entries_count = 0
+    counts = False
     for position, wanted in enumerate(ranges):
-        _check_bounds(wanted.start, wanted.end, f"range {position}")
+        _check_bounds(wanted.start, wanted.end, "range", position)
         if wanted.count_only:
+            counts = True
             continue
-        if wanted.limit <= 0:
+        limit = wanted.limit
+        if limit <= 0:
             raise InvalidRequest(
                 "LIMIT_NOT_POSITIVE",
                 "The read range limit of the snapshot read request is invalid. "
-                f"That of range {position} is {wanted.limit}: give one of 1 to {limits.MAX_READ_ENTRIES_COUNT}.",
+                f"That of range {position} is {limit}: give one of 1 to {limits.MAX_READ_ENTRIES_COUNT}.",
             )
-        entries_count += wanted.limit
+        entries_count += limit
     if entries_count > limits.MAX_READ_ENTRIES_COUNT:
         raise InvalidRequest(
             "TOO_MANY_ENTRIES",
             "The total number of entries requested across read ranges in the read request is too large. "
             f"The limits add up to {entries_count}; at most {limits.MAX_READ_ENTRIES_COUNT} fit in one read: page.",
         )
-    _check_versionstamp(request.min_versionstamp, "min_versionstamp")
+    if request.min_versionstamp:
+        _check_versionstamp(request.min_versionstamp, "min_versionstamp")
+    return None if counts else entries_count
 
 
 def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = limits.MAX_VALUE_BYTES) -> None:
@@ -108,7 +116,7 @@ def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = li
     for position, mutation in enumerate(mutations):
         kind = mutation.type
         if kind == _DELETE_RANGE:
-            _check_bounds(mutation.key, mutation.end_key, f"mutation {position}")
+            _check_bounds(mutation.key, mutation.end_key, "mutation", position)
             key_bytes += len(mutation.key) + len(mutation.end_key)
             continue
         key_bytes += _check_write_key(mutation.key, "mutation", position)
@@ -194,16 +202,17 @@ def _check_total(key_bytes: int, value_bytes: int) -> None:
         )
 
 
-def _check_bounds(start: bytes, end: bytes, what: str) -> None:
+def _check_bounds(start: bytes, end: bytes, what: str, position: int) -> None:
     if len(start) > limits.MAX_BOUND_BYTES or len(end) > limits.MAX_BOUND_BYTES:
         raise InvalidRequest(
             "KEY_TOO_LARGE",
-            f"A key exceeds the key size limit. A bound of {what} has {max(len(start), len(end))} bytes; the limit is "
-            f"{limits.MAX_BOUND_BYTES}.",
+            f"A key exceeds the key size limit. A bound of {what} {position} has {max(len(start), len(end))} bytes; "
+            f"the limit is {limits.MAX_BOUND_BYTES}.",
         )
     if start > end:
         raise InvalidRequest(
-            "START_BEYOND_END", f"The start of {what} is beyond its end. Swap them; `reverse` only turns the order."
+            "START_BEYOND_END",
+            f"The start of {what} {position} is beyond its end. Swap them; `reverse` only turns the order.",
         )
 
 

@@ -18,7 +18,7 @@ from kvnode.node.calls import Call, OpenDeliver, error_message
 from kvnode.node.gateway import Gateway
 from kvnode.node.guard import Guard
 from kvnode.node.ports import Deliver, Origin
-from kvnode.node.read_batch import BatchedRead, ReadBatches, is_small
+from kvnode.node.read_batch import BatchedRead, ReadBatches
 from kvnode.node.reads import Reads
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
@@ -104,8 +104,8 @@ class Intake:
         read = operation.read
         if read.consistency != _STRONG or read.min_versionstamp:
             return False
-        validate_read(read)
-        return is_small(read)
+        entries_count = validate_read(read)
+        return entries_count is not None and entries_count <= limits.MAX_INLINE_READ_ENTRIES_COUNT
 
     def _admit(self, call: Call, operation: kv_pb2.Operation) -> None:
         if operation.HasField("write"):

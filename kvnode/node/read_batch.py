@@ -119,16 +119,6 @@ class ReadBatches:
             batch.reads.append(read)
 
 
-def is_small(read: kv_pb2.ReadRequest) -> bool:
-    """Whether a read is answered on the loop, in one pass with others."""
-    entries_count = 0
-    for wanted in read.ranges:
-        if wanted.count_only:
-            return False
-        entries_count += wanted.limit
-    return entries_count <= limits.MAX_INLINE_READ_ENTRIES_COUNT
-
-
 def apart(calls: Iterable[Call]) -> list[Call]:
     """Those calls, batches taken apart."""
     found: list[Call] = []

@@ -1,7 +1,7 @@
 """KV Connect's messages to the native ones and back.
 
 A read's ranges have the same fields and numbers in both, so bytes are parsed once, as the native message; what only
-the native one has is refused or cleared. Costs: 2 us for a get, 3 us for a set.
+the native one has is refused or cleared. Costs: 2.5 us for a get, 4.5 us for a set.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ from google.protobuf.message import DecodeError
 
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest
+from kvnode.codec.versionstamp import VERSIONSTAMP_BYTES
 from kvnode.proto.deno import datapath_pb2 as wire
 from kvnode.proto.kv.v1 import kv_pb2
 
 # Enumerations have the same numbers in both; this one does not come over KV Connect.
 _NATIVE_ONLY_MUTATIONS = frozenset(kv_pb2.MutationType.values()) - frozenset(wire.MutationType.values())
+
+_DELETE = int(wire.M_DELETE)
+_SUMS = frozenset(map(int, (wire.M_SUM, wire.M_MIN, wire.M_MAX)))
 
 _NATIVE_ONLY_REQUEST_FIELDS = ("min_versionstamp", "max_staleness_ms")
 _NATIVE_ONLY_READ_FIELDS = ("versionstamp", "strongly_consistent", "age_ms")
@@ -22,6 +26,10 @@ _NATIVE_ONLY_READ_FIELDS = ("versionstamp", "strongly_consistent", "age_ms")
 _WRITE_DISABLED = wire.AtomicWriteOutput(status=wire.AW_WRITE_DISABLED).SerializeToString()
 _READ_DISABLED = wire.SnapshotReadOutput(status=wire.SR_READ_DISABLED, read_disabled=True).SerializeToString()
 _WATCH_DISABLED = wire.WatchOutput(status=wire.SR_READ_DISABLED).SerializeToString()
+# All that says that a write is done but its versionstamp, which comes last and always has the same length.
+_WRITTEN_AT = wire.AtomicWriteOutput(
+    status=wire.AW_SUCCESS, versionstamp=bytes(VERSIONSTAMP_BYTES)
+).SerializeToString()[:-VERSIONSTAMP_BYTES]
 _READ_DONE = wire.SnapshotReadOutput(status=wire.SR_SUCCESS).SerializeToString()
 _READ_DONE_STRONGLY = wire.SnapshotReadOutput(
     status=wire.SR_SUCCESS, read_is_strongly_consistent=True
@@ -47,15 +55,16 @@ def read_into(request: kv_pb2.ReadRequest, body: bytes, *, strong: bool) -> None
     for requested in request.ranges:
         if requested.keys_only or requested.count_only:
             raise InvalidRequest("UNKNOWN_FIELD", "Request protobuf is invalid: a ReadRange has fields 1 to 4.")
-        if max(len(requested.start), len(requested.end)) > limits.MAX_READ_KEY_BYTES:
+        start, end = requested.start, requested.end
+        if max(len(start), len(end)) > limits.MAX_READ_KEY_BYTES:
             # The native API takes longer ones, so that it can page past every key that is stored.
             raise InvalidRequest(
                 "KEY_TOO_LARGE",
                 "A key exceeds the key size limit. A bound of a read range has at most "
                 f"{limits.MAX_READ_KEY_BYTES} bytes.",
             )
-        # With a cursor behind the end of what is listed there is nothing, as in Deno's own database.
-        requested.end = max(requested.end, requested.start)
+        if end < start:  # with a cursor behind the end of what is listed there is nothing, as in Deno's own database
+            requested.end = start
 
 
 def read_output(response: kv_pb2.ReadResponse, *, strong: bool) -> bytes:
@@ -121,14 +130,18 @@ def _add_mutation(request: kv_pb2.AtomicWriteRequest, mutation: wire.Mutation, p
             "UNKNOWN_MUTATION",
             f"Invalid mutation kind or arguments. Mutation {position} is of type {kind}, which is not known.",
         )
-    native = request.mutations.add(type=kind, key=mutation.key)
-    if kind == wire.M_DELETE:
+    if kind == _DELETE:
+        request.mutations.add(type=kind, key=mutation.key)
         return  # Deno sends an empty value along
+    value = None
     if mutation.HasField("value"):
-        native.value.data = mutation.value.data
-        native.value.encoding = mutation.value.encoding  # type: ignore[assignment]
-    native.expire_at_ms = mutation.expire_at_ms
-    if mutation.sum_min or mutation.sum_max or mutation.sum_clamp:
+        sent = mutation.value
+        value = kv_pb2.Value(data=sent.data, encoding=sent.encoding)  # type: ignore[arg-type]
+    native = request.mutations.add(type=kind, key=mutation.key, value=value)
+    expire_at_ms = mutation.expire_at_ms
+    if expire_at_ms:
+        native.expire_at_ms = expire_at_ms
+    if kind in _SUMS:
         native.sum_min, native.sum_max = mutation.sum_min, mutation.sum_max
         native.sum_clamp = mutation.sum_clamp
 
@@ -136,7 +149,7 @@ def _add_mutation(request: kv_pb2.AtomicWriteRequest, mutation: wire.Mutation, p
 def write_output(response: kv_pb2.AtomicWriteResponse) -> bytes:
     """An AtomicWriteOutput's bytes."""
     if response.status == kv_pb2.ATOMIC_WRITE_STATUS_SUCCESS:
-        return wire.AtomicWriteOutput(status=wire.AW_SUCCESS, versionstamp=response.versionstamp).SerializeToString()
+        return _WRITTEN_AT + response.versionstamp
     return wire.AtomicWriteOutput(
         status=wire.AW_CHECK_FAILURE, failed_checks=response.failed_checks
     ).SerializeToString()

@@ -104,6 +104,15 @@ def test_reads_within_the_limits(request_):
     validate_read(request_)
 
 
+def test_a_read_says_how_many_entries_it_may_bring():
+    one, ten = (kv_pb2.ReadRange(start=b"a", end=b"b", limit=limit) for limit in (1, 10))
+    count = kv_pb2.ReadRange(start=b"a", end=b"b", count_only=True)
+    assert validate_read(kv_pb2.ReadRequest()) == 0
+    assert validate_read(kv_pb2.ReadRequest(ranges=[one, ten])) == 11
+    assert validate_read(kv_pb2.ReadRequest(ranges=[count])) is None
+    assert validate_read(kv_pb2.ReadRequest(ranges=[one, count])) is None
+
+
 @pytest.mark.parametrize(("code", "request_"), BAD_READS)
 def test_reads_beyond_them(code, request_):
     with pytest.raises(InvalidRequest) as caught:

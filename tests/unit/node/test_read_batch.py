@@ -13,7 +13,7 @@ from kvnode.base.errors import StorageFailed
 from kvnode.node.barriers import Barriers, Item
 from kvnode.node.ports import Origin
 from kvnode.node.proposals import deadline_error
-from kvnode.node.read_batch import BatchedRead, ReadBatch, ReadBatches, apart, is_small
+from kvnode.node.read_batch import BatchedRead, ReadBatch, ReadBatches, apart
 from kvnode.node.reads import Reads
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
@@ -133,15 +133,33 @@ def test_with_the_leadership_it_is_taken_apart_into_calls_with_their_own_deadlin
     assert not bench.results, "the calls answer now"
 
 
-def test_only_what_is_answered_on_the_loop_is_small() -> None:
-    def asks(*limits_and_counts: tuple[int, bool]) -> kv_pb2.ReadRequest:
+@on_trio
+async def test_only_what_is_answered_on_the_loop_joins_a_batch(trio: Trio) -> None:
+    def asks(number: int, *limits_and_counts: tuple[int, bool]) -> kv_pb2.Operation:
         ranges = [kv_pb2.ReadRange(start=b"a", end=b"b", limit=n, count_only=count) for n, count in limits_and_counts]
-        return kv_pb2.ReadRequest(ranges=ranges)
+        return kv_pb2.Operation(id=number, read=kv_pb2.ReadRequest(ranges=ranges))
 
     most = limits.MAX_INLINE_READ_ENTRIES_COUNT
-    assert is_small(asks((1, False))) and is_small(asks((most - 1, False), (1, False)))
-    assert not is_small(asks((most, False), (1, False)))
-    assert not is_small(asks((1, False), (1, True)))
+    operations = [
+        asks(1, (1, False)),
+        asks(2, (most - 1, False), (1, False)),
+        asks(3, (most, False), (1, False)),
+        asks(4, (1, True)),
+    ]
+    leader = await trio.leading()
+    joined: list[int] = []
+    results: list[kv_pb2.OperationResult] = []
+    join = ReadBatches.join
+
+    def noted(batches: ReadBatches, one: BatchedRead, timeout_ms: int, *, forwarded: bool) -> None:
+        joined.append(one.operation.id)
+        join(batches, one, timeout_ms, forwarded=forwarded)
+
+    with patch.object(ReadBatches, "join", noted):
+        leader.process.context.run(trio.node(leader).submit, operations, NO_SESSION, results.append)
+    await until(lambda: len(results) == 4)
+    assert joined == [1, 2]
+    assert sorted((result.id, result.error.code) for result in results) == [(n, "") for n in (1, 2, 3, 4)]
 
 
 @on_trio

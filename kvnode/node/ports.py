@@ -107,7 +107,7 @@ class PeerHandler(Protocol):
         """Whether that node was a member, and was removed: nothing is taken from it any more, and nothing given."""
 
     def on_messages(self, sender: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
-        """Raft messages from a peer, in order."""
+        """Raft messages from a peer, in order but for the moment in which its lane takes over from the stream."""
 
     def on_held(self, rows: Sequence[Held]) -> None:
         """How far the replicas are that follow a peer."""

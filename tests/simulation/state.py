@@ -37,12 +37,23 @@ class _Applied(NamedTuple):
     arguments: dict[str, Any]
 
 
+class _Memory(sqlite3.Connection):
+    """Ends with the last reference to it, as a process does with its memory; 3.13 warns of what nobody closes."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _in_memory() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False, factory=_Memory)
+
+
 def _empty() -> StateTables:
-    return StateTables(sqlite3.connect(":memory:", isolation_level=None), create=True)
+    return StateTables(_in_memory(), create=True)
 
 
 def _from_image(image: bytes) -> StateTables:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection = _in_memory()
     connection.deserialize(image)
     return StateTables(connection)
 

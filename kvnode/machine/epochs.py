@@ -9,7 +9,7 @@ its fork point. The cluster's first epoch has no row.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from kvnode.codec.entry import Entry
@@ -101,3 +101,23 @@ def is_lost(stamp: bytes, table: Sequence[EpochRow]) -> bool:
 def fork_of(epoch: int, table: Sequence[EpochRow]) -> int | None:
     """Up to which index this history holds what that epoch wrote; None while that epoch goes on."""
     return next((row.fork_index for row in table if row.epoch > epoch), None)
+
+
+def parting(table: Sequence[EpochRow], end: int, begun: Iterable[tuple[int, int]]) -> int | None:
+    """Up to which index this history and another log's are one; None while the epoch in which that log ends goes on.
+
+    Where that epoch began on the other side of a cut, and never became part of this history, the two have parted
+    before it: where either left the last epoch that both have.
+
+    Args:
+        table: of this history.
+        end: the epoch of the other log's last entry.
+        begun: each epoch that the other log has, with its fork index.
+    """
+    if fork_of(end, table) is None:
+        return None
+    forks = {epoch: fork_index for epoch, fork_index in begun if epoch <= end}
+    common = max(({FIRST_EPOCH} | {row.epoch for row in table}) & {FIRST_EPOCH, end, *forks})
+    left = min((fork for epoch, fork in forks.items() if epoch > common), default=None)
+    ended = fork_of(common, table)
+    return min(fork for fork in (ended, left) if fork is not None)

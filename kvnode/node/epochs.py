@@ -15,7 +15,7 @@ from kvnode.base.errors import KvError
 from kvnode.codec.epoch import FIRST_EPOCH, EpochStart
 from kvnode.machine.epochs import EpochRow, read_epochs, read_seal
 from kvnode.machine.state_reader import StateReader
-from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.internal.v1 import failover_pb2, peer_pb2
 from kvnode.raft.raft import Raft
 from kvnode.storage.state_tables import StateMeta
 
@@ -64,6 +64,12 @@ class Epochs:
         if self._read_in != self._meta().epoch:
             self.applied()
         return self.table
+
+    def of_log(self) -> list[failover_pb2.FailoverEpoch]:
+        """Those that the log has, committed or not, in order."""
+        forks = {row.epoch: row.fork_index for row in self.current()}
+        forks.update((epoch, index - 1) for epoch, index in self._raft.history.begun)
+        return [failover_pb2.FailoverEpoch(epoch=epoch, fork_index=forks[epoch]) for epoch in sorted(forks)]
 
     @property
     def established(self) -> int:

@@ -98,6 +98,7 @@ class Regions:
             is_active=self._follows,
             learn=peers.check_hello,
             forked=self.forks.meet,
+            begun=epochs.of_log,
             heard_from=lambda: epochs.heard_from,
             lease_news=promotion.news_upward,
             on_lease=promotion.take,

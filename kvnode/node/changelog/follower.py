@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from math import inf
 
 from kvnode.base import limits
@@ -33,7 +33,7 @@ from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.marks import Marks
 from kvnode.node.ports import Awaited, ChangelogStream, Freshness, LeaseNews, Transport
 from kvnode.node.wire import decode_awaited, decode_lease, encode_lease
-from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
+from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
 from kvnode.raft.raft import Raft
 
 _log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class ChangelogFollower:
         is_active: whether it follows at all just now.
         learn: given the Hello of a source that refuses.
         forked: given the answer of a source whose history parts from this node's own.
+        begun: the epochs that the own log has.
         heard_from: who told of the latest epoch; 0 = nobody.
         lease_news: what this node and those behind it have granted.
         on_lease: told of a source's ask.
@@ -85,6 +86,7 @@ class ChangelogFollower:
         is_active: Callable[[], bool] = lambda: True,
         learn: Callable[[peer_pb2.Hello], object] = lambda _hello: None,
         forked: Callable[[Member, changelog_pb2.FollowResponse], Awaitable[None]] | None = None,
+        begun: Callable[[], Iterable[failover_pb2.FailoverEpoch]] = tuple,
         heard_from: Callable[[], int] = lambda: 0,
         lease_news: Callable[[], LeaseNews | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
@@ -93,6 +95,7 @@ class ChangelogFollower:
         self._lease_news = lease_news
         self._on_lease = on_lease
         self._heard_from = heard_from
+        self._begun = begun
         self._is_active = is_active
         self._learn = learn
         self._forked = forked
@@ -204,6 +207,7 @@ class ChangelogFollower:
         """A stream from that source, if it answers and does not refuse."""
         where = self._where(member)
         where.hold_snapshot = True  # whoever is only looked at is to send none; the first acknowledgement asks for it
+        where.begun.extend(self._begun())
         stream = self._transport.follow(member.node_id, where)
         opened: Opened | None = None
         try:

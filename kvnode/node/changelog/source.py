@@ -25,7 +25,7 @@ from collections.abc import Callable, Container, Sequence
 from kvnode.base import limits
 from kvnode.codec.epoch import epoch_of_term
 from kvnode.codec.membership import encode_membership
-from kvnode.machine.epochs import EpochRow, fork_of
+from kvnode.machine.epochs import EpochRow, parting
 from kvnode.node.changelog.pieces import put_entries
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.ports import Awaited, Held, LeaseAsk, LeaseNews
@@ -289,8 +289,9 @@ class Sources:
         return response
 
     def _fork_of(self, request: changelog_pb2.FollowRequest) -> int | None:
-        """Up to which index the replica's epoch is part of this history; None while that epoch goes on."""
-        return fork_of(epoch_of_term(request.term), self._epochs())
+        """Up to which index the replica's log is part of this history; None while its last epoch goes on."""
+        begun = ((each.epoch, each.fork_index) for each in request.begun)
+        return parting(self._epochs(), epoch_of_term(request.term), begun)
 
     def open(self, request: changelog_pb2.FollowRequest) -> Source:
         """A stream; `close` ends it."""

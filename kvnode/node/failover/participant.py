@@ -130,7 +130,7 @@ class Participant:
             last_term=log.last_term,
             commit_index=log.commit,
             commit_term=log.term(log.commit) or 0,
-            epochs=self._epochs_of_log(),
+            epochs=self._epochs.of_log(),
             first_index=log.first_index(),
             leads=raft.own_term_committed and not raft.sealed,
             leader_id=raft.leader_id,
@@ -160,11 +160,6 @@ class Participant:
         sealed = self._sealed()
         found = [] if sealed is None else [failover_pb2.FailoverGroup(epoch=sealed.epoch, voter_ids=_voter_ids(sealed))]
         return found + self._groups.above(self._log_epoch, self._latest_epoch, known=found)
-
-    def _epochs_of_log(self) -> list[failover_pb2.FailoverEpoch]:
-        forks = {row.epoch: row.fork_index for row in self._epochs.current()}
-        forks.update((epoch, index - 1) for epoch, index in self._raft.history.begun)
-        return [failover_pb2.FailoverEpoch(epoch=epoch, fork_index=forks[epoch]) for epoch in sorted(forks)]
 
     def _sealed(self) -> EpochStart | None:
         """What the seal at the log's end, committed or not, says will follow."""

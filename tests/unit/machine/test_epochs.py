@@ -4,7 +4,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.epoch import EpochStart, encode_epoch_start, epoch_entry
 from kvnode.codec.membership import Member, Membership
 from kvnode.codec.versionstamp import versionstamp
-from kvnode.machine.epochs import EpochRow, fork_of, is_lost, read_epochs, read_seal
+from kvnode.machine.epochs import EpochRow, fork_of, is_lost, parting, read_epochs, read_seal
 from tests.unit.machine.fakes import MemoryState
 
 MEMBERS = Membership((Member(1, "n1", "eu", "a", "h:1"),), 1)
@@ -34,6 +34,19 @@ def test_what_lies_beyond_the_fork_is_lost() -> None:
     assert lost(3, 251, *table) and lost(3, 200, *table), "an epoch that never became part of this history"
     assert not lost(5, 1, *table), "it is still to come, for all that this node knows"
     assert (fork_of(0, table), fork_of(2, table), fork_of(4, table)) == (100, 250, None)
+
+
+def test_where_another_log_parts_from_this_history() -> None:
+    table = (row(5, 100), row(19, 250))
+    assert parting(table, 19, [(5, 100), (19, 250)]) is None, "its epoch goes on"
+    assert parting(table, 33, [(5, 100), (33, 90)]) is None, "or is still to come, for all that this node knows"
+    assert parting(table, 5, [(5, 100)]) == 250, "it ends in an epoch of this history"
+    assert parting(table, 16, [(5, 100), (16, 180)]) == 180, "in one that began elsewhere, behind less"
+    assert parting(table, 16, [(5, 100), (16, 300)]) == 250, "or behind more"
+    assert parting(table, 16, [(16, 180)]) == 100, "or without having heard of an earlier one"
+    assert parting(table, 18, [(5, 100), (16, 180), (18, 220)]) == 180, "or behind another such"
+    assert parting(table, 5, [(5, 100), (19, 250)]) == 250, "what begins behind the entry in question is no matter"
+    assert parting(table, 16, []) == 100, "with nothing known of it, what both have for certain"
 
 
 def test_an_epoch_and_a_seal_are_rows_of_the_state() -> None:

@@ -224,6 +224,22 @@ def on_regions(story: Story) -> Callable[[Path], None]:
     return test
 
 
+class _Unobserved(EpochObserver):
+    def fail(self, kind: str, text: str) -> None:
+        """The observer knows one history that goes on, and those that were cut off before."""
+
+
+def on_regions_apart(story: Story) -> Callable[[Path], None]:
+    """As on_regions, for two failovers of which the one that goes on has more than the other: the test itself looks."""
+
+    def test(tmp_path: Path) -> None:
+        simulated_loop.run(lambda loop: _play(loop, tmp_path, story, _Unobserved(), 2))
+
+    test.__name__, test.__qualname__ = story.__name__, story.__qualname__
+    test.__module__, test.__doc__ = story.__module__, story.__doc__
+    return test
+
+
 def on_three_regions(lease_ms: int) -> Callable[[Story], Callable[[Path], None]]:
     """As on_regions, with two replicas in each of two regions, and a primary lease that is in force."""
 

@@ -15,7 +15,7 @@ from kvnode.proto.kv.internal.v1 import failover_pb2
 from kvnode.storage.fork_file import read_fork
 from tests.simulation.cluster import Server
 from tests.simulation.failover_observer import EpochObserver
-from tests.unit.node.cluster import Trio, on_regions, put, read, until, write
+from tests.unit.node.cluster import Trio, on_regions, on_regions_apart, put, read, until, write
 
 DOWN = Wishes("r2", primary_is_down=True)
 UNFENCED = 19  # the first epoch without a fence of two voters of r2, behind three nodes of r1
@@ -203,6 +203,41 @@ def saved_in(server: Server) -> list[bytes]:
             file = server.disk.open(f"data/forks/{name}")
             found += [entry.data for entry in read_fork(file.read(0, file.size()), name)[1]]
     return found
+
+
+async def _two_sides(trio: Trio, lost_count: int) -> None:
+    """Two failovers on two sides of a cut, the one that is given up behind an earlier entry than the other."""
+    primary, (one, other) = await ready(trio)
+    leader = await trio.leading()
+    behind, third = (server for server in primary if server is not leader)
+    trio.cut(behind)
+    for number in range(20):
+        await trio.put(leader, b"went on %d" % number)
+    await until(lambda: trio.node(one).applied_index >= trio.node(leader).applied_index)
+    await lose_the_primary(trio, [leader, third])
+    alone = Wishes("r1", force=True, primary_is_down=True)
+    ended = await trio.within(behind, trio.node(behind).coordinator.execute(alone))
+    for number in range(lost_count):
+        await trio.put(behind, b"lost %d" % number)
+    plan = await trio.within(one, trio.node(one).coordinator.execute(DOWN))
+    assert plan.epoch > ended.epoch and plan.end[1] > ended.end[1] + 10
+    trio.heal()
+    await in_epoch(trio, [behind, one, other], plan.epoch)
+    saved = saved_in(behind)
+    assert all(any(b"lost %d" % number in data for data in saved) for number in range(lost_count))
+    assert await trio.get(behind, b"lost 0") is None and await trio.get(behind, b"went on 19") == b"v"
+    await trio.everywhere()
+    assert len({trio.node(server).state.meta.digest for server in (behind, one, other)}) == 1
+
+
+@on_regions_apart
+async def test_what_another_failover_began_and_ended_early_is_saved(trio: Trio) -> None:
+    await _two_sides(trio, lost_count=2)
+
+
+@on_regions_apart
+async def test_what_another_failover_began_and_ended_late_is_saved(trio: Trio) -> None:
+    await _two_sides(trio, lost_count=60)
 
 
 @on_regions

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakSet
 
 from kvnode.base import limits
-from kvnode.base.errors import KvError, Unavailable
+from kvnode.base.errors import KvError, StorageFailed, Unavailable
 from kvnode.codec.membership import decode_membership
 from kvnode.node.guard import Guard
 from kvnode.node.ports import Awaited, Transport
@@ -120,6 +121,7 @@ class Snapshots:
         self._spent: WeakSet[SnapshotReceiver] = WeakSet()  # brought to their end; two senders may share one
         self._headers: dict[str, peer_pb2.SnapshotHeader] = {}  # of the sinks
         self._sources: dict[int, FileSource] = {}  # to whom
+        self._failure = 0, ""  # index of the snapshot that could not be stored here last, and why
 
     def transfers(self) -> list[Transfer]:
         """What comes in and goes out at present."""
@@ -150,6 +152,12 @@ class Snapshots:
             if name in self._sinks:
                 return Awaited(self._sinks[name].held_bytes, header.size_bytes)
         return Awaited(0, 0)
+
+    @property
+    def failure(self) -> str:
+        """Why the snapshot that comes in cannot be stored here; empty = it can, or none is needed any more."""
+        index, why = self._failure
+        return why if index > self._raft.log.commit else ""
 
     # Sending.
 
@@ -257,6 +265,10 @@ class Snapshots:
         except TimeoutError:
             raise Unavailable("the snapshot is still being installed", code="SNAPSHOT_UNDER_WAY") from None
 
+    def note_failure(self, header: peer_pb2.SnapshotHeader, error: StorageFailed | None) -> None:
+        """Keep why a part of a snapshot could not be stored, for people to see; None = one was."""
+        self._failure = (header.index, error.message) if error is not None else (0, "")
+
     def check_open(self, receiver: SnapshotReceiver) -> None:
         """Raise Unavailable (SNAPSHOT_STALE) when another sender has brought the same snapshot to its end."""
         if receiver in self._spent:
@@ -312,17 +324,30 @@ class Sink:
         """See ports.SnapshotSink."""
         decode_membership(header.membership)
         self._header = header
-        self._receiver = await self._snapshots.receive_open(header)
+        with self._noting():
+            self._receiver = await self._snapshots.receive_open(header)
         return self._receiver.held_bytes
 
     async def write(self, offset: int, data: bytes) -> int:
         """See ports.SnapshotSink."""
-        assert self._receiver is not None
+        assert self._receiver is not None and self._header is not None
         self._snapshots.check_open(self._receiver)
-        await self._receiver.write(offset, data)
+        with self._noting():
+            await self._receiver.write(offset, data)
+        self._snapshots.note_failure(self._header, None)
         return self._receiver.held_bytes
 
     async def finish(self) -> None:
         """See ports.SnapshotSink."""
         assert self._receiver is not None and self._header is not None
-        await self._snapshots.receive_finish(self._header, self._receiver)
+        with self._noting():
+            await self._snapshots.receive_finish(self._header, self._receiver)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        assert self._header is not None
+        try:
+            yield
+        except StorageFailed as error:
+            self._snapshots.note_failure(self._header, error)
+            raise

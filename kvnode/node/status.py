@@ -185,6 +185,8 @@ def _problems(node: Node) -> list[str]:
             "under way, repeat `kvnode failover`; if the primary region lives, `kvnode failover --plan --to` that "
             "region"
         )
+    if node.snapshots.failure:
+        problems.append(f"a snapshot that comes in cannot be stored, and is tried again: {node.snapshots.failure}")
     offset_ms = node.timekeeper.offset_ms
     if abs(offset_ms) > node.settings.max_clock_offset_ms:
         result = "it leads, and would not be elected again" if node.raft.is_leader else "it does not lead"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from kvnode.node.wire import encode_message
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.types import SnapshotMeta
+from kvnode.storage import snapshot_transfer
 from tests.simulation.cluster import Server
 from tests.unit.node.cluster import Trio, on_trio, until
 
@@ -97,6 +99,30 @@ async def test_an_interrupted_transfer_is_resumed_where_it_broke(trio: Trio) -> 
     different.snapshot_id = "another"
     assert await trio.node(one).snapshot_sink().open(different) == 0, "the bytes of one are not those of another"
     other.close()
+
+
+@on_trio
+async def test_a_snapshot_for_which_there_is_no_room_is_a_problem_of_the_node(trio: Trio) -> None:
+    leader, one, other = await trio.leader_and_followers()
+    trio.kill(one)
+    await filled(trio, leader)
+    for server in (leader, other):
+        await trio.within(server, trio.node(server).snapshot_now())
+
+    def no_room(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def problems() -> list[str]:
+        return list(trio.node(one).status().problems) if one.node is not None else []
+
+    with pytest.MonkeyPatch.context() as disk:
+        disk.setattr(snapshot_transfer, "_write_all", no_room)
+        trio.start(one)
+        await until(lambda: any("No space left" in text and "tried again" in text for text in problems()), 20)
+        assert trio.node(one).stats.snapshots_installed == 0 and not trio.node(one).failed.done()
+    await until(lambda: trio.node(one).stats.snapshots_installed == 1, 20, "no snapshot was installed")
+    await trio.everywhere()
+    await until(lambda: not problems(), 20, "it still sees a problem")
 
 
 @on_trio

@@ -59,12 +59,22 @@ class ClockGuard:
             return 0.0
         return -low if low > 0 else -high
 
-    def trusted(self, others: Sequence[int]) -> bool:
+    def trusted(self, voters: Sequence[int], members: Sequence[int] = ()) -> bool:
         """Whether this node's clock may set log time: the clocks of a majority of the voters agree with it.
 
         Which is more than to be near the median of those that were heard: of two clocks that differ, either would
-        be. Those who could elect us can also be asked, so a majority of sound clocks always finds its leader.
+        be. Those who could elect us can also be asked, so a majority of sound clocks always finds its leader. Of two
+        voters that differ there is none; then a majority of all the members says who is right.
+
+        Args:
+            voters: the other ones.
+            members: all others, who count where the voters are too few.
         """
+        if self._is_majority(voters):
+            return True
+        return len(voters) + 1 < JURY_COUNT and bool(members) and self._is_majority(members)
+
+    def _is_majority(self, others: Sequence[int]) -> bool:
         return 2 * (self._agreeing_count(others) + 1) > len(others) + 1
 
     def outvoted(self, voters: Sequence[int], members: Iterable[int]) -> bool:

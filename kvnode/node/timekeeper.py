@@ -49,7 +49,7 @@ class Timekeeper:
     def judge(self) -> None:
         """Let only a node whose clock others agree with stand for election, or lead."""
         voters, members = self._jury()
-        trusted = self.guard.trusted(voters)
+        trusted = self.guard.trusted(voters, members)
         outvoted = self.guard.outvoted(voters, members)
         self._raft.campaign_allowed = trusted and not outvoted
         if self._log_time.is_held:

@@ -44,6 +44,21 @@ def test_two_voters_that_agree_are_outvoted_by_three() -> None:
     assert not judge.outvoted([5, 6], [1, 2, 3, 5, 6]), "three voters decide among themselves"
 
 
+def test_of_two_voters_the_one_leads_with_whom_most_members_agree() -> None:
+    right, wrong = guard(), guard()
+    members = [1, 2, 3, 4, 9]  # and the one that judges: six
+    hear(right, 9, 3_000.0, 1.0)
+    for member in (1, 2):
+        hear(right, member, 0.0, 1.0)
+        assert not right.trusted([9], members), "half of them may be wrong alike"
+    hear(right, 3, 0.0, 1.0)
+    assert right.trusted([9], members) and not right.outvoted([9], members)
+    assert not right.trusted([9, 4], members), "of three voters they themselves are the jury"
+    for member in members:
+        hear(wrong, member, -3_000.0, 1.0)
+    assert not wrong.trusted([9], members)
+
+
 @pytest.mark.parametrize(("others", "needed"), [([2], 1), ([2, 3], 1), ([2, 3, 4], 2), ([2, 3, 4, 5], 2)])
 def test_a_majority_must_have_been_asked(others: list[int], needed: int) -> None:
     judge = guard()

@@ -95,8 +95,8 @@ def failover(
 
 def _unused_with_plan(flags: list[str]) -> str:
     return (
-        f"--plan excludes {' and '.join(flags)}: a primary region that hands over lives, and loses nothing; leave out "
-        f"{'it' if len(flags) == 1 else 'them'}, or --plan if the region is gone"
+        f"--plan excludes {' and '.join(flags)}: a primary region that hands over lives, and loses nothing; leave "
+        f"{'it' if len(flags) == 1 else 'them'} out, or --plan if the region is gone"
     )
 
 

@@ -226,15 +226,17 @@ def transfer(
       kvnode leader transfer c
     """
 
-    async def work(admin: Admin) -> admin_pb2.TransferLeadershipResponse:
+    async def work(admin: Admin) -> tuple[admin_pb2.TransferLeadershipResponse, str]:
+        names = {each.node_id: each.name for each in (await admin.members()).members}
         to = (await _find(admin, member)).node_id if member else 0
-        return await admin.transfer_leadership(to)
+        answer = await admin.transfer_leadership(to)
+        return answer, names.get(answer.leader_id) or str(answer.leader_id)
 
-    answer = administer(endpoints, timeout, output, work)
+    answer, name = administer(endpoints, timeout, output, work)
     if output is Output.JSON:
         print_json({"leader_id": answer.leader_id, "term": answer.term})
     else:
-        print(f"OK leader {answer.leader_id} in term {answer.term}")
+        print(f"OK '{name}' leads, in term {answer.term}")
 
 
 @leader_app.callback()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from kvnode.base.errors import InvalidRequest, KvError
+from kvnode.codec.membership import Member, MemberRole
 from kvnode.node.context import NodeContext
 
 HANDOVER_TIMEOUT_MS = 3_000
@@ -32,18 +33,30 @@ class LeadershipTransfer:
         target = to or self._best_successor()
         if target == self._settings.node_id:
             return
-        if not target or self._raft.membership.get(target) is None:
+        member = self._raft.membership.get(target)
+        if member is None:
             raise InvalidRequest(
                 "MEMBER_UNKNOWN", f"no voter {to or ''} to hand leadership to; see `kvnode member list`"
             )
+        if member.role is not MemberRole.VOTER:
+            raise InvalidRequest("TRANSFER_TARGET_INVALID", self._no_voter(member))
         self._begin(target)
         deadline = self._clock.monotonic_ms() + HANDOVER_TIMEOUT_MS
         while self._raft.leader_id != target:
             if self._clock.monotonic_ms() >= deadline:
                 raise KvError(
-                    "TRANSFER_TIMEOUT", f"node {target} did not take over in time; this node leads on", phase="admin"
+                    "TRANSFER_TIMEOUT", f"'{member.name}' did not take over in time; this node leads on", phase="admin"
                 )
             await asyncio.sleep(self._settings.tick_ms / 5000)
+
+    def _no_voter(self, member: Member) -> str:
+        is_elsewhere = member.region != self._settings.region
+        remedy = (
+            f"`kvnode failover --plan --to {member.region}` moves the primary to its region"
+            if is_elsewhere
+            else f"`kvnode member promote {member.name}` makes it a voter"
+        )
+        return f"'{member.name}' is a {member.role.value} in '{member.region}', and only a voter may lead; {remedy}"
 
     async def give_up(self) -> None:
         """Give leadership to the most caught-up voter, if this node has it: it is about to stop."""

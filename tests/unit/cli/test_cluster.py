@@ -161,7 +161,7 @@ async def test_a_member_that_nobody_knows(cli: Cli, server: FakeServer) -> None:
 async def test_leader_transfer(cli: Cli, server: FakeServer) -> None:
     describe(server)
     human, machine = await asyncio.gather(cli("leader", "transfer"), cli("leader", "transfer", "b", "-o", "json"))
-    assert human.out == "OK leader 2 in term 7\n"
+    assert human.out == "OK 'b' leads, in term 7\n"
     assert machine.json == {"leader_id": 2, "term": 7}
     targets = [r.to_node_id for r in server.admin_requests if isinstance(r, admin_pb2.TransferLeadershipRequest)]
     assert sorted(targets) == [0, 2]

@@ -352,6 +352,15 @@ async def test_another_coordinator_gets_no_promise_for_the_same_epoch(trio: Trio
 
 
 @on_regions
+async def test_leadership_goes_to_no_replica_and_the_refusal_says_how_the_primary_moves(trio: Trio) -> None:
+    _, (one, _) = await ready(trio)
+    leader = await trio.leading()
+    error = await trio.refused(leader, trio.node(leader).transfer_leadership(one.member.node_id))
+    assert error.code == "TRANSFER_TARGET_INVALID" and f"'{one.member.name}'" in error.message
+    assert "`kvnode failover --plan --to r2`" in error.message
+
+
+@on_regions
 async def test_a_planned_move_loses_nothing_and_is_quick(trio: Trio) -> None:
     primary, (one, other) = await ready(trio)
     leader = await trio.leading()

@@ -179,20 +179,17 @@ class Http2Server:
         except Exception:
             _log.exception("%s %s failed", scope.method, scope.path)
             response = INTERNAL_ERROR
-        headers = [("content-type", response.content_type), ("cache-control", "no-store")]
-        headers += response.headers
         if isinstance(response, Stream):
-            await self._stream(response, request, protocol, headers)
+            await self._stream(response, request, protocol, _headers(response))
             return
-        body = b"" if scope.method == "HEAD" else response.body
-        if len(body) > limits.HTTP2_UNCOUNTED_BYTES and (found := self.unread.find(request.header(MARK))) is not None:
-            connection, stream = found
-            try:
-                connection.reserve(stream, len(body))
-            except HttpError as error:
-                protocol.response_bytes(error.status, headers, error.text.encode())
-                return
-        protocol.response_bytes(response.status, headers, body)
+        if scope.method == "HEAD":
+            response = response._replace(body=b"")
+        if len(response.body) > limits.HTTP2_UNCOUNTED_BYTES:
+            found = self.unread.find(request.header(MARK))
+            if found is not None:
+                connection, stream = found
+                response = connection.reserve(stream, response)
+        protocol.response_bytes(response.status, _headers(response), response.body)
 
     async def _respond(self, request: _Request, scope: _Scope) -> Response | Stream:
         if self._take_whole is None or scope.method != "POST":
@@ -242,6 +239,10 @@ class Http2Server:
             await response.chunks.aclose()
         if isinstance(outcome, Exception) and not client_left:
             _log.warning("a stream broke off: %r", outcome)
+
+
+def _headers(response: Response | Stream) -> list[tuple[str, str]]:
+    return [("content-type", response.content_type), ("cache-control", "no-store"), *response.headers]
 
 
 def _task_of(awaitable: Awaitable[None]) -> asyncio.Task[None]:

@@ -363,11 +363,7 @@ class Direct:
         """Send it; what the client's windows do not take yet, later."""
         if self._streams.get(stream.number) is not stream:
             return  # reset
-        if len(response.body) > limits.HTTP2_UNCOUNTED_BYTES:
-            try:
-                self._accounts.reserve(stream.number, len(response.body))
-            except HttpError as error:
-                response = Response(error.status, error.text.encode())
+        response = self._accounts.reserve(stream.number, response)
         number, body = stream.number, response.body
         block = self.shared.block(response) + content_length(len(body))
         if not body:

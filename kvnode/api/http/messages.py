@@ -55,12 +55,17 @@ class Request(Protocol):
 
 
 class Response(NamedTuple):
-    """One response, whole."""
+    """One response, whole.
+
+    Of a request that changed something and may have a body above HTTP2_UNCOUNTED_BYTES, `instead` is what its client
+    gets where so much cannot wait to be read (unread.py). None = a 503, which says that nothing was changed.
+    """
 
     status: int
     body: bytes
     content_type: str = TEXT
     headers: tuple[tuple[str, str], ...] = ()  # further ones
+    instead: Response | None = None
 
 
 class Stream(NamedTuple):

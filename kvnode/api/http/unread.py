@@ -4,8 +4,9 @@ Answers past granian (http2_direct.py) are counted with the others, for as long 
 An account is kept of each stream that is given more than a little: what its handler has handed to granian, less what
 the pipe has seen go out. A response of many chunks (a watch, a listener) waits with its next chunk until its client has
 read nearly all of those before, so that a watch leaves states out instead of gathering them. Whole responses are there
-already; beyond a bound for each connection and one for all, what would be one more is refused instead, and a
-connection that takes nothing of one for HTTP_SEND_TIMEOUT_MS is ended, as over HTTP/1.1.
+already; beyond a bound for each connection and one for all, what would be one more is refused instead (where it
+tells of a change, a small answer says that its outcome is not known: Response.instead), and a connection that takes
+nothing of one for HTTP_SEND_TIMEOUT_MS is ended, as over HTTP/1.1.
 
 Smaller responses are not counted: a connection has MAX_HTTP2_STREAMS_COUNT at most.
 """
@@ -16,10 +17,11 @@ import asyncio
 from collections.abc import Callable
 
 from kvnode.api.http.known_heads import KnownHead
-from kvnode.api.http.messages import HttpError
+from kvnode.api.http.messages import Response
 from kvnode.base import limits
 
 _SWEEP_S = 1.0
+_REFUSAL = Response(503, b"The server is temporarily unavailable, try again later: much that it sent is not read.\n")
 
 
 class Account:
@@ -105,16 +107,18 @@ class ConnectionAccounts:
             self._accounts[stream] = account
         return account
 
-    def reserve(self, stream: int, size_bytes: int) -> None:
-        """A whole body is to be sent. Raises HttpError(503): too much waits to be read already."""
+    def reserve(self, stream: int, response: Response) -> Response:
+        """What is to be sent for a whole response: itself, or a small one when too much waits to be read already."""
+        size_bytes = len(response.body)
+        if size_bytes <= limits.HTTP2_UNCOUNTED_BYTES:
+            return response
         if (
             self.owed_bytes + size_bytes > max(size_bytes, limits.MAX_HTTP2_UNREAD_CONNECTION_BYTES)
             or self._unread.owed_bytes + size_bytes > limits.MAX_HTTP2_UNREAD_BYTES
         ):
-            raise HttpError(
-                503, "The server is temporarily unavailable, try again later: too much that it sent is not read.\n"
-            )
+            return response.instead or _REFUSAL
         self.open(stream, whole=True).hand(size_bytes)
+        return response
 
     def sent(self, stream: int, size_bytes: int) -> None:
         """Bytes of a body have gone out."""

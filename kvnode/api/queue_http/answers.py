@@ -73,8 +73,8 @@ def http_refusal(error: HttpError) -> Response:
 
 
 def answered(result: dict[str, object]) -> Response:
-    """200."""
-    return _response(200, result)
+    """200, for what has changed something: an answer that cannot wait to be read says that the outcome is not known."""
+    return _response(200, result)._replace(instead=_NOT_READ)
 
 
 def _status_of(error: KvError) -> int:
@@ -90,3 +90,6 @@ def _status_of(error: KvError) -> int:
 
 def _response(status: int, body: dict[str, object]) -> Response:
     return Response(status, json.dumps(body, separators=(",", ":")).encode() + b"\n", JSON)
+
+
+_NOT_READ = refusal(OutcomeUnknown("what came of it cannot wait here: too much on this connection is unread"))

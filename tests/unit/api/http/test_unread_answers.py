@@ -11,8 +11,9 @@ import pytest
 from h2.settings import SettingCodes
 
 from kvnode.api.http import HttpServer, Request, Response, Stream
+from kvnode.api.http.http2_window import MIN_SHARED_BYTES
 from kvnode.base import limits
-from tests.unit.api.http.raw import Http2
+from tests.unit.api.http.raw import Http2, eventually
 
 SIZE = 1_000_000
 BODY = bytes(range(250)) * (SIZE // 250)
@@ -85,6 +86,42 @@ async def test_what_waits_for_all_clients_is_bounded_until_one_leaves(monkeypatc
                 await asyncio.sleep(0.02)
         assert (whole.status, whole.body) == (200, BODY)
         await other.close()
+
+
+@pytest.mark.parametrize("direct", [False, True])
+async def test_what_was_carried_out_is_not_said_to_be_unavailable(direct: bool) -> None:
+    """A 503 says that nothing was done, and its client would do it again."""
+    carried_out = 0
+
+    async def handle(request: Request) -> Response:
+        nonlocal carried_out
+        if request.path == "/large":
+            return Response(200, BODY)
+        await request.body(100)
+        carried_out += 1
+        large = request.path == "/change" and carried_out > 2  # those before are how the head becomes known
+        return Response(200, BODY if large else b"small", instead=Response(504, b"not known"))
+
+    def take(_: object) -> bool:
+        return False
+
+    server = HttpServer(handle, "127.0.0.1:0", None, http2=True, take_whole=take if direct else None)
+    client = await Http2.open(await server.start())
+    client.h2.increment_flow_control_window(MIN_SHARED_BYTES)
+    client.flush()
+    for _ in range(2):
+        assert (await client.request("/change", {"content-length": "2"}, b"ok")).status == 200
+    client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    client.flush()
+    await statuses(client, [client.begin("/large", end=True) for _ in range(FIT)])
+    streams = []
+    for _ in range(2):
+        streams.append(client.begin("/change", {"content-length": "2"}))
+        await client.send(streams[-1], b"ok")
+    assert await statuses(client, streams) == [504, 504]
+    await eventually(lambda: carried_out == 4)
+    await client.close()
+    await server.stop()
 
 
 async def test_a_stream_that_its_client_resets_owes_nothing() -> None:

@@ -23,6 +23,7 @@ class Keeper:
     """Watches over the children of this process. Use `close`, or `release` to let them live on."""
 
     def __init__(self) -> None:
+        self._is_closed = False  # and not released
         self._process = subprocess.Popen(
             # Isolated and without site: it starts in 20 ms and needs nothing but the standard library.
             [sys.executable, "-I", "-S", __file__],
@@ -33,7 +34,11 @@ class Keeper:
         )
 
     def started(self, pid: int) -> None:
-        """A child is to end with this process."""
+        """A child is to end with this process; at once when a thread has started it behind `close`."""
+        if self._is_closed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            return
         self._tell(f"+ {pid} {_start_time(pid)}")
 
     def ended(self, pid: int) -> None:
@@ -43,10 +48,14 @@ class Keeper:
     def release(self) -> None:
         """Let every child live on."""
         self._tell("release")
-        self.close()
+        self._end()
 
     def close(self) -> None:
         """Kill the children that are left."""
+        self._is_closed = True
+        self._end()
+
+    def _end(self) -> None:
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()

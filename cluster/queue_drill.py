@@ -39,7 +39,7 @@ TOKEN = "queue-drill-access-token"
 HANDLER_MS = 20.0
 _REPORT_EVERY_S = 5.0
 _POLL_S = 0.25
-EXIT_BROKEN_PROMISE, EXIT_NOT_RUN = 1, 2
+EXIT_BROKEN_PROMISE, EXIT_NOT_RUN, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class Options(NamedTuple):
@@ -176,8 +176,10 @@ class Drill:
         nemesis.start()
         try:
             await self._until_empty(kv, producing, consumers, options.disturb_for_s)
-        finally:
-            await nemesis.stop()
+        except BaseException:  # interrupted, for example: what is down need not come back
+            await nemesis.abandon()
+            raise
+        await nemesis.stop()
         self._say("no more disturbances")
         await producing
         await self._until_empty(kv, producing, consumers, options.timeout_s)
@@ -243,12 +245,17 @@ async def _status(kv: Kv) -> queue_pb2.QueueStatus:
 
 
 def run_drill(options: Options, say: Say) -> Summary:
-    """Run it. Raises ClusterFailed, ConsumersMissing."""
+    """Run it. Raises ClusterFailed, ConsumersMissing; KeyboardInterrupt, with its processes ended."""
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kvnode-queue-drill-"))
-    with places(apart=options.apart) as where:
-        summary = asyncio.run(Drill(options, where, folder, say).run())
-    if options.folder is None and summary.ok:
-        shutil.rmtree(folder, ignore_errors=True)
+    is_kept = options.folder is not None
+    try:
+        with places(apart=options.apart) as where:
+            summary = asyncio.run(Drill(options, where, folder, say).run())
+        is_kept = is_kept or not summary.ok
+    finally:
+        if not is_kept:
+            shutil.rmtree(folder, ignore_errors=True)
+    if not is_kept:
         summary.history = ""
     return summary
 
@@ -305,7 +312,7 @@ def show(summary: Summary, say: Say) -> None:
 
 
 def main() -> int:
-    """The exit status: 0 when every promise was kept, 1 when not, 2 when it could not be run."""
+    """The exit status: 0 when every promise was kept, 1 when not, 2 when it could not be run, 130 on Ctrl-C."""
     options, as_json = _options()
     begun_at = time.monotonic()
 
@@ -317,6 +324,9 @@ def main() -> int:
     except (ClusterFailed, ConsumersMissing) as error:
         print(f"queue-drill: {error}", file=sys.stderr)
         return EXIT_NOT_RUN
+    except KeyboardInterrupt:
+        print("queue-drill: interrupted; nothing was judged", file=sys.stderr)
+        return EXIT_INTERRUPTED
     show(summary, say)
     if as_json:
         print(json.dumps(summary.as_json()))

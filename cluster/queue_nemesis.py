@@ -136,6 +136,12 @@ class QueueNemesis:
         await asyncio.gather(*self._tasks)
         await asyncio.to_thread(self._cluster.wait_ready, (), _READY_TIMEOUT_S)
 
+    async def abandon(self) -> None:
+        """No more, and nothing is healed: everything is about to be ended."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def _over(self, after_s: float) -> bool:
         """Wait; True when no more is to be disturbed, at once then."""
         try:

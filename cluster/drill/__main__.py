@@ -1,4 +1,4 @@
-"""`python -m cluster.drill`. Exit status 0 when every promise was kept, 1 when not, 2 when it could not be run."""
+"""`python -m cluster.drill`. Exit status 0: every promise was kept, 1: not, 2: it could not be run, 130: Ctrl-C."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from cluster.wan.wan import WanFailed
 EXIT_BROKEN = 1
 PLAIN_COLUMNS = 180  # in a file nothing is wrapped
 EXIT_NOT_RUN = 2
+EXIT_INTERRUPTED = 130
 TABLE_S, SHORT_TABLE_S = 20.0, 3.0
 PAGE = ROOT / "docs" / "reference" / "failure-table.md"
 RESULTS = ROOT / "bench" / "results" / "drill.json"
@@ -45,6 +46,9 @@ def main() -> int:
     except (ClusterFailed, WanFailed) as error:
         console.print(f"the drill could not be run: {error}", style="red")
         return EXIT_NOT_RUN
+    except KeyboardInterrupt:
+        console.print("the drill was interrupted; nothing was judged", style="red")
+        return EXIT_INTERRUPTED
     show(console, findings)
     if options.write:
         PAGE.write_text(page(findings))

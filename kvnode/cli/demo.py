@@ -41,6 +41,7 @@ def demo(
         typer.echo(f"kvnode demo: {error}", err=True)
         raise typer.Exit(EXIT_NOT_RUN) from None
     except KeyboardInterrupt:
+        typer.echo("kvnode demo: interrupted; nothing was checked", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps(summary.as_json()))

@@ -82,3 +82,20 @@ def test_closing_ends_what_is_left_and_spares_who_has_the_number_of_one_that_end
     assert left.wait(5) == -signal.SIGKILL
     assert stranger.running
     stranger.kill()
+
+
+def test_what_a_thread_starts_behind_the_end_is_ended(tmp_path: Path) -> None:
+    keeper = Keeper()
+    keeper.close()
+    late = Child(SLEEP, tmp_path / "a", None, keeper)
+    late.start()
+    assert late.wait(5) == -signal.SIGKILL
+
+
+def test_what_is_started_behind_a_release_lives_on(tmp_path: Path) -> None:
+    keeper = Keeper()
+    keeper.release()
+    late = Child(SLEEP, tmp_path / "a", None, keeper)
+    late.start()
+    assert not ends(late.pid, 0.5)
+    late.kill()

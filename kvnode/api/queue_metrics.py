@@ -27,8 +27,12 @@ _GAUGES = (
 )
 _COUNTERS = (
     ("kvnode_queue_enqueued", "Messages that came in", "enqueued_total"),
-    ("kvnode_queue_delivered", "Messages given to consumers", "delivered_total"),
-    ("kvnode_queue_redelivered", "Those among them that had been given to one before", "redelivered_total"),
+    (
+        "kvnode_queue_delivered",
+        "Messages claimed for consumers, with those that came back before their consumer saw them",
+        "delivered_total",
+    ),
+    ("kvnode_queue_redelivered", "Those among them that a consumer had been given before", "redelivered_total"),
     ("kvnode_queue_acknowledged", "Messages that were handled", "acknowledged_total"),
     ("kvnode_queue_dead", "Messages that were given up", "dead_total"),
 )

@@ -45,6 +45,24 @@ def test_each_queue_shows_how_it_stands() -> None:
     }
 
 
+def test_what_came_back_unseen_counts_as_the_text_says() -> None:
+    """A counter never falls: what was claimed for a consumer that had gone stays counted, and is no redelivery."""
+    db = Database()
+    db.enqueue()
+    for _ in range(2):
+        (message,) = db.claim()
+        assert message.attempt == 1
+        db.run(act(release={"lease": message.lease, "unseen": True}))
+    view = DirectoryView("c")
+    view.load([])
+    families = {
+        family.name: family for family in QueueStats(db.state, view, lambda: db.now, lambda: 0, PushStats()).collect()
+    }
+    delivered, redelivered = families["kvnode_queue_delivered"], families["kvnode_queue_redelivered"]
+    assert (delivered.samples[0].value, redelivered.samples[0].value) == (2, 0)
+    assert "before their consumer saw them" in delivered.documentation
+
+
 def test_each_cron_shows_how_it_stands() -> None:
     db = Database()
     made = kv_pb2.CronSet(name="a cron", schedule="* * * * *")

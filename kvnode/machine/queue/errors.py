@@ -20,8 +20,8 @@ def queue_full(name: str, bound: int) -> InvalidRequest:
     """The queue holds as many undelivered messages as it may."""
     return InvalidRequest(
         "QUEUE_FULL",
-        f"The queue '{name}' is full: it holds {bound} undelivered messages, nothing was enqueued. Add consumers, or "
-        "raise the bound (`kvnode queue configure --max-messages`).",
+        f"The queue '{name}' is full: it takes at most {bound} undelivered messages, and nothing was enqueued. Add "
+        "consumers, or raise the bound (`kvnode queue configure --max-messages`).",
     )
 
 

@@ -331,6 +331,15 @@ def test_a_full_queue_refuses_until_something_is_handled(db, monkeypatch):
     assert code(db.run(enqueue())) == "QUEUE_FULL"
 
 
+def test_a_full_queue_says_how_many_it_may_hold_and_not_that_it_holds_so_many(db):
+    for _ in range(3):
+        db.enqueue()
+    db.run(act(configure={"max_messages_count": 1}))
+    refused = db.run(enqueue())
+    assert code(refused) == "QUEUE_FULL"
+    assert "'default' is full: it takes at most 1 undelivered message" in refused.error.message
+
+
 def test_a_database_has_so_many_queues(db, monkeypatch):
     monkeypatch.setattr(limits, "MAX_QUEUES_COUNT", 2)
     db.enqueue(queue="a")

@@ -450,8 +450,11 @@ class Kv:
             queue, concurrency, lease_ms, consumer: as for messages.
 
         Raises:
+            InvalidRequest: BAD_HANDLER, or as for messages.
             KvError: as for messages, or the cluster refuses to serve the listener.
         """
+        if not callable(handler):  # every message would fail, and become a dead letter
+            raise InvalidRequest("BAD_HANDLER", f"handler is {handler!r}: give a function of a message.")
         listener = self.messages(queue, concurrency=concurrency, lease_ms=lease_ms, consumer=consumer)
         await run_handlers(listener, handler)
 

@@ -237,6 +237,30 @@ async def test_an_option_that_is_no_number_is_refused(nodes: Nodes, tmp_path: Pa
         assert "bad" not in {status.queue for status in await kv.queues.status()}
 
 
+async def test_what_means_nothing_is_refused_before_it_does_anything(nodes: Nodes, tmp_path: Path) -> None:
+    """Of a handler that cannot be called every message would fail, and become a dead letter."""
+    said = await run(
+        nodes,
+        tmp_path,
+        """
+        const outcome = (promise) => promise.then(() => console.log("done"), ({ code }) => console.log(code));
+        await enqueue(kv, 1, { queue: "kept", backoffSchedule: [] });
+        const signal = AbortSignal.timeout(1000);
+        for (const handler of [undefined, 5]) await outcome(listenQueue(kv, handler, { queue: "kept", signal }));
+        const putting = (options) => outcome(enqueue(kv, 1, { queue: "bad", ...options }));
+        for (const keysIfUndelivered of ["a", ["a"], [null]]) await putting({ keysIfUndelivered });
+        for (const backoffSchedule of ["1", 5]) await putting({ backoffSchedule });
+        for (const queue of ["", 5]) await putting({ queue });
+        for (const queue of ["", 5]) await outcome(listenQueue(kv, () => {}, { queue, signal }));
+        await outcome(enqueue(kv, 1, { queue: null, keysIfUndelivered: null, backoffSchedule: null }));
+        """,
+    )
+    assert said == ["BAD_HANDLER"] * 2 + ["MALFORMED_REQUEST"] * 5 + ["BAD_QUEUE_NAME"] * 4 + ["done"]
+    async with open_kv(nodes.cluster.addresses, token=TOKEN) as kv:
+        waiting = {status.queue: status.waiting_count for status in await kv.queues.status()}
+        assert waiting["kept"] == 1 and "bad" not in waiting
+
+
 async def test_a_lease_of_0_ms_is_the_default_one(nodes: Nodes, tmp_path: Path) -> None:
     """As at a node; as the interval of a timer it would mean a request after the other."""
     said = await run(

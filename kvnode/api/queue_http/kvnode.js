@@ -144,6 +144,29 @@ function whole(value, name) {
   throw new KvnodeError("MALFORMED_REQUEST", `${name} is ${String(value)} and must be a whole number`);
 }
 
+/** An option that is an array; undefined when it is absent. */
+function list(value, name) {
+  if (value === undefined || value === null) return undefined;
+  return checkedList(value, name);
+}
+
+function checkedList(value, name) {
+  if (Array.isArray(value)) return value;
+  throw new KvnodeError("MALFORMED_REQUEST", `${name} is ${String(value)} and must be an array`);
+}
+
+function queueName(value) {
+  const found = value ?? "default";
+  if (typeof found === "string" && found) return found;
+  throw new KvnodeError("BAD_QUEUE_NAME", `queue is '${String(found)}' and must be a name`);
+}
+
+/** With anything else every message would fail, and become a dead letter. */
+function checkedHandler(value) {
+  if (typeof value === "function") return value;
+  throw new KvnodeError("BAD_HANDLER", `the handler is ${String(value)} and must be a function`);
+}
+
 /** How many handlers may run at a time. With 0 the node would take the listener, and never send it anything. */
 function checkedConcurrency(value) {
   const found = whole(value, "concurrency") ?? DEFAULT_CONCURRENCY;
@@ -295,9 +318,11 @@ function sleep(ms, signal) {
 export async function enqueue(kv, value, options = {}) {
   const target = resolved(kv, options);
   const message = { ...encoded(value), delay_ms: whole(options.delay, "delay") };
-  message.keys_if_undelivered = options.keysIfUndelivered?.map((key) => key.map(keyPart));
-  message.backoff_schedule = options.backoffSchedule?.map((each) => whole(each, "each number of backoffSchedule"));
-  const queue = options.queue ?? "default";
+  const keys = list(options.keysIfUndelivered, "keysIfUndelivered");
+  message.keys_if_undelivered = keys?.map((key) => checkedList(key, "each key of keysIfUndelivered").map(keyPart));
+  const schedule = list(options.backoffSchedule, "backoffSchedule");
+  message.backoff_schedule = schedule?.map((each) => whole(each, "each number of backoffSchedule"));
+  const queue = queueName(options.queue);
   const until = Date.now() + ENQUEUE_TIMEOUT_MS;
   for (let attempt = 0;; attempt++) {
     const url = target.urls[attempt % target.urls.length];
@@ -365,8 +390,8 @@ class Listener {
 
   constructor(target, handler, options) {
     this.#target = target;
-    this.#handler = handler;
-    this.#queue = options.queue ?? "default";
+    this.#handler = checkedHandler(handler);
+    this.#queue = queueName(options.queue);
     this.#concurrency = checkedConcurrency(options.concurrency);
     this.#leaseMs = whole(options.leaseMs, "leaseMs") || DEFAULT_LEASE_MS; // 0 stands for the default, as at a node
     this.#consumer = options.consumer;

@@ -110,6 +110,15 @@ def test_an_expiry_that_is_no_time_is_named(expiry: float) -> None:
         assert (caught.value.code, repr(expiry) in caught.value.message) == ("BAD_EXPIRE_IN", True)
 
 
+@pytest.mark.parametrize("handler", [None, 5, "print"])
+async def test_a_handler_that_cannot_be_called_is_refused(handler: object) -> None:
+    """Before it listens: every message would fail, and become a dead letter."""
+    async with open_kv("127.0.0.1:1") as kv:
+        with pytest.raises(InvalidRequest) as refused:
+            await kv.listen_queue(handler)  # type: ignore[arg-type]
+    assert (refused.value.code, repr(handler) in refused.value.message) == ("BAD_HANDLER", True)
+
+
 @pytest.mark.parametrize("number", [-1, 2**70, float("nan"), float("inf"), "1"])
 async def test_a_number_that_no_request_can_have_is_named(number: int) -> None:
     async with open_kv("127.0.0.1:1") as kv:

@@ -261,6 +261,24 @@ async def test_what_means_nothing_is_refused_before_it_does_anything(nodes: Node
         assert waiting["kept"] == 1 and "bad" not in waiting
 
 
+async def test_where_no_node_can_be_is_refused_at_once(nodes: Nodes, tmp_path: Path) -> None:
+    said = await run(
+        nodes,
+        tmp_path,
+        """
+        for (const url of ["localhost:4512", "127.0.0.1:4512", "ftp://a", [], undefined]) {
+          try {
+            connect(url, { token: "a token" });
+            console.log("taken");
+          } catch ({ code }) {
+            console.log(code);
+          }
+        }
+        """,
+    )
+    assert said == ["ENDPOINT_INVALID"] * 5
+
+
 async def test_a_lease_of_0_ms_is_the_default_one(nodes: Nodes, tmp_path: Path) -> None:
     """As at a node; as the interval of a timer it would mean a request after the other."""
     said = await run(

@@ -182,6 +182,7 @@ class Connection {
 
   constructor(url, { token, database } = {}) {
     const places = (Array.isArray(url) ? url : [url]).map(place);
+    if (!places.length) throw new KvnodeError("ENDPOINT_INVALID", "no URL is given: give http://host:4512");
     this.urls = places.map(({ origin }) => origin);
     this.database = database ?? places[0].database;
     this.token = token;
@@ -222,6 +223,9 @@ function place(url) {
     parsed = new URL(url);
   } catch (cause) {
     throw new KvnodeError("ENDPOINT_INVALID", `'${url}' is no URL: give http://host:4512`, { cause });
+  }
+  if (!["http:", "https:"].includes(parsed.protocol)) { // "localhost:4512" is a URL, of the scheme localhost
+    throw new KvnodeError("ENDPOINT_INVALID", `'${url}' is not of http or https: give http://host:4512`);
   }
   const parts = parsed.pathname.split("/").filter((part) => part && part !== "eventual");
   const database = parts[0] === "databases" ? parts[1] : parts[0];

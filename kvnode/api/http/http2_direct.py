@@ -61,6 +61,7 @@ _log = logging.getLogger(__name__)
 _SWEEP_S = 1.0
 _HEADER_TABLE_SIZE, _INITIAL_WINDOW_SIZE = 0x1, 0x4  # settings
 _TABLE_BYTES = 4_096
+_MAX_STREAM = 2**31 - 1
 _NO_ERROR, _PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _REFUSED_STREAM = 0x0, 0x1, 0x3, 0x7
 
 
@@ -117,21 +118,22 @@ class DirectServer:
 class DirectStream:
     """One request that was taken (exchange.Carrier)."""
 
-    __slots__ = ("_connection", "_gone", "chunks", "complete", "deadline_s", "head", "kept_bytes", "number",
-                 "received_bytes", "shared", "task", "unsent", "window_bytes")  # fmt: skip
+    __slots__ = ("_connection", "_gone", "chunks", "complete", "deadline_s", "given_bytes", "head", "is_refused",
+                 "kept_bytes", "number", "received_bytes", "shared", "task", "unsent")  # fmt: skip
 
-    def __init__(self, connection: Direct, number: int, head: KnownHead, window_bytes: int, deadline_s: float) -> None:
+    def __init__(self, connection: Direct, number: int, head: KnownHead, deadline_s: float) -> None:
         self._connection = connection
         self._gone: asyncio.Future[None] | None = None
         self.shared = connection.shared
         self.number = number
         self.head = head
-        self.window_bytes = window_bytes  # that the client still takes
+        self.given_bytes = 0  # what the client still takes, beyond the window that its settings give each stream
         self.deadline_s = deadline_s  # of the body
         self.chunks: list[bytes] = []
         self.received_bytes = 0
         self.kept_bytes = 0  # of the budget
         self.complete = False
+        self.is_refused = False  # before its body was there
         self.unsent = memoryview(b"")
         self.task: asyncio.Task[None] | None = None
 
@@ -207,6 +209,7 @@ class Direct:
         self.last_taken = 0
         self._streams: dict[int, DirectStream] = {}
         self._unsent: dict[int, DirectStream] = {}
+        self._ready: dict[int, DirectStream] = {}  # of these, those that their own windows may let go on
         self._known = KnownBlocks()
         self._candidates: dict[int, bytes] = {}  # heads that granian parses, by stream
         self._takes = True
@@ -215,6 +218,7 @@ class Direct:
         self._is_over = False  # the client was told to go
         self.window = SharedWindow(to_server, to_client, shared.take_whole is not None)
         self._stream_window_bytes = FIRST_WINDOW_BYTES
+        self._looks_again = False
         accounts.learn = self.learn
         shared.connections.add(self)
 
@@ -242,6 +246,15 @@ class Direct:
         """Whether the client reads what it is sent: if not, the rest of large answers waits here."""
         self._is_deaf = not reads
         self._send_unsent()
+
+    def going(self, last: int) -> int:
+        """Granian tells the client to go, and which stream is the last to be answered: which one is the last of both.
+
+        Of what comes behind that the client is told that nothing was done, so nothing may be.
+        """
+        if last < _MAX_STREAM:  # else it says only that another will follow
+            self._takes = False
+        return max(last, self.last_taken)
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -279,7 +292,7 @@ class Direct:
             self._reset(stream, _REFUSED_STREAM)
             return True
         deadline_s = self.shared.now_s + _SWEEP_S + limits.HTTP_BODY_TIMEOUT_MS / 1_000
-        self._streams[stream] = DirectStream(self, stream, head, self._stream_window_bytes, deadline_s)
+        self._streams[stream] = DirectStream(self, stream, head, deadline_s)
         return True
 
     def tables_changed(self) -> None:
@@ -298,7 +311,8 @@ class Direct:
                 self.misused()
                 return
             payload = payload[1 : len(payload) - payload[0]]
-        own.chunks.append(payload)
+        if payload:
+            own.chunks.append(payload)
         own.received_bytes += len(payload)
         is_last = flags & END_STREAM
         if own.received_bytes > own.head.body_bytes or (is_last and own.received_bytes < own.head.body_bytes):
@@ -330,22 +344,24 @@ class Direct:
             return
         for name, value in _settings_of(self._settings.popleft()):
             if name == _INITIAL_WINDOW_SIZE and value <= MAX_WINDOW_BYTES:
-                by_bytes, self._stream_window_bytes = value - self._stream_window_bytes, value
-                for stream in self._streams.values():
-                    stream.window_bytes += by_bytes
-        # Only behind the acknowledgement: the client goes by its old settings until it has that.
-        asyncio.get_running_loop().call_soon(self._send_unsent)
+                self._stream_window_bytes = value
+        if self._unsent and not self._looks_again:
+            # Only behind the acknowledgement: the client goes by its old settings until it has that.
+            self._looks_again = True
+            asyncio.get_running_loop().call_soon(self._look_again)
 
     def window_update(self, stream: int, by_bytes: int) -> bytes | None:
         """See Taker."""
         if stream:
             own = self._streams.get(stream)
             if own is not None:
-                own.window_bytes += by_bytes
-                if not by_bytes or own.window_bytes > MAX_WINDOW_BYTES:
+                own.given_bytes += by_bytes
+                if not by_bytes or self._window_bytes(own) > MAX_WINDOW_BYTES:
                     self._drop(own)
                     self._reset(stream, _PROTOCOL_ERROR if not by_bytes else _FLOW_CONTROL_ERROR)
-                self._send_unsent()
+                elif own.unsent:
+                    self._ready[stream] = own
+                    self._send_unsent()
             return b""
         instead = self.window.given(by_bytes)
         if self.window.overflows:
@@ -372,13 +388,13 @@ class Direct:
         head = frame(HEADERS, END_HEADERS, number, block)
         size = len(body)
         window = self.window
-        if size <= MAX_FRAME_BYTES and size <= stream.window_bytes and size <= window.room_bytes:
+        if size <= MAX_FRAME_BYTES and size <= self._window_bytes(stream) and size <= window.room_bytes:
             window.use(size)
             self._finish(stream, head + frame(DATA, END_STREAM, number, body))
             return
         self._to_client(head)
         stream.unsent = memoryview(body)
-        self._unsent[number] = stream
+        self._unsent[number] = self._ready[number] = stream
         self._send_unsent()
 
     def give_up(self, stream: DirectStream) -> None:
@@ -404,9 +420,8 @@ class Direct:
 
     def _refuse(self, stream: DirectStream, error: HttpError) -> None:
         """Answer it before its body is there, of which no more is wanted."""
-        stream.complete = True
+        stream.complete = stream.is_refused = True
         self.answer(stream, Response(error.status, error.text.encode()))
-        self._reset(stream.number, _NO_ERROR)
 
     def _begin(self, stream: DirectStream) -> None:
         chunks = stream.chunks
@@ -418,32 +433,49 @@ class Direct:
         if take_whole is None or not take_whole(exchange):
             stream.serve_by(exchange, self.shared.handle)
 
+    def _window_bytes(self, stream: DirectStream) -> int:
+        """What the client takes of it: negative when its settings have taken back what it was sent already."""
+        return self._stream_window_bytes + stream.given_bytes
+
+    def _look_again(self) -> None:
+        """The windows of all streams may have grown."""
+        self._looks_again = False
+        self._ready = dict(self._unsent)
+        self._send_unsent()
+
     def _send_unsent(self) -> None:
-        """As much as the windows take, the oldest answer first."""
-        for stream in list(self._unsent.values()):
-            while stream.unsent and not self._is_deaf:
-                size = min(len(stream.unsent), stream.window_bytes, self.window.room_bytes, MAX_FRAME_BYTES)
-                if size <= 0:
-                    break
-                piece, stream.unsent = bytes(stream.unsent[:size]), stream.unsent[size:]
-                self.window.use(size)
-                stream.window_bytes -= size
-                self._accounts.sent(stream.number, size)
-                data = frame(DATA, 0 if stream.unsent else END_STREAM, stream.number, piece)
-                if stream.unsent:
-                    self._to_client(data)
-                else:
-                    self._finish(stream, data)
+        """As much as the windows take.
+
+        Whoever waits for its own window is not looked at: a client may have many such streams, and send many frames.
+        """
+        while self._ready and not self._is_deaf and (room_bytes := self.window.room_bytes) > 0:
+            number, stream = next(iter(self._ready.items()))
+            size = min(len(stream.unsent), self._window_bytes(stream), room_bytes, MAX_FRAME_BYTES)
+            if size <= 0:
+                del self._ready[number]
+                continue
+            piece, stream.unsent = bytes(stream.unsent[:size]), stream.unsent[size:]
+            self.window.use(size)
+            stream.given_bytes -= size
+            self._accounts.sent(number, size)
+            data = frame(DATA, 0 if stream.unsent else END_STREAM, number, piece)
+            if stream.unsent:
+                self._to_client(data)
+            else:
+                self._finish(stream, data)
 
     def _finish(self, stream: DirectStream, frames: bytes) -> None:
         """The last frames of an answer."""
         self._to_client(frames)
+        if stream.is_refused:
+            self._reset(stream.number, _NO_ERROR)  # no more of its body is wanted
         self._drop(stream)
 
     def _drop(self, stream: DirectStream) -> None:
         """It is over, one way or the other."""
         self._streams.pop(stream.number, None)
         self._unsent.pop(stream.number, None)
+        self._ready.pop(stream.number, None)
         self._forget_body(stream)
         stream.left()
         self._accounts.end(stream.number)

@@ -24,7 +24,6 @@ END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
 MARK = f"kvnode-stream-{secrets.token_hex(8)}"
 MARK_BYTES = 128  # more than name and value take of a head
 _FIELD = b"\x00" + bytes([len(MARK)]) + MARK.encode()
-_MAX_SETTINGS_BYTES = 1_024  # of a frame that is looked into
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
@@ -128,11 +127,12 @@ class Requests:
         """Whether a frame is only judged once all of it is there."""
         if kind == HEADERS:
             plain = flags & (END_HEADERS | END_STREAM | PADDED | PRIORITY) == END_HEADERS
-            return plain and not self._heading and stream > self._last_stream and size <= taker.max_block_bytes
+            begins = not self._heading and stream > self._last_stream and stream & 1  # a client's are odd (5.1.1)
+            return bool(plain and begins and size <= taker.max_block_bytes)
         if kind == DATA:
             return self._is_hidden(taker, stream) and size <= MAX_FRAME_BYTES
         if kind == SETTINGS:
-            return not flags & ACK and size <= _MAX_SETTINGS_BYTES
+            return not flags & ACK and size <= MAX_FRAME_BYTES
         return kind in (RST_STREAM, WINDOW_UPDATE) and size == 4
 
     def _is_hidden(self, taker: Taker, stream: int) -> bool:
@@ -198,23 +198,23 @@ class Responses:
     Args:
         sent: told of a stream and how many bytes of its body go on to the client.
         ended: told of a stream.
-        last_taken: the last stream that was taken out: the server does not know that it was begun.
+        going: told which stream the server calls its last; returns the last of all, also of those that were taken out.
         acknowledged: told when the client's settings are.
     """
 
-    __slots__ = ("_acknowledged", "_ended", "_in_head", "_last_taken", "_left", "_rest", "_sent", "_waiting")
+    __slots__ = ("_acknowledged", "_ended", "_going", "_in_head", "_left", "_rest", "_sent", "_waiting")
 
     def __init__(
         self,
         sent: Callable[[int, int], None],
         ended: Callable[[int], None],
-        last_taken: Callable[[], int] = lambda: 0,
+        going: Callable[[int], int] = lambda last: last,
         acknowledged: Callable[[], None] = lambda: None,
     ) -> None:
         self._acknowledged = acknowledged
         self._sent = sent
         self._ended = ended
-        self._last_taken = last_taken
+        self._going = going
         self._left = 0  # of the present frame that are still to come
         self._rest = b""  # the beginning of a frame, held back
         self._in_head = False  # between a head's first frame and its last, where no other frame may stand
@@ -266,6 +266,6 @@ class Responses:
             self._in_head = not flags & END_HEADERS
 
     def _goaway(self, data: bytes, at: int) -> bytes:
-        """With the last stream that was answered (RFC 9113, 6.8): a client sends again what is said to be above it."""
+        """With the last stream that is answered (RFC 9113, 6.8): a client sends again what is said to be above it."""
         last = int.from_bytes(data[at : at + 4], "big") & 0x7FFFFFFF
-        return data[:at] + max(last, self._last_taken()).to_bytes(4, "big") + data[at + 4 :]
+        return data[:at] + self._going(last).to_bytes(4, "big") + data[at + 4 :]

@@ -50,7 +50,7 @@ class Pipe:
             accounts.end(stream)
             self._direct.forget(stream)
 
-        self._responses = Responses(sent, over, lambda: self._direct.last_taken, self._direct.acknowledged)
+        self._responses = Responses(sent, over, self._direct.going, self._direct.acknowledged)
         self._loop = asyncio.get_running_loop()
         self._for_client: list[bytes] = []  # frames of this pass of the loop: one write for all
         self._for_client_bytes = 0

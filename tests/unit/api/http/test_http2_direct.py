@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -226,6 +227,30 @@ async def test_what_a_client_is_slow_to_read_does_not_pile_up_in_its_socket() ->
             assert len((await client.answer(stream)).body) == 8_000_000
 
 
+async def test_frames_cost_the_same_however_many_answers_wait_for_their_windows() -> None:
+    """Or some kilobytes of them, from one client, would keep the node from all else for minutes."""
+    async with serving() as (_, server, port), connected(port) as client:
+        await learned(client)
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        client.flush()
+        while not any(0 in [c.new_value for c in e.changed_settings.values()] for e in acknowledged(client)):
+            assert await client.pump()
+        streams = [await begin(client) for _ in range(900)]
+        direct = way(server)
+        await eventually(lambda: len(direct._unsent) == 900)
+        none = b"\x00\x04\x00\x00\x00\x00"
+        began_s = time.process_time()
+        for _ in range(1_000):
+            direct.window_update(0, 1)
+            direct.settings(none)
+            direct.acknowledged()
+        assert time.process_time() - began_s < 0.1  # 0.3 s or more if each looks at all that wait
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 100})
+        client.flush()
+        for stream in streams:
+            assert (await client.answer(stream)).body == b"taken: ok"
+
+
 @pytest.mark.parametrize("window_bytes", [1, MIN_SHARED_BYTES - 1])
 async def test_a_small_window_is_granians_alone(window_bytes: int) -> None:
     async with serving() as (_, server, port), connected(port, window_bytes) as client:
@@ -333,6 +358,25 @@ async def test_a_body_that_does_not_come_is_too_slow(impatient: None) -> None:
         assert (await post(client, b"go")).body == b"taken: go"
 
 
+async def test_a_refusal_that_waits_for_its_window_is_whole_before_its_stream_is_reset(impatient: None) -> None:
+    """Behind the reset nothing more of it may be sent (RFC 9113, 5.1)."""
+    async with serving() as (_, server, port), connected(port) as client:
+        await learned(client)
+        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        client.flush()
+        stream = client.begin("/", {"content-length": "2"})
+        while not client.events.get(stream):
+            assert await client.pump()
+        await asyncio.sleep(0.1)
+        assert way(server).owns(stream) and not client.ended(stream)
+        client.h2.increment_flow_control_window(1_000, stream)
+        client.flush()
+        answer = await client.answer(stream)
+        assert answer.status == 408 and answer.body.startswith(b"The body did not arrive")
+        while not any(isinstance(e, h2.events.StreamReset) for e in client.events[stream]):
+            assert await client.pump()
+
+
 async def test_bodies_that_have_come_in_part_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_HTTP_BODIES_BYTES", 10)
     async with serving() as (_, server, port), connected(port) as client:
@@ -374,6 +418,29 @@ async def test_trailers_of_a_taken_stream_end_the_connection() -> None:
             pass
         (goaway,) = [e for e in client.others if isinstance(e, h2.events.ConnectionTerminated)]
         assert (goaway.error_code, goaway.last_stream_id) == (1, stream)
+
+
+async def test_what_comes_behind_granians_goaway_is_not_carried_out() -> None:
+    """The client is told that it was not, and so may send it again elsewhere (RFC 9113, 6.8)."""
+    async with serving() as (desk, server, port), connected(port) as client:
+        await learned(client)
+        desk.holds = True
+        stream = await begin(client)
+        await eventually(lambda: way(server).owns(stream))
+        client.h2._data_to_send += frame(PING, 0, 0, b"short")
+        client.flush()
+        while not any(isinstance(e, h2.events.ConnectionTerminated) for e in client.others):
+            assert await client.pump()
+        (goaway,) = [e for e in client.others if isinstance(e, h2.events.ConnectionTerminated)]
+        assert goaway.last_stream_id == stream
+        count = len(desk.taken)
+        await begin(client, b"no")
+        await asyncio.sleep(0.1)
+        assert len(desk.taken) == count and way(server).last_taken == stream
+        desk.answer(body=b"held")
+        assert (await client.answer(stream)).body == b"held"
+        while await client.pump():
+            pass
 
 
 async def test_a_window_that_overflows_ends_the_connection() -> None:

@@ -226,6 +226,24 @@ def test_what_is_taken_out_is_whole_and_the_rest_goes_on(cuts: list[int]) -> Non
     ]
 
 
+def test_a_stream_that_a_client_may_not_begin_is_the_servers_to_judge() -> None:
+    """Those of even numbers are the server's own (RFC 9113, 5.1.1)."""
+    taker = Everything()
+    requests = Requests(9, lambda stream: None, taker)
+    passed = requests.pass_on(PREFACE + frame(HEADERS, 0x4, 2, BLOCK))
+    assert not taker.taken and frame(HEADERS, 0, 2, BLOCK) in passed
+
+
+def test_settings_of_any_length_are_seen() -> None:
+    """Or their acknowledgement would be taken for that of others."""
+    taker = Everything()
+    long = b"\x00\x06\x00\x01\x00\x00" * 400 + b"\x00\x04\x00\x00\x00\x00"
+    requests = Requests(9, lambda stream: None, taker)
+    sent = PREFACE + frame(4, 0, 0, long)
+    assert b"".join(map(requests.pass_on, (sent[:1_000], sent[1_000:]))) == sent
+    assert taker.seen == [("settings", long)]
+
+
 ANSWERS = (
     frame(HEADERS, 0x0, 1, b"head"),
     frame(CONTINUATION, 0x4, 1, b"of two frames"),
@@ -240,7 +258,13 @@ ANSWERS = (
 @given(st.lists(st.integers(0, 300), max_size=12), st.lists(st.integers(0, 12), max_size=5))
 def test_frames_are_put_in_between_frames_and_not_into_heads(cuts: list[int], when: list[int]) -> None:
     acknowledged: list[int] = []
-    responses = Responses(lambda stream, size: None, lambda stream: None, lambda: 9, lambda: acknowledged.append(1))
+    told: list[int] = []
+
+    def going(last: int) -> int:
+        told.append(last)
+        return 9
+
+    responses = Responses(lambda stream, size: None, lambda stream: None, going, lambda: acknowledged.append(1))
     mine = frame(DATA, 0x1, 9, b"mine")
     out, count = b"", 0
     for number, piece in enumerate(in_pieces(b"".join(ANSWERS), cuts)):
@@ -253,7 +277,7 @@ def test_frames_are_put_in_between_frames_and_not_into_heads(cuts: list[int], wh
         size = 9 + int.from_bytes(out[:3], "big")
         found.append(out[:size])
         out = out[size:]
-    assert found.count(mine) == count and acknowledged == [1]
+    assert found.count(mine) == count and acknowledged == [1] and told == [1]
     rest = [each for each in found if each != mine]
     goaway = frame(7, 0, 0, (9).to_bytes(4, "big") + b"\x00" * 4)
     assert rest == [*ANSWERS[:4], goaway, ANSWERS[5]]

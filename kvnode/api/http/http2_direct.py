@@ -14,7 +14,9 @@ What two servers on one connection have to share:
   (Deno's has 5 MiB), and so is one that wants small tables of HPACK's.
 
 Bounds: a connection has MAX_HTTP2_STREAMS_COUNT taken streams, with bodies of HTTP_READ_AHEAD_BYTES at most, for which
-it waits for HTTP_BODY_TIMEOUT_MS. Answers that the client does not read are counted with all others (unread.py), and a
+it waits for HTTP_BODY_TIMEOUT_MS. One that the client resets still counts until its work is done: else nothing would
+bound what is under way. Nor may a client go on with what is of no use (resets, empty frames) without taking an answer
+in between: _MAX_WASTED_COUNT. Answers that the client does not read are counted with all others (unread.py), and a
 client that does not read at all is not read from either (http2_pipe.py).
 """
 
@@ -62,7 +64,8 @@ _SWEEP_S = 1.0
 _HEADER_TABLE_SIZE, _INITIAL_WINDOW_SIZE = 0x1, 0x4  # settings
 _TABLE_BYTES = 4_096
 _MAX_STREAM = 2**31 - 1
-_NO_ERROR, _PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _REFUSED_STREAM = 0x0, 0x1, 0x3, 0x7
+_MAX_WASTED_COUNT = 10_000
+_NO_ERROR, _PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0x0, 0x1, 0x3, 0x7, 0xB
 
 
 class DirectServer:
@@ -218,6 +221,8 @@ class Direct:
         self._is_over = False  # the client was told to go
         self.window = SharedWindow(to_server, to_client, shared.take_whole is not None)
         self._stream_window_bytes = FIRST_WINDOW_BYTES
+        self._abandoned: set[DirectStream] = set()  # the client has reset them, and their work goes on
+        self._wasted_count = 0  # frames of no use since the last answer
         self._looks_again = False
         accounts.learn = self.learn
         shared.connections.add(self)
@@ -288,7 +293,8 @@ class Direct:
                 self._candidates[stream] = block
             return False
         self.last_taken = stream
-        if len(self._streams) >= limits.MAX_HTTP2_STREAMS_COUNT:
+        if len(self._streams) + len(self._abandoned) >= limits.MAX_HTTP2_STREAMS_COUNT:
+            self._waste()
             self._reset(stream, _REFUSED_STREAM)
             return True
         deadline_s = self.shared.now_s + _SWEEP_S + limits.HTTP_BODY_TIMEOUT_MS / 1_000
@@ -305,6 +311,7 @@ class Direct:
         self.window.received(len(payload))
         own = self._streams.get(stream)
         if own is None or own.complete:
+            self._waste()
             return
         if flags & PADDED:
             if not payload or payload[0] >= len(payload):
@@ -313,6 +320,8 @@ class Direct:
             payload = payload[1 : len(payload) - payload[0]]
         if payload:
             own.chunks.append(payload)
+        elif not flags & END_STREAM:
+            self._waste()
         own.received_bytes += len(payload)
         is_last = flags & END_STREAM
         if own.received_bytes > own.head.body_bytes or (is_last and own.received_bytes < own.head.body_bytes):
@@ -325,8 +334,11 @@ class Direct:
 
     def reset(self, stream: int) -> None:
         """See Taker."""
+        self._waste()
         own = self._streams.get(stream)
         if own is not None:
+            if own.complete and not own.unsent:
+                self._abandoned.add(own)
             self._drop(own)
 
     def settings(self, payload: bytes) -> None:
@@ -378,6 +390,7 @@ class Direct:
     def answer(self, stream: DirectStream, response: Response) -> None:
         """Send it; what the client's windows do not take yet, later."""
         if self._streams.get(stream.number) is not stream:
+            self._abandoned.discard(stream)
             return  # reset
         response = self._accounts.reserve(stream.number, response)
         number, body = stream.number, response.body
@@ -399,6 +412,7 @@ class Direct:
 
     def give_up(self, stream: DirectStream) -> None:
         """It gets no answer."""
+        self._abandoned.discard(stream)
         if self._streams.get(stream.number) is stream:
             self._drop(stream)
             self._reset(stream.number, _NO_ERROR)
@@ -466,6 +480,7 @@ class Direct:
 
     def _finish(self, stream: DirectStream, frames: bytes) -> None:
         """The last frames of an answer."""
+        self._wasted_count = 0
         self._to_client(frames)
         if stream.is_refused:
             self._reset(stream.number, _NO_ERROR)  # no more of its body is wanted
@@ -481,6 +496,12 @@ class Direct:
         self._accounts.end(stream.number)
         if not self._streams:
             self._idle()
+
+    def _waste(self) -> None:
+        """The client has sent a frame of no use."""
+        self._wasted_count += 1
+        if self._wasted_count > _MAX_WASTED_COUNT:
+            self._give_up_connection(_ENHANCE_YOUR_CALM)
 
     def _reset(self, stream: int, code: int) -> None:
         self._to_client(frame(RST_STREAM, 0, stream, code.to_bytes(4, "big")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -227,30 +226,6 @@ async def test_what_a_client_is_slow_to_read_does_not_pile_up_in_its_socket() ->
             assert len((await client.answer(stream)).body) == 8_000_000
 
 
-async def test_frames_cost_the_same_however_many_answers_wait_for_their_windows() -> None:
-    """Or some kilobytes of them, from one client, would keep the node from all else for minutes."""
-    async with serving() as (_, server, port), connected(port) as client:
-        await learned(client)
-        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
-        client.flush()
-        while not any(0 in [c.new_value for c in e.changed_settings.values()] for e in acknowledged(client)):
-            assert await client.pump()
-        streams = [await begin(client) for _ in range(900)]
-        direct = way(server)
-        await eventually(lambda: len(direct._unsent) == 900)
-        none = b"\x00\x04\x00\x00\x00\x00"
-        began_s = time.process_time()
-        for _ in range(1_000):
-            direct.window_update(0, 1)
-            direct.settings(none)
-            direct.acknowledged()
-        assert time.process_time() - began_s < 0.1  # 0.3 s or more if each looks at all that wait
-        client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 100})
-        client.flush()
-        for stream in streams:
-            assert (await client.answer(stream)).body == b"taken: ok"
-
-
 @pytest.mark.parametrize("window_bytes", [1, MIN_SHARED_BYTES - 1])
 async def test_a_small_window_is_granians_alone(window_bytes: int) -> None:
     async with serving() as (_, server, port), connected(port, window_bytes) as client:
@@ -420,29 +395,6 @@ async def test_trailers_of_a_taken_stream_end_the_connection() -> None:
         assert (goaway.error_code, goaway.last_stream_id) == (1, stream)
 
 
-async def test_what_comes_behind_granians_goaway_is_not_carried_out() -> None:
-    """The client is told that it was not, and so may send it again elsewhere (RFC 9113, 6.8)."""
-    async with serving() as (desk, server, port), connected(port) as client:
-        await learned(client)
-        desk.holds = True
-        stream = await begin(client)
-        await eventually(lambda: way(server).owns(stream))
-        client.h2._data_to_send += frame(PING, 0, 0, b"short")
-        client.flush()
-        while not any(isinstance(e, h2.events.ConnectionTerminated) for e in client.others):
-            assert await client.pump()
-        (goaway,) = [e for e in client.others if isinstance(e, h2.events.ConnectionTerminated)]
-        assert goaway.last_stream_id == stream
-        count = len(desk.taken)
-        await begin(client, b"no")
-        await asyncio.sleep(0.1)
-        assert len(desk.taken) == count and way(server).last_taken == stream
-        desk.answer(body=b"held")
-        assert (await client.answer(stream)).body == b"held"
-        while await client.pump():
-            pass
-
-
 async def test_a_window_that_overflows_ends_the_connection() -> None:
     async with serving() as (_, _, port), connected(port) as client:
         await learned(client)
@@ -482,40 +434,6 @@ async def test_a_server_that_stops_does_not_wait_for_ever(monkeypatch: pytest.Mo
         async with asyncio.timeout(5):
             await server.stop()
         await eventually(lambda: server.connections_count == 0)
-
-
-async def test_a_client_that_asks_and_does_not_read_is_not_heard_any_more() -> None:
-    async with serving() as (desk, server, port), connected(port) as client:
-        await learned(client)
-        first = client.h2.get_next_available_stream_id()
-        client.h2.send_headers(first, [(":method", "POST"), (":path", "/"), (":scheme", "http"), (":authority", "test"),
-                                       ("content-length", "2")])  # fmt: skip
-        block = client.h2.data_to_send()[9:]
-
-        def asked(numbers: range) -> bytes:
-            return b"".join(
-                frame(HEADERS, 0x4, first + 2 * number, block) + frame(DATA, 0x1, first + 2 * number, b"ok")
-                for number in numbers
-            )
-
-        (pipe,) = server._pipes
-        for sent in range(0, 1_000_000, 1_000):
-            client.writer.write(asked(range(sent, sent + 1_000)))
-            try:
-                async with asyncio.timeout(0.5):
-                    await client.writer.drain()
-            except TimeoutError:  # the server is slow, or has heard enough
-                await settled(lambda: len(desk.taken))
-                if pipe._client._holds:
-                    break
-        else:
-            pytest.fail("a million requests were taken from a client that reads nothing")
-        seen = len(desk.taken)
-        assert 1_000 < seen < sent + 1_000, "all that was asked was heard"
-        await asyncio.sleep(0.2)
-        assert len(desk.taken) == seen, "it is still heard"
-        while len(desk.taken) <= seen:  # it reads again
-            assert await client.reader.read(65_536)
 
 
 async def test_the_window_for_bodies_is_given_back() -> None:

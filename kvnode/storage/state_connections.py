@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -50,7 +50,7 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         cached_statements=_STATEMENTS_COUNT,
         check_same_thread=False,
     )
-    try:
+    with _closed_on_failure(connection):
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
@@ -59,27 +59,41 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         connection.execute("PRAGMA secure_delete = OFF")  # Debian's default is ON: more pages in the log
         _set_up(connection, STATE_CACHE_BYTES)
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
 def connect_reader(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
-    """A read-only connection. `immutable` is for a file that nobody writes: no locks, no files beside it."""
+    """A read-only connection. `immutable` is for a file that nobody writes: no locks, no files beside it.
+
+    Raises sqlite3.Error; then nothing stays open.
+    """
     uri = f"file:{quote(str(path))}?mode=ro" + ("&immutable=1" if immutable else "")
     connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    _set_up(connection, STATE_READER_CACHE_BYTES)
+    with _closed_on_failure(connection):
+        _set_up(connection, STATE_READER_CACHE_BYTES)
     return connection
 
 
 def connect_copier(path: Path) -> sqlite3.Connection:
-    """The connection that checkpoints, for state_checkpoint.py alone: it leaves every fsync to its caller."""
+    """The connection that checkpoints, for state_checkpoint.py alone: it leaves every fsync to its caller.
+
+    Raises sqlite3.Error; then nothing stays open.
+    """
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = OFF")
-    connection.execute("PRAGMA wal_autocheckpoint = 0")
-    _set_up(connection, STATE_READER_CACHE_BYTES)
+    with _closed_on_failure(connection):
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        _set_up(connection, STATE_READER_CACHE_BYTES)
     return connection
+
+
+@contextmanager
+def _closed_on_failure(connection: sqlite3.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _set_up(connection: sqlite3.Connection, cache_bytes: int) -> None:

@@ -2,8 +2,10 @@
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from kvnode.base.clock import SystemClock
 from kvnode.base.errors import StateDamaged
 from kvnode.storage.state import State
-from kvnode.storage.state_connections import connect_writer
+from kvnode.storage.state_connections import connect_copier, connect_reader, connect_writer
 from kvnode.storage.state_tables import StateTables
 from kvnode.storage.state_wal import WalFile
 from tests.unit.storage.state_helpers import fill, flip_bit, opened, put, row
@@ -191,3 +193,22 @@ async def test_power_lost_between_copy_and_settle_loses_nothing_durable(tmp_path
     async with opened(tmp_path / "after") as state:
         assert state.meta == meta
         assert await state.scrub()
+
+
+@pytest.mark.parametrize("connect", [connect_writer, connect_reader, connect_copier])
+def test_a_connection_that_cannot_be_set_up_is_closed(
+    connect: Callable[[Path], sqlite3.Connection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[sqlite3.Connection] = []
+
+    class Kept(sqlite3.Connection):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            made.append(self)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Kept))
+    (tmp_path / "state-1.db").write_bytes(b"This is no database. " * 1_000)
+    with pytest.raises(sqlite3.DatabaseError):
+        connect(tmp_path / "state-1.db")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        made[0].execute("SELECT 1")

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP2Settings
+from granian.rsgi import ProtocolClosed  # type: ignore[attr-defined]  # as its documentation has it
 from granian.server.embed import Server
 
 from kvnode.api.http.http2_direct import DirectServer
@@ -420,6 +421,8 @@ class _Bodies:
             self._late.discard(task)
             task.uncancel()
             raise too_slow() from None
+        except ProtocolClosed:  # its client has gone in the middle of it
+            raise Unanswered from None
         finally:
             del self._reading[task]
 

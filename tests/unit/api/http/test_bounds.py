@@ -510,3 +510,20 @@ async def test_a_key_that_does_not_fit_is_named(tls: Tls, tmp_path: Path) -> Non
     server = HttpServer(Echo().handle, "127.0.0.1:0", Tls(tls.certificate, tmp_path / "key.pem"))
     with pytest.raises(ConfigError, match=r"key\.pem"):
         await server.start()
+
+
+@pytest.mark.parametrize("size", [10, limits.HTTP_READ_AHEAD_BYTES + 10])
+async def test_a_client_that_goes_in_the_middle_of_a_body_is_no_fault_of_the_server(
+    size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over HTTP/2; it is not for the log."""
+    async with serving() as (echo, server, port):
+        client = await Http2.open(port)
+        stream = client.begin("/", {"content-length": str(size)})
+        client.h2.send_data(stream, b"half")
+        client.flush()
+        await eventually(lambda: echo.begun == 1)
+        await client.close()
+        await eventually(lambda: server.connections_count == 0)
+        await asyncio.sleep(0.05)
+    assert not caplog.records

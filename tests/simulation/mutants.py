@@ -254,7 +254,7 @@ def trust_every_clock() -> Patch:
     @contextmanager
     def both() -> Iterator[None]:
         with (
-            replaced(ClockGuard, "trusted", lambda self, others: True),
+            replaced(ClockGuard, "trusted", lambda self, voters, members=(): True),
             replaced(LogTime, "next_ms", lambda self, previous_ms: max(previous_ms, self._clock.now_ms())),
         ):
             yield

@@ -53,6 +53,9 @@ from kvnode.base.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
+# A socket's path has 107 bytes at most, and some of them are the folder's own and the socket's names.
+_MAX_PLACE_BYTES = 107 - len("/kvnode-http2-12345678/socket")
+_SHORT_PLACES = ("/tmp", "/var/tmp", "/dev/shm")
 _START_POLL_S = 0.005
 _BODY_SWEEP_S = 1.0
 _LEAVE_LOGGING_ALONE = {"incremental": True, "formatters": {}, "handlers": {}, "loggers": {}}
@@ -115,7 +118,7 @@ class Http2Server:
         """Serve. Raises ConfigError."""
         loop = asyncio.get_running_loop()
         self._stopping = loop.create_future()
-        folder = tempfile.TemporaryDirectory(prefix="kvnode-http2-", ignore_cleanup_errors=True)
+        folder = _folder()
         path = Path(folder.name, "socket")
         server = Server(
             self._answer,
@@ -240,6 +243,22 @@ class Http2Server:
             await response.chunks.aclose()
         if isinstance(outcome, Exception) and not client_left:
             _log.warning("a stream broke off: %r", outcome)
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """One for the socket: where temporary files belong, or where its path is short enough. Raises ConfigError."""
+    failure: OSError | None = None
+    for place in (tempfile.gettempdir(), *_SHORT_PLACES):
+        if len(os.fsencode(place)) > _MAX_PLACE_BYTES:
+            continue
+        try:
+            return tempfile.TemporaryDirectory(prefix="kvnode-http2-", dir=place, ignore_cleanup_errors=True)
+        except OSError as error:
+            failure = failure or error
+    raise ConfigError(
+        f"cannot serve HTTP/2: no folder for its socket can be made ({failure}); set TMPDIR to a writable one whose "
+        f"path has at most {_MAX_PLACE_BYTES} bytes"
+    )
 
 
 def _headers(response: Response | Stream) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import resource
 import shutil
 import ssl
 import subprocess
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -527,3 +528,17 @@ async def test_a_client_that_goes_in_the_middle_of_a_body_is_no_fault_of_the_ser
         await eventually(lambda: server.connections_count == 0)
         await asyncio.sleep(0.05)
     assert not caplog.records
+
+
+async def test_the_folder_for_temporary_files_may_have_a_long_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than the path of a socket may be, which the server over HTTP/2 listens at."""
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    async with serving() as (_, _, port):
+        client = await Http2.open(port)
+        assert (await client.request("/", body=b"one")).body == b"one"
+        await client.close()
+    assert list(folder.iterdir()) == []

@@ -173,20 +173,30 @@ class Drill:
         for consumer in consumers:
             consumer.start()
         producing = asyncio.ensure_future(producer.run(options.messages))
-        nemesis.start()
         try:
-            await self._until_empty(kv, producing, consumers, options.disturb_for_s)
-        except BaseException:  # interrupted, for example: what is down need not come back
-            await nemesis.abandon()
-            raise
-        await nemesis.stop()
-        self._say("no more disturbances")
-        await producing
-        await self._until_empty(kv, producing, consumers, options.timeout_s)
+            await self._disturbed(kv, producing, consumers, nemesis)
+            self._say("no more disturbances")
+            await producing
+            await self._until_empty(kv, producing, consumers, options.timeout_s)
+        finally:  # interrupted, for example: it writes to a journal that is closed next
+            producing.cancel()
+            await asyncio.gather(producing, return_exceptions=True)
         summary.seconds = time.monotonic() - begun_at
         summary.per_second = options.messages / summary.seconds
         summary.leader_kills, summary.cuts = nemesis.leader_kills_count, nemesis.cuts_count
         summary.consumer_kills = nemesis.consumer_kills_count
+
+    async def _disturbed(
+        self, kv: Kv, producing: asyncio.Future[None], consumers: Sequence[ConsumerProcess], nemesis: QueueNemesis
+    ) -> None:
+        """For as long as there is something to disturb; then everything runs again."""
+        nemesis.start()
+        try:
+            await self._until_empty(kv, producing, consumers, self._options.disturb_for_s)
+        except BaseException:  # what is down need not come back
+            await nemesis.abandon()
+            raise
+        await nemesis.stop()
 
     async def _until_empty(
         self, kv: Kv, producing: asyncio.Future[None], consumers: Sequence[ConsumerProcess], timeout_s: float

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.queue_consumer import content_of, number_of, rotated
 from cluster.queue_consumers import ConsumersMissing, command_of
-from cluster.queue_drill import Drill
+from cluster.queue_drill import Drill, Options, Summary
 from cluster.queue_history import Enqueued, Journal, read_history
 from cluster.queue_nemesis import QueueNemesis, Times, places
 from cluster.queue_producer import Producer, schedule_of
@@ -26,6 +26,38 @@ async def test_disturbances_end_in_time_while_nobody_answers() -> None:
     kv = SimpleNamespace(queues=SimpleNamespace(status=refuse))
     producing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     await asyncio.wait_for(drill._until_empty(kv, producing, [], 0.1), 10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("times", [Times(leader_every=0, consumer_every=0, cut_at=0), Times(leader_every=0.01)])
+async def test_an_interrupted_drill_leaves_no_producer_behind(tmp_path: Path, times: Times) -> None:
+    """It would write to a journal that is closed: a traceback, once in some hundred interruptions."""
+    ended: list[int] = []
+
+    async def enqueue(value: object, **_more: object) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.05)  # a call that is given up takes its time, too
+            ended.append(number_of(value))
+
+    async def status(_queue: str) -> list[object]:
+        return []
+
+    def interrupt() -> str:
+        raise KeyError("the disturbances have failed")
+
+    drill = Drill.__new__(Drill)
+    drill._options = Options(messages=8, callers=4, times=times, disturb_for_s=0.1 if times.leader_every else 60.0)
+    drill._say, drill._summary, drill._journal = print, Summary(), Journal(tmp_path / "producer.jsonl")
+    drill._cluster = SimpleNamespace(nodes={}, leader=interrupt)  # type: ignore[assignment]
+    drill._where = SimpleNamespace()  # type: ignore[assignment]
+    kv = SimpleNamespace(enqueue=enqueue, queues=SimpleNamespace(status=status))
+    through = asyncio.ensure_future(drill._through(kv, []))  # type: ignore[arg-type]
+    await asyncio.sleep(0.2)
+    through.cancel()
+    with pytest.raises((asyncio.CancelledError, KeyError)):
+        await through
+    assert sorted(ended) == [0, 1, 2, 3]
 
 
 async def test_the_producer_writes_each_outcome_down_and_sends_again_only_what_was_refused(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ _CLASS_BY_CODE: Final[dict[str, type[KvError]]] = {
     "FAILOVER_IN_PROGRESS": Unavailable,
     "FAILOVER_LAG_TOO_LARGE": InvalidRequest,
     "FAILOVER_LESS_THAN_SHOWN": InvalidRequest,
+    "FAILOVER_NOTHING_HELD": InvalidRequest,
     "FAILOVER_NOT_FENCED": InvalidRequest,
     "FAILOVER_NO_PRIMARY": InvalidRequest,
     "FAILOVER_PRIMARY_ALIVE": InvalidRequest,

@@ -48,7 +48,8 @@ class Plan:
         silent: members that did not answer.
         unfenced: voters of a group that may go on acknowledging, because a majority of them did not answer; empty = all
             are fenced.
-        lag_ms: by which the source's state is behind the newest word of a leader that anybody heard; -1 = unknown.
+        lag_ms: by which the source's state is behind the newest word of a leader that anybody heard, at most where it
+            has reached none since it started; -1 = unknown.
         age_ms: how old that state is now: what was acknowledged since is lost; -1 = unknown.
     """
 
@@ -115,7 +116,7 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
 
     Raises:
         KvError: why it may not be, with the code REGION_UNKNOWN, REGION_IS_PRIMARY, FAILOVER_PRIMARY_ALIVE,
-            FAILOVER_IN_PROGRESS, REGION_TOO_SMALL or FAILOVER_LAG_TOO_LARGE.
+            FAILOVER_IN_PROGRESS, FAILOVER_NOTHING_HELD, REGION_TOO_SMALL or FAILOVER_LAG_TOO_LARGE.
     """
     membership = decode_membership(most_advanced(reports).membership)
     answered = {report.node_id for report in reports}
@@ -124,6 +125,7 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
     _check_region(membership, wishes.region)
     _check_primary(reports, membership, wishes)
     _check_alone(reports)
+    _check_held(source, is_fenced=not not_fenced)
     voters = tuple(_candidates(reports, membership, source, wishes.region))
     _check_size(membership, voters, source, wishes)
     lag_ms, age_ms = _lag_ms(reports, source), _age_ms(source)
@@ -324,6 +326,18 @@ def _check_alone(reports: Sequence[Report]) -> None:
             )
 
 
+def _check_held(source: Report, *, is_fenced: bool) -> None:
+    """No force helps: the others would follow, and save of their state no more than the log still has."""
+    if _end(source, is_fenced=is_fenced)[1] == 0:
+        raise InvalidRequest(
+            "FAILOVER_NOTHING_HELD",
+            f"the most advanced node that answers, '{source.name}', holds nothing: it was taken in a moment ago, or "
+            "begins anew after an earlier failover and has not caught up. All that was ever written would be lost. "
+            "Start another node that has more",
+            phase="failover",
+        )
+
+
 def _candidates(reports: Sequence[Report], membership: Membership, source: Report, region: str) -> Iterable[Member]:
     """The members of the region that have answered and can be brought to the source's end."""
     by_id = {report.node_id: report for report in reports}
@@ -366,10 +380,13 @@ def _check_size(membership: Membership, voters: Sequence[Member], source: Report
 
 
 def _lag_ms(reports: Sequence[Report], source: Report) -> int:
-    heard = max((r.heard_sent_at_ms for r in reports), default=0)
-    if not heard or not source.reached_sent_at_ms:
-        return -1
-    return max(0, heard - source.reached_sent_at_ms)
+    newest = max(reports, key=lambda r: (r.heard_sent_at_ms, r.heard_commit_index))
+    if source.reached_sent_at_ms and newest.heard_sent_at_ms:
+        return max(0, newest.heard_sent_at_ms - source.reached_sent_at_ms)
+    if newest.heard_commit_index > source.commit_index:
+        # It has reached no word since it started, and lacks what this one told of: written after its last entry.
+        return max(0, newest.heard_sent_at_ms - source.log_time_ms)
+    return -1
 
 
 def _age_ms(source: Report) -> int:

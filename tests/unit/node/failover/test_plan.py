@@ -202,6 +202,25 @@ def test_a_region_that_lags_beyond_the_limit() -> None:
     assert plan([*behind, report(6, 950)]).lag_ms == 0, "somebody else has it"
 
 
+def test_what_started_anew_since_and_lacks_what_somebody_heard_of_lags_too() -> None:
+    """Nothing tells when its state was the newest one: at the latest when its last entry was written."""
+    started = [report(4, 700, reached_sent_at_ms=0, log_time_ms=20_000), report(5, 600, heard_commit_index=900)]
+    assert code(started) == "FAILOVER_LAG_TOO_LARGE"
+    assert plan(started, force=True).lag_ms == 70_000
+    assert plan([started[0], report(5, 600, heard_commit_index=700)]).lag_ms == -1, "it lacks nothing of that"
+    late = report(4, 700, reached_sent_at_ms=0, log_time_ms=89_000)
+    assert plan([late, started[1]]).lag_ms == 1_000
+
+
+def test_nobody_takes_over_with_nothing() -> None:
+    """Who begins anew after an earlier failover holds nothing until it has caught up; all others would follow that."""
+    empty = {"term": 0, "last_term": 0, "commit_term": 0, "reached_sent_at_ms": 0, "heard_sent_at_ms": 0}
+    begin_anew = [report(node_id, 0, **empty) for node_id in EU]
+    assert code(begin_anew) == "FAILOVER_NOTHING_HELD"
+    assert code(begin_anew, force=True) == "FAILOVER_NOTHING_HELD"
+    assert plan([*begin_anew, report(6)]).source.node_id == 6
+
+
 def test_two_at_once() -> None:
     begun = [report(4, promised_epoch=2, promised_ago_ms=500, promised_region="asia"), *REPLICAS[1:]]
     assert code(begun, force=True) == "FAILOVER_IN_PROGRESS"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,12 @@ def _show(file: Path, output: Output | None) -> None:
     except OSError as error:
         raise InvalidRequest("FORK_FILE_INVALID", f"cannot read {file}: {error}") from error
     header, entries = read_fork(data, str(file))
+    if header.first_index > header.fork_index + 1:
+        print(
+            f"kvnode: entries {header.fork_index + 1} to {header.first_index - 1} were given up too, and are not in "
+            "this file: the node's log no longer had them",
+            file=sys.stderr,
+        )
     if output is Output.JSON:
         for entry in entries:
             for row in rows_of(entry):

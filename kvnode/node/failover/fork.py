@@ -107,11 +107,21 @@ class Forks:
     async def _save(self, after_index: int, fork_index: int) -> None:
         """Save what lies behind `after_index`, if any of it is more than what elections and failovers write.
 
+        What the log no longer has is in the state alone, which is given up too: that it is lost is said here.
+
         Args:
             fork_index: the last one that the two histories have in common, as far as is known.
         """
         assert self._keeper is not None
         entries = self._entries(after_index + 1)
+        first = entries[0].index if entries else self._raft.log.last_index + 1
+        if first > after_index + 1:
+            _log.warning(
+                "of what is given up, entries %d to %d are no longer in the log, which is kept up to "
+                "log_retention_bytes: what they changed is not saved",
+                after_index + 1,
+                first - 1,
+            )
         if all(entry.kind in (EntryKind.NOOP, EntryKind.EPOCH) for entry in entries):
             return
         header = ForkHeader(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kvnode.codec.epoch import epoch_entry
 from kvnode.codec.membership import MemberRole
@@ -42,6 +45,20 @@ async def lose_the_primary(trio: Trio, primary: list[Server]) -> None:
     vouch(trio)
     for server in primary:
         trio.crash(server)
+
+
+@contextmanager
+def fork_log() -> Iterator[list[str]]:
+    """What nodes write to their logs about what they save and give up."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("kvnode.node.failover.fork")
+    logger.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(handler)
 
 
 async def in_epoch(trio: Trio, servers: list[Server], epoch: int = UNFENCED) -> None:
@@ -107,6 +124,27 @@ async def test_what_only_the_old_primary_had_is_saved_and_it_begins_anew(trio: T
     assert saved >= 5
     digests = {trio.node(server).state.meta.digest for server in trio.servers.values()}
     await until(lambda: len({trio.node(s).state.meta.digest for s in trio.servers.values()}) == 1, 30, str(digests))
+
+
+@on_regions
+async def test_what_the_log_no_longer_has_of_a_fork_is_said_to_be_lost(trio: Trio) -> None:
+    """The state has it, and is given up."""
+    primary, replicas = await ready(trio)
+    for server in replicas:
+        trio.cut(server)
+    lost = [await trio.put(primary[0], b"lost %d" % number, b"v" * 2_000) for number in range(30)]
+    fork_index = split(lost[0])[1] - 1
+    await until(lambda: all(trio.node(s).raft.log.first_index() > fork_index + 1 for s in primary), 30, "all is kept")
+    await lose_the_primary(trio, primary)
+    trio.heal()
+    await trio.within(replicas[0], trio.node(replicas[0]).coordinator.execute(DOWN))
+    with fork_log() as messages:
+        for server in primary:
+            trio.start(server)
+        await in_epoch(trio, primary)
+    said = [message for message in messages if "is not saved" in message]
+    assert len(said) == len(primary)
+    assert all(message.startswith(f"of what is given up, entries {fork_index + 1} to ") for message in said)
 
 
 @on_regions

@@ -7,6 +7,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
+from kvnode.base.errors import InvalidRequest
 from kvnode.codec.epoch import epoch_entry
 from kvnode.codec.membership import MemberRole
 from kvnode.codec.versionstamp import split
@@ -221,6 +224,42 @@ async def test_a_node_that_begins_anew_answers_no_stamp_from_its_empty_state(tri
     assert not asked.done
     trio.heal()
     assert (await asked.read()).ranges[0].entries
+
+
+@on_regions
+async def test_a_region_that_begins_anew_does_not_take_over_with_nothing(trio: Trio) -> None:
+    """The second disaster comes before it has caught up: what the dead nodes hold is all that there is."""
+    primary, replicas = await ready(trio)
+    for server in replicas:
+        trio.cut(server)
+    for number in range(5):
+        await trio.put(primary[0], b"lost %d" % number)
+    await lose_the_primary(trio, primary)
+    trio.heal()
+    await trio.within(replicas[0], trio.node(replicas[0]).coordinator.execute(DOWN))
+    let_go = trio.observer.let_go
+
+    def cut_then(node_id: int) -> None:
+        let_go(node_id)
+        for server in primary:
+            trio.cut(server)
+
+    trio.observer.let_go = cut_then  # type: ignore[method-assign]
+    one = primary[0]
+    trio.start(one)
+    await until(lambda: one.node is not None and one.node.applied_index == 0 and one.node.epoch == 1)
+    for server in replicas:
+        trio.crash(server)
+    wishes = Wishes("r1", force=True, primary_is_down=True)
+    with pytest.raises(InvalidRequest) as caught:
+        await trio.within(one, trio.node(one).coordinator.execute(wishes))
+    assert caught.value.code == "FAILOVER_NOTHING_HELD" and caught.value.not_applied
+    trio.observer.let_go = let_go  # type: ignore[method-assign]
+    trio.heal()
+    for server in (*replicas, *primary[1:]):
+        trio.start(server)
+    await in_epoch(trio, primary)
+    assert await trio.get(one, b"kept") == b"v"
 
 
 @on_regions

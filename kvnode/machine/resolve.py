@@ -49,6 +49,7 @@ _SET_EXPIRY = int(kv_pb2.MUTATION_TYPE_SET_EXPIRY)
 _SET_SUFFIX = int(kv_pb2.MUTATION_TYPE_SET_SUFFIX_VERSIONSTAMPED_KEY)
 _FACT_DELETE = log_pb2.FACT_KIND_DELETE
 _COMMITTED = int(log_pb2.OUTCOME_KIND_COMMITTED)
+_new = tuple.__new__  # a NamedTuple in half the time
 _FACT_OVERHEAD_BYTES = 24  # tags, lengths, encoding, expiry: an upper bound, so that a batch closes early, never late
 _TRANSACTION_OVERHEAD_BYTES = 40
 _POSITION_BYTES = 3  # of one queue action, at most
@@ -269,8 +270,8 @@ class Batch:
                 lost = tuple(position for position, result in enumerate(results) if result.lost)
                 transaction.lost_actions.extend(lost)
                 self.size_bytes += _POSITION_BYTES * len(lost)
-            self._remember(transaction, request, window, Settled(_COMMITTED, stamp, (), None, lost))
-        return Accepted(stamp, order, results)
+            self._remember(transaction, request, window, _new(Settled, (_COMMITTED, stamp, (), None, lost)))
+        return _new(Accepted, (stamp, order, results))
 
     def claim(
         self, action: kv_pb2.QueueAction, database: int, into: kv_pb2.QueueActionResult | None = None
@@ -429,7 +430,9 @@ class Batch:
         key = prefix + mutation.key
         if kind == _SET:
             value = mutation.value
-            self.set_row(transaction, Row(key, value.data, value.encoding, stamp, max(mutation.expire_at_ms, 0)))
+            expire_at_ms = mutation.expire_at_ms
+            row = _new(Row, (key, value.data, value.encoding, stamp, expire_at_ms if expire_at_ms > 0 else 0))
+            self.set_row(transaction, row)
         elif kind == _DELETE:
             self.delete_row(transaction, key)
         elif kind in _SUMS:
@@ -546,7 +549,7 @@ class Batch:
         transaction.client_id = window.client_id
         transaction.sequence = sequence
         transaction.lowest_unanswered = window.lowest_unanswered
-        window.outcomes[sequence] = Outcome(self.index, self.transactions_count - 1, settled)
+        window.outcomes[sequence] = _new(Outcome, (self.index, self.transactions_count - 1, settled))
         window.max_sequence = max(window.max_sequence, sequence)
         expire_at_ms = sessions.refreshed_expiry(window.expire_at_ms, self.log_time_ms)
         if expire_at_ms != window.expire_at_ms:

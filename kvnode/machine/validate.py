@@ -28,6 +28,7 @@ _VALUED = frozenset(
         ),
     )
 )
+_SUMS = frozenset(map(int, (kv_pb2.MUTATION_TYPE_SUM, kv_pb2.MUTATION_TYPE_MIN, kv_pb2.MUTATION_TYPE_MAX)))
 _V8 = int(kv_pb2.VALUE_ENCODING_V8)
 _LE64 = int(kv_pb2.VALUE_ENCODING_LE64)
 _BYTES = int(kv_pb2.VALUE_ENCODING_BYTES)
@@ -115,16 +116,18 @@ def validate_write(request: kv_pb2.AtomicWriteRequest, max_value_bytes: int = li
         _check_versionstamp(check.versionstamp, f"the versionstamp of check {position}")
     for position, mutation in enumerate(mutations):
         kind = mutation.type
-        if kind == _DELETE_RANGE:
+        if kind in _VALUED:
+            key_bytes += _check_write_key(mutation.key, "mutation", position)
+            value_bytes += _check_value(mutation, kind, position, max_value_bytes)
+        elif kind == _DELETE:
+            key_bytes += _check_write_key(mutation.key, "mutation", position)
+        elif kind == _DELETE_RANGE:
             _check_bounds(mutation.key, mutation.end_key, "mutation", position)
             key_bytes += len(mutation.key) + len(mutation.end_key)
-            continue
-        key_bytes += _check_write_key(mutation.key, "mutation", position)
-        if kind in _VALUED:
-            value_bytes += _check_value(mutation, position, max_value_bytes)
         elif kind == _SET_EXPIRY:
+            key_bytes += _check_write_key(mutation.key, "mutation", position)
             _check_expiry(mutation, position)
-        elif kind != _DELETE:
+        else:
             raise InvalidRequest(
                 "UNKNOWN_MUTATION",
                 f"Invalid mutation kind or arguments. Mutation {position} is of type {kind}, which is not known.",
@@ -150,23 +153,14 @@ def _check_write_key(key: bytes, what: str, position: int) -> int:
     return len(key)
 
 
-def _check_value(mutation: kv_pb2.Mutation, position: int, max_value_bytes: int) -> int:
+def _check_value(mutation: kv_pb2.Mutation, kind: int, position: int, max_value_bytes: int) -> int:
     value = mutation.value
     data, encoding = value.data, value.encoding
-    if encoding == _LE64:
-        if len(data) != _LE64_BYTES:
-            raise InvalidRequest(
-                "LE64_NOT_8_BYTES",
-                f"Invalid mutation kind or arguments. The LE64 value of mutation {position} has {len(data)} bytes: "
-                "a KvU64 is exactly 8, little-endian.",
-            )
-    elif encoding not in (_V8, _BYTES):
-        raise InvalidRequest(
-            "UNKNOWN_ENCODING",
-            f"The value encoding {encoding} is unknown. Mutation {position} needs 1 (V8), 2 (LE64) or 3 (bytes).",
-        )
-    # A sum's limits are values of their own.
-    size = max(len(data), len(mutation.sum_min), len(mutation.sum_max))
+    if encoding != _V8:
+        _check_encoding(data, encoding, position)
+    size = len(data)
+    if kind in _SUMS:  # its limits are values of their own
+        size = max(size, len(mutation.sum_min), len(mutation.sum_max))
     if size > max_value_bytes:
         raise InvalidRequest(
             "VALUE_TOO_LARGE",
@@ -176,6 +170,21 @@ def _check_value(mutation: kv_pb2.Mutation, position: int, max_value_bytes: int)
         )
     _check_expiry(mutation, position)
     return len(data)
+
+
+def _check_encoding(data: bytes, encoding: int, position: int) -> None:
+    if encoding == _LE64:
+        if len(data) != _LE64_BYTES:
+            raise InvalidRequest(
+                "LE64_NOT_8_BYTES",
+                f"Invalid mutation kind or arguments. The LE64 value of mutation {position} has {len(data)} bytes: "
+                "a KvU64 is exactly 8, little-endian.",
+            )
+    elif encoding != _BYTES:
+        raise InvalidRequest(
+            "UNKNOWN_ENCODING",
+            f"The value encoding {encoding} is unknown. Mutation {position} needs 1 (V8), 2 (LE64) or 3 (bytes).",
+        )
 
 
 def _check_expiry(mutation: kv_pb2.Mutation, position: int) -> None:

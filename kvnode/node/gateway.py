@@ -82,15 +82,16 @@ class Gateway:
         if raft.is_leader and not raft.sealed:
             if self._unleased():
                 self._hold(call)
-            elif call.operation is not None and call.operation.HasField("read"):
+            elif call.operation is None or call.operation.HasField("write"):
+                if self._stalled() and self._adds(call):
+                    self._hold(call)
+                else:
+                    self._proposals.add(call)
+            elif call.operation.HasField("read"):
                 self._barriers.add(call)
                 self._wake()
-            elif call.operation is not None and call.operation.HasField("pull"):
-                self._add_pull(call)
-            elif self._stalled() and self._adds(call):
-                self._hold(call)
             else:
-                self._proposals.add(call)
+                self._add_pull(call)
         elif call.forwarded:
             call.fail(_not_leader(raft.leader_id))
         elif removed := self._removed():

@@ -24,6 +24,7 @@ from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 
 _STRONG = int(kv_pb2.CONSISTENCY_STRONG)
+_new = tuple.__new__  # a NamedTuple in half the time
 
 
 class Intake:
@@ -72,7 +73,7 @@ class Intake:
             call: Call | None = None
             try:
                 if self._joins_batch(operation):
-                    read = BatchedRead(operation, origin, deliver, now)
+                    read = _new(BatchedRead, (operation, origin, deliver, now))
                     self._batches.join(read, timeout_ms, forwarded=forwarded)
                 else:
                     call = Call(operation, origin, deliver, None, now, timeout_ms, forwarded=forwarded)

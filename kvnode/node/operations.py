@@ -120,7 +120,7 @@ class Operations:
             stats,
             nudge,
             self.queues.dispatcher.add,
-            lambda: replication.sentence() if replication.holds_writes else "",
+            lambda: replication.sentence() if replication.is_stalled and replication.holds_writes else "",
             promotion.unleased,
             lambda: removal.own,
         )

@@ -36,6 +36,7 @@ from kvnode.raft.raft import Raft
 # Entries proposed and not yet applied. More would only make each batch smaller; fewer would leave the disk idle
 # while the followers' acknowledgements travel.
 MAX_PENDING_ENTRIES_COUNT = 4
+_new = tuple.__new__  # a NamedTuple in half the time
 _TRANSACTION_FROM_COUNT = 3  # from so many operations on, SQLite's transaction around their reads is worth its cost
 
 Body = Accepted | kv_pb2.AtomicWriteResponse | kv_pb2.Error | kv_pb2.OperationResult
@@ -297,7 +298,7 @@ class Proposals:
         origin = call.origin
         request = None
         if origin.client_id:
-            request = RequestId(origin.client_id, operation.id, origin.lowest_unanswered, operation.resend)
+            request = _new(RequestId, (origin.client_id, operation.id, origin.lowest_unanswered, operation.resend))
         verdict = batch.add(operation.write, call.database, request)
         kind = type(verdict)
         if kind is Accepted:
@@ -391,13 +392,18 @@ class Proposals:
         if pending.term != entry.term:
             self._reroute([call for call, _ in pending.waiters], False)
             return
-        observe = self._stats.commit_latency_ms.observe
+        observe, answers = self._stats.commit_latency_ms.observe, self._answers
+        are_direct = answers.are_direct
         for call, body in pending.waiters:
             if call.operation is None:
-                self._answers.opened(call, body)  # type: ignore[arg-type]
+                answers.opened(call, body)  # type: ignore[arg-type]
+                continue
+            observe(now_ms - call.started_ms)
+            result = result_of(call, body)  # type: ignore[arg-type]
+            if are_direct:
+                call.answer(result)
             else:
-                observe(now_ms - call.started_ms)
-                self._answers.answer(call, result_of(call, body))  # type: ignore[arg-type]
+                answers.answer(call, result)
 
     def applied_to(self, index: int) -> None:
         """The state shows everything up to `index`: the overlay below may go."""

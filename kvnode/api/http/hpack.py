@@ -7,6 +7,7 @@ if it leaves both tables as they are. Strings are passed over, not decoded: thei
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 _MAX_INTEGER_BYTES = 5
 _STATUS, _CACHE_CONTROL, _CONTENT_LENGTH, _CONTENT_TYPE, _DATE = 8, 24, 28, 31, 33  # of the static table (appendix A)
@@ -99,6 +100,7 @@ def response_block(status: int, content_type: str, date: str, headers: Iterable[
     return b"".join(pieces)
 
 
+@lru_cache(maxsize=1_024)
 def content_length(size_bytes: int) -> bytes:
     """That field."""
     return _named(_CONTENT_LENGTH, str(size_bytes))

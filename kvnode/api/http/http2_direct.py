@@ -430,7 +430,7 @@ class Direct:
         if stream.kept_bytes:
             self.shared.budget.release(stream.kept_bytes)
             stream.kept_bytes = 0
-        stream.chunks = []
+        stream.chunks.clear()
 
     def _refuse(self, stream: DirectStream, error: HttpError) -> None:
         """Answer it before its body is there, of which no more is wanted."""
@@ -488,12 +488,14 @@ class Direct:
 
     def _drop(self, stream: DirectStream) -> None:
         """It is over, one way or the other."""
-        self._streams.pop(stream.number, None)
-        self._unsent.pop(stream.number, None)
-        self._ready.pop(stream.number, None)
+        number = stream.number
+        self._streams.pop(number, None)
+        if self._unsent:
+            self._unsent.pop(number, None)
+            self._ready.pop(number, None)
         self._forget_body(stream)
         stream.left()
-        self._accounts.end(stream.number)
+        self._accounts.end(number)
         if not self._streams:
             self._idle()
 

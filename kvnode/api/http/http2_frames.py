@@ -12,11 +12,13 @@ which lie above the last one that it was sent.
 from __future__ import annotations
 
 import secrets
+import struct
 from collections.abc import Callable
 from typing import Protocol
 
 PREFACE_BYTES = 24
-_HEAD_BYTES = 9
+_HEAD = struct.Struct(">HBBBL")  # the length's first two bytes and its last, kind, flags, stream
+_HEAD_BYTES = _HEAD.size
 MAX_FRAME_BYTES = 16_384  # SETTINGS_MAX_FRAME_SIZE, which nobody here raises
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0x0, 0x1, 0x3, 0x4, 0x7, 0x8, 0x9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
@@ -28,7 +30,8 @@ _FIELD = b"\x00" + bytes([len(MARK)]) + MARK.encode()
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     """One frame."""
-    return b"%b%c%c%b%b" % (len(payload).to_bytes(3, "big"), kind, flags, stream.to_bytes(4, "big"), payload)
+    size = len(payload)
+    return _HEAD.pack(size >> 8, size & 0xFF, kind, flags, stream) + payload
 
 
 class Taker(Protocol):
@@ -106,8 +109,8 @@ class Requests:
                 if end - at < _HEAD_BYTES:
                     self._rest = data[at:]
                     break
-                size, kind, flags = int.from_bytes(data[at : at + 3], "big"), data[at + 3], data[at + 4]
-                stream = int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF
+                upper, lower, kind, flags, stream = _HEAD.unpack_from(data, at)
+                size, stream = upper << 8 | lower, stream & 0x7FFFFFFF
                 behind = at + _HEAD_BYTES
                 if self._taker is not None and self._wants_whole(self._taker, kind, flags, stream, size):
                     if end - behind < size:
@@ -237,7 +240,8 @@ class Responses:
             if end - at < _HEAD_BYTES:
                 self._rest, end = data[at:], at
                 break
-            size, kind, flags = int.from_bytes(data[at : at + 3], "big"), data[at + 3], data[at + 4]
+            upper, lower, kind, flags, stream = _HEAD.unpack_from(data, at)
+            size = upper << 8 | lower
             behind = at + _HEAD_BYTES + size
             if kind == GOAWAY:
                 if behind > end:
@@ -245,7 +249,7 @@ class Responses:
                     break
                 data = self._goaway(data, at + _HEAD_BYTES)
             else:
-                self._note(kind, flags, int.from_bytes(data[at + 5 : at + 9], "big") & 0x7FFFFFFF, size)
+                self._note(kind, flags, stream & 0x7FFFFFFF, size)
             at = behind
             if at <= end and not self._in_head:
                 between = at

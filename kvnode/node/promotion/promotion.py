@@ -71,7 +71,7 @@ class Promotion:
     @property
     def is_required(self) -> bool:
         """Whether a leader needs the lease to answer: from the append of that setting on."""
-        return self._raft.membership.primary_lease_ms > 0
+        return self._raft.history.latest.primary_lease_ms > 0
 
     @property
     def is_held(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from kvnode.api.connect import convert
@@ -82,6 +84,65 @@ def test_a_message_goes_to_the_default_queue() -> None:
     for enqueue, data in zip(expected.enqueues, (b"\xff\x0f0", b"\xff\x0f1"), strict=True):
         enqueue.payload.data, enqueue.payload.encoding = data, kv_pb2.VALUE_ENCODING_V8
     assert convert.write_request(write.SerializeToString()) == expected
+
+
+def field_by_field(write: wire.AtomicWrite) -> kv_pb2.AtomicWriteRequest:
+    """What write_request is to come to, whatever numbers the fields have."""
+    request = kv_pb2.AtomicWriteRequest()
+    for check in write.checks:
+        request.checks.add(key=check.key, versionstamp=check.versionstamp)
+    for mutation in write.mutations:
+        native = request.mutations.add(
+            type=mutation.mutation_type, key=mutation.key, expire_at_ms=mutation.expire_at_ms,  # type: ignore[arg-type]
+            sum_min=mutation.sum_min, sum_max=mutation.sum_max, sum_clamp=mutation.sum_clamp,
+        )  # fmt: skip
+        if mutation.HasField("value") and mutation.mutation_type != wire.M_DELETE:
+            native.value.data, native.value.encoding = mutation.value.data, int(mutation.value.encoding)  # type: ignore[assignment]
+    for enqueue in write.enqueues:
+        message = request.enqueues.add(due_at_ms=max(0, enqueue.deadline_ms))
+        message.payload.data, message.payload.encoding = enqueue.payload, kv_pb2.VALUE_ENCODING_V8
+        message.keys_if_undelivered.extend(enqueue.keys_if_undelivered)
+        message.backoff_intervals_ms.extend(enqueue.backoff_schedule)
+    return request
+
+
+def random_write(draw: random.Random) -> wire.AtomicWrite:
+    write = wire.AtomicWrite()
+    for _ in range(draw.randrange(3)):
+        write.checks.add(key=draw.randbytes(3), versionstamp=draw.choice([b"", bytes(10)]))
+    for _ in range(draw.randrange(4)):
+        kind = draw.choice([each for each in wire.MutationType.values() if each])
+        mutation = write.mutations.add(
+            mutation_type=kind, key=draw.randbytes(3), expire_at_ms=draw.choice([0, -1, 5]),  # type: ignore[arg-type]
+            sum_min=draw.choice([b"", b"I\x02"]), sum_max=draw.choice([b"", b"I\x04"]), sum_clamp=draw.random() < 0.5,
+        )  # fmt: skip
+        if draw.random() < 0.8:
+            mutation.value.data, mutation.value.encoding = draw.randbytes(4), draw.randrange(4)  # type: ignore[assignment]
+    for _ in range(draw.choice([0, 0, 1, 2])):
+        payload = draw.choice([b"", b"text", draw.randbytes(4)])
+        write.enqueues.add(
+            payload=payload, deadline_ms=draw.choice([-1, 0, 77]), keys_if_undelivered=[b"k"] * draw.randrange(3),
+            backoff_schedule=range(draw.randrange(3)),
+        )  # fmt: skip
+    return write
+
+
+def test_a_transaction_means_the_same_as_field_by_field() -> None:
+    draw = random.Random(7)
+    for _ in range(500):
+        write = random_write(draw)
+        assert convert.write_request(write.SerializeToString()) == field_by_field(write)
+
+
+@pytest.mark.parametrize("with_enqueue", [False, True])
+def test_what_only_the_native_transaction_has_does_not_come_over_kv_connect(with_enqueue: bool) -> None:
+    native = kv_pb2.AtomicWriteRequest()
+    native.actions.add().claim.queue = "default"
+    plain = wire.AtomicWrite(mutations=[wire.Mutation(key=b"k", mutation_type=wire.M_DELETE)])
+    if with_enqueue:
+        plain.enqueues.add(payload=b"p")
+    body = plain.SerializeToString() + native.SerializeToString()
+    assert convert.write_request(body) == field_by_field(plain)
 
 
 def test_explicit_defaults_and_unpacked_numbers_are_taken() -> None:

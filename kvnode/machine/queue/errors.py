@@ -66,6 +66,15 @@ def unknown_action() -> InvalidRequest:
     return InvalidRequest("UNKNOWN_QUEUE_ACTION", "A queue action of this write is empty or not known to this node.")
 
 
+def pull_of_a_client() -> InvalidRequest:
+    """Pulls travel between nodes."""
+    return InvalidRequest(
+        "PULL_OF_A_CLIENT",
+        "A session carries no pulls, which nodes send one another. Listen to the queue (Queue.Listen), or claim its "
+        "messages in a write (QueueClaim).",
+    )
+
+
 def cron_exists(name: str) -> InvalidRequest:
     """There is a cron of that name, and a new one was wanted."""
     return InvalidRequest(

@@ -36,6 +36,7 @@ from kvnode.client.status import error_from_proto
 from kvnode.codec.row import Row
 from kvnode.machine.queue import keys
 from kvnode.machine.queue.arrivals import QueueId
+from kvnode.machine.queue.errors import pull_of_a_client
 from kvnode.node.calls import RETRIED_CODES, Call
 from kvnode.node.ports import Origin
 from kvnode.proto.kv.v1 import kv_pb2
@@ -101,8 +102,15 @@ class Dispatcher:
         return self._pulls_count
 
     def add(self, call: Call) -> None:
-        """A pull, or the cancelling of one, which has been validated."""
+        """A pull, or the cancelling of one, which has been validated.
+
+        One of a client's own session is refused. Nobody would notice that the client has gone, so what it waited for
+        would be claimed for nobody; and a token of its making may be another's, in whatever database.
+        """
         assert call.operation is not None
+        if call.origin.client_id:
+            call.fail(pull_of_a_client())
+            return
         pull = call.operation.pull
         if pull.cancel:
             self.cancel(pull.token)

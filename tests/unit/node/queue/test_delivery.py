@@ -8,6 +8,7 @@ from unittest.mock import patch
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.machine.queue import keys
+from kvnode.node.ports import Origin
 from kvnode.node.queue.consumer import Consumer
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.simulation.cluster import Server
@@ -245,6 +246,24 @@ async def test_a_listener_of_a_queue_that_cannot_be_is_told(trio: Trio) -> None:
         assert error.code == "TOO_MUCH_CREDIT"
     else:
         raise AssertionError("credit without bound")
+
+
+@on_trio
+async def test_a_session_sends_no_pulls_and_ends_those_of_no_listener(trio: Trio) -> None:
+    """Its end would not be seen, and its tokens may be anybody's: an empty one was every listener's."""
+    leader, one, other = await trio.leader_and_followers()
+    listener = Listener(trio, one, credit=1)
+    await asyncio.sleep(1.0)
+    pulls = trio.node(leader).queues.dispatcher
+    assert pulls.pulls_count == 1
+    client = Origin(b"\x00" * 10, 1, 2)
+    for pull in (kv_pb2.QueuePull(cancel=True), kv_pb2.QueuePull(max_count=1, wait_ms=20_000)):
+        for server in (leader, other):
+            error = await trio.ask(server, kv_pb2.Operation(id=1, pull=pull), client).error()
+            assert error.code == "PULL_OF_A_CLIENT" and error.not_applied
+    assert pulls.pulls_count == 1
+    await send(trio, other, b"a")
+    await until(lambda: listener.payloads() == [b"a"], 5.0, "nothing comes")
 
 
 @on_trio

@@ -12,13 +12,14 @@ import grpc
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import InvalidRequest, Unavailable
+from kvnode.base.errors import InvalidRequest
 from kvnode.client import rpc
 from kvnode.client.atomic import COMMIT_VERSIONSTAMP, AtomicOperation, CommitVersionstamp, WritableKey
 from kvnode.client.channel import parse_endpoints
 from kvnode.client.cron_admin import CronAdmin
 from kvnode.client.listing import KvList
 from kvnode.client.numbers import parse_timeout_ms
+from kvnode.client.outcome import client_closed
 from kvnode.client.queue import QueueListener
 from kvnode.client.queue_admin import QueueAdmin
 from kvnode.client.queue_handlers import Handler, run_handlers
@@ -117,7 +118,8 @@ class Kv:
             random=self._random,
         )
         self._unary_reads_count = 0
-        self._listeners: WeakSet[QueueListener] = WeakSet()  # one that runs is kept alive by its task
+        # One that runs is kept alive by whoever iterates over it.
+        self._open: WeakSet[QueueListener | KeysWatch | PrefixWatch] = WeakSet()
         self._is_closed = False
         self.queues = QueueAdmin(self._unary, self._commit, timeout_ms)
         self.crons = CronAdmin(self._unary, self._commit, timeout_ms)
@@ -131,13 +133,14 @@ class Kv:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections. Operations that were not awaited end as errors.
+        """Close the connections. Operations that were not awaited end as errors, and so does what is begun afterwards.
 
-        Listeners that are still open are closed too: what they hold is given back, and their iterations end.
+        Listeners and watches that are still open are closed too: what listeners hold is given back, and the iterations
+        end.
         """
         self._is_closed = True
         try:
-            await asyncio.gather(*(listener.aclose() for listener in list(self._listeners)))
+            await asyncio.gather(*(iteration.aclose() for iteration in list(self._open)))
         finally:
             await self.session.close()
             await self._unary.close()
@@ -268,6 +271,7 @@ class Kv:
         max_staleness_ms: int | None,
         timeout_ms: int | None,
     ) -> kv_pb2.ReadResponse:
+        self._require_open()
         request = kv_pb2.ReadRequest(
             ranges=ranges,
             consistency=consistency_of(consistency),
@@ -275,10 +279,10 @@ class Kv:
             max_staleness_ms=parse_max_staleness(max_staleness_ms),
         )
         if self._is_session_read(consistency):
-            return await self.session.read(request, timeout_ms or self._timeout_ms)
+            return await self.session.read(request, self._timeout_ms if timeout_ms is None else timeout_ms)
         self._unary_reads_count += 1
         try:
-            return await self._unary.call(rpc.READ, request, timeout_ms or self._timeout_ms)
+            return await self._unary.call(rpc.READ, request, self._timeout_ms if timeout_ms is None else timeout_ms)
         finally:
             self._unary_reads_count -= 1
 
@@ -365,7 +369,7 @@ class Kv:
         return COMMIT_VERSIONSTAMP
 
     async def _commit(self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int | None) -> kv_pb2.AtomicWriteResponse:
-        return await self.session.write(request, timeout_ms or self._timeout_ms)
+        return await self.session.write(request, self._timeout_ms if timeout_ms is None else timeout_ms)
 
     # ---- queues ------------------------------------------------------------------------------------------------
 
@@ -409,8 +413,7 @@ class Kv:
             InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME, BAD_QUEUE_NAME, BAD_TEXT.
             Unavailable: CLIENT_CLOSED, after close().
         """
-        if self._is_closed:
-            raise Unavailable("the client is closed; open a new one", code="CLIENT_CLOSED", phase="dial")
+        self._require_open()
         listener = QueueListener(
             self._addresses,
             queue=queue,
@@ -422,7 +425,7 @@ class Kv:
             fail_fast=self._fail_fast,
             random=self._random,
         )
-        self._listeners.add(listener)
+        self._open.add(listener)
         return listener
 
     async def listen_queue(
@@ -492,7 +495,9 @@ class Kv:
             )
         encoded = [encode_key(key) for key in keys]
         stream = self._watch(kv_pb2.WatchRequest(keys=encoded), consistency, max_staleness_ms)
-        return KeysWatch(stream, [tuple(key) for key in keys], encoded)
+        watch = KeysWatch(stream, [tuple(key) for key in keys], encoded)
+        self._open.add(watch)
+        return watch
 
     def watch_prefix(
         self, prefix: AnyKey, *, consistency: Consistency = "strong", max_staleness_ms: int | None = None
@@ -500,11 +505,14 @@ class Kv:
         """The changes below a prefix, for ever. See PrefixChanges about `resync`; arguments as for watch."""
         start, end = prefix_range(prefix)
         request = kv_pb2.WatchRequest(prefix_start=start, prefix_end=end)
-        return PrefixWatch(self._watch(request, consistency, max_staleness_ms))
+        watch = PrefixWatch(self._watch(request, consistency, max_staleness_ms))
+        self._open.add(watch)
+        return watch
 
     def _watch(
         self, request: kv_pb2.WatchRequest, consistency: Consistency, max_staleness_ms: int | None
     ) -> WatchStream:
+        self._require_open()
         request.strong = consistency_of(consistency) == kv_pb2.CONSISTENCY_STRONG
         request.max_staleness_ms = parse_max_staleness(max_staleness_ms)
         return WatchStream(
@@ -515,6 +523,10 @@ class Kv:
             fail_fast=self._fail_fast,
             random=self._random,
         )
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise client_closed()
 
 
 def _read_range(bounds: KeyRange, keys_only: bool) -> kv_pb2.ReadRange:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,6 +53,7 @@ class KvList(AsyncIterator[Entry]):
         self._is_last_page = False
         self._cursor = ""
         self._versionstamp = ""
+        self._turn = asyncio.Lock()  # each of those who share a list gets entries of his own
         if cursor:
             self._go_on_after(self._shared + _decode_cursor(cursor))
             self._cursor = cursor
@@ -70,6 +72,10 @@ class KvList(AsyncIterator[Entry]):
         return self
 
     async def __anext__(self) -> Entry:
+        async with self._turn:
+            return await self._next()
+
+    async def _next(self) -> Entry:
         if self._left_count == 0:
             raise StopAsyncIteration
         if not self._page:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvnode.base.errors import KvError
+from kvnode.base.errors import KvError, Unavailable
 from kvnode.client.pending import PendingOperation
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -71,6 +71,11 @@ def closed(operation: PendingOperation, endpoint: str) -> kv_pb2.Error:
         endpoint=endpoint,
         not_applied=not maybe,
     )
+
+
+def client_closed() -> Unavailable:
+    """Nothing is begun any more."""
+    return Unavailable("the client is closed; open a new one", code="CLIENT_CLOSED", phase="dial")
 
 
 def _may_be_applied(operation: PendingOperation) -> bool:

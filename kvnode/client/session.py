@@ -174,7 +174,7 @@ class Session:
         """
         timeout_ms = parse_timeout_ms(timeout_ms)  # before anything is entered: all operations share one sweep
         if self._is_closed:
-            raise Unavailable("the client is closed; open a new one", code="CLIENT_CLOSED", phase="dial")
+            raise outcome.client_closed()
         if self._pending.is_full:
             raise Unavailable(
                 f"{len(self._pending)} operations of {self._pending.size_bytes} bytes are unanswered, the most a client"

@@ -18,6 +18,7 @@ from kvnode.base.errors import DeadlineExceeded, KvError, OutcomeUnknown, Unavai
 from kvnode.client.channel import dial
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.numbers import parse_timeout_ms
+from kvnode.client.outcome import client_closed
 from kvnode.client.rpc import Method
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_rpc, is_retryable
@@ -53,6 +54,7 @@ class UnaryCaller:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._dials: dict[str, asyncio.Task[grpc.aio.Channel]] = {}  # under way, shared by all who wait
         self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     @property
     def endpoint(self) -> str:
@@ -84,12 +86,14 @@ class UnaryCaller:
 
         Raises:
             KvError: it names endpoint, phase and remedy. OutcomeUnknown and NotLeader only if it is not repeatable.
-                InvalidRequest: BAD_TIMEOUT.
+                InvalidRequest: BAD_TIMEOUT. Unavailable: CLIENT_CLOSED, after close().
         """
         timeout_ms = parse_timeout_ms(timeout_ms)
         deadline_ms = self._clock.monotonic_ms() + timeout_ms
         hang_timeout_ms: float = limits.CLIENT_HANG_TIMEOUT_MS
         while True:
+            if self._is_closed:
+                raise client_closed()
             address = self._endpoints.current
             until_ms = deadline_ms
             left_ms = deadline_ms - self._clock.monotonic_ms()
@@ -111,7 +115,8 @@ class UnaryCaller:
                 return response
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. What is under way ends as an error."""
+        self._is_closed = True
         for dialing in list(self._dials.values()):
             dialing.cancel()
             await asyncio.gather(dialing, return_exceptions=True)
@@ -154,6 +159,10 @@ class UnaryCaller:
                 channel = await self._channel(address)
         except TimeoutError:
             raise DeadlineExceeded(f"no connection within {timeout_ms:.0f} ms", phase="dial") from None
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise client_closed() from None
         left_ms = timeout_ms - (self._clock.monotonic_ms() - began_ms)
         return await self._ask(channel, method, request, address, max(1.0, left_ms))
 

@@ -18,6 +18,7 @@ from kvnode.client.results import Entry, PrefixChanges
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_rpc, is_retryable
 from kvnode.client.watch_order import WatchOrder
+from kvnode.client.watch_reader import WatchReader
 from kvnode.codec.keys import Key
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -136,14 +137,14 @@ class KeysWatch(AsyncIterator[list[Entry]]):
     """Each item is one consistent state of the watched keys, in their order. See Kv.watch."""
 
     def __init__(self, stream: WatchStream, keys: Sequence[Key], encoded: Sequence[bytes]) -> None:
-        self._stream = stream
+        self._reader = WatchReader(stream)
         self._entries = [Entry(None, key, data) for key, data in zip(keys, encoded, strict=True)]
         self._is_empty = True
         self._age_ms = -1
 
     async def __anext__(self) -> list[Entry]:
         while True:
-            frame, _ = await self._stream.__anext__()
+            frame, _ = await self._reader.next()
             is_changed = self._is_empty
             self._is_empty = False
             for position, key in enumerate(frame.keys):
@@ -163,18 +164,18 @@ class KeysWatch(AsyncIterator[list[Entry]]):
         return self._age_ms
 
     async def aclose(self) -> None:
-        """End the watch."""
-        await self._stream.aclose()
+        """End the watch, and the iteration of whoever waits for its next state."""
+        await self._reader.aclose()
 
 
 class PrefixWatch(AsyncIterator[PrefixChanges]):
     """Each item is what changed under the prefix. See Kv.watch_prefix."""
 
     def __init__(self, stream: WatchStream) -> None:
-        self._stream = stream
+        self._reader = WatchReader(stream)
 
     async def __anext__(self) -> PrefixChanges:
-        frame, is_first = await self._stream.__anext__()
+        frame, is_first = await self._reader.next()
         entries = [
             Entry(key.entry if key.HasField("entry") else None, encoded_key=key.key, age_ms=frame.age_ms)
             for key in frame.keys
@@ -183,5 +184,5 @@ class PrefixWatch(AsyncIterator[PrefixChanges]):
         return PrefixChanges(entries, frame.versionstamp.hex(), frame.resync or is_first, frame.age_ms)
 
     async def aclose(self) -> None:
-        """End the watch."""
-        await self._stream.aclose()
+        """End the watch, and the iteration of whoever waits for its next changes."""
+        await self._reader.aclose()

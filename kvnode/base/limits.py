@@ -84,6 +84,7 @@ MAX_HELD_REQUESTS_COUNT = 65_536
 MAX_HELD_REQUEST_BYTES = 128 * 1_048_576
 MAX_WATCHES_COUNT = 10_000
 MAX_PREFIX_WATCH_PENDING_KEYS_COUNT = 10_000
+MAX_PREFIX_WATCH_PENDING_BYTES = 8 * 1_048_576  # all of it is one frame, and has to fit a message
 WATCH_PING_INTERVAL_MS = 5_000
 MIN_WATCH_PING_INTERVAL_MS = 1_000  # however small the staleness is that a watch allows
 MIN_WATCH_AGE_CHECK_MS = 10  # between two looks at whether the state is still new enough for a watch

@@ -14,8 +14,9 @@ reader goes on at another node.
 A row whose time has come by the log time of the state counts as absent, also before the entry that deletes it.
 
 Memory: a key watch has at most MAX_WATCHED_KEYS_COUNT slots. A range watch that falls more than
-MAX_PREFIX_WATCH_PENDING_KEYS_COUNT keys behind drops them and sends `resync`; its first frame is a resync too,
-so that a reader has one rule: on resync, read the range at that versionstamp or later, then follow.
+MAX_PREFIX_WATCH_PENDING_KEYS_COUNT keys or MAX_PREFIX_WATCH_PENDING_BYTES behind drops them and sends `resync`; its
+first frame is a resync too, so that a reader has one rule: on resync, read the range at that versionstamp or later,
+then follow.
 
 Cost of a run: nothing without watches; with key watches one intersection of dictionaries, in time of the
 smaller; with range watches one sort of the run's keys and two bisections a watch.
@@ -40,6 +41,7 @@ from kvnode.proto.kv.v1 import kv_pb2
 
 DATABASE_PREFIX_BYTES = 4
 DEFAULT_DATABASE = 1
+_KEY_OVERHEAD_BYTES = 64  # of a changed key in a frame, beside the key, twice, and the value
 _LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1  # a state holds whole entries
 
 
@@ -173,8 +175,9 @@ class WatchHub:
             if first == last:
                 continue
             rows = {key: _alive(changed[key], log_time_ms) for key in keys[first:last]}
+            size_bytes = _size_bytes(rows)
             for watch in watches:
-                watch.changed_rows(rows, stamp)
+                watch.changed_rows(rows, size_bytes, stamp)
 
     def _watch_keys(self, keys: list[bytes], bound_ms: int) -> KeyWatch:
         watch = KeyWatch(self, keys, bound_ms)
@@ -410,21 +413,35 @@ class RangeWatch(Watch):
         self.start = start
         self.end = end
         self._slots: dict[bytes, Row | None] = {}
+        self._slots_bytes = 0  # at most: what was overwritten may still be counted
         self._stamp = b""
 
-    def changed_rows(self, rows: Mapping[bytes, Row | None], stamp: bytes) -> None:
-        """A run wrote these keys of the range."""
+    def changed_rows(self, rows: Mapping[bytes, Row | None], size_bytes: int, stamp: bytes) -> None:
+        """A run wrote these keys of the range; `size_bytes`: what they take in a frame."""
         if not self._stale:
             self._slots.update(rows)
+            self._slots_bytes += size_bytes
             self._stamp = stamp
-            if len(self._slots) > limits.MAX_PREFIX_WATCH_PENDING_KEYS_COUNT:
+            if self._is_far_behind():
                 self._stale = True
-                self._slots = {}
+                self._drop()
         self._wake()
+
+    def _is_far_behind(self) -> bool:
+        if self._slots_bytes > limits.MAX_PREFIX_WATCH_PENDING_BYTES:
+            self._slots_bytes = _size_bytes(self._slots)
+        return (
+            len(self._slots) > limits.MAX_PREFIX_WATCH_PENDING_KEYS_COUNT
+            or self._slots_bytes > limits.MAX_PREFIX_WATCH_PENDING_BYTES
+        )
+
+    def _drop(self) -> dict[bytes, Row | None]:
+        slots, self._slots, self._slots_bytes = self._slots, {}, 0
+        return slots
 
     def resync(self) -> None:
         """The state was replaced."""
-        self._slots = {}
+        self._drop()
         super().resync()
 
     def _frame(self) -> kv_pb2.WatchResponse | None:
@@ -433,7 +450,7 @@ class RangeWatch(Watch):
             return kv_pb2.WatchResponse(resync=True, versionstamp=self._hub.stamp())
         if not self._slots:
             return None
-        slots, self._slots = self._slots, {}
+        slots = self._drop()
         return kv_pb2.WatchResponse(
             keys=[_watch_key(key, row) for key, row in sorted(slots.items())], versionstamp=self._stamp
         )
@@ -442,6 +459,13 @@ class RangeWatch(Watch):
 def _alive(row: Row | None, log_time_ms: int) -> Row | None:
     """The row, or None when its time has come."""
     return None if row is None or 0 < row.expire_at_ms <= log_time_ms else row
+
+
+def _size_bytes(rows: Mapping[bytes, Row | None]) -> int:
+    """What rows take in a frame, at most."""
+    return sum(
+        len(key) if row is None else 2 * len(key) + len(row.value) for key, row in rows.items()
+    ) + _KEY_OVERHEAD_BYTES * len(rows)
 
 
 def _seen(row: Row | None) -> _Seen:

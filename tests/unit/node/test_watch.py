@@ -203,6 +203,30 @@ async def test_a_range_that_falls_behind_is_told_to_read_anew(monkeypatch: pytes
     assert (await take(watch)).resync
 
 
+async def test_what_a_range_is_behind_fits_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended with RESOURCE_EXHAUSTED, which no client takes for a reason to go on."""
+    monkeypatch.setattr(limits, "MAX_PREFIX_WATCH_PENDING_BYTES", 10_000)
+    world = World()
+    watch = world.range(b"a", b"z")
+    await take(watch)
+    for _ in range(50):
+        world.run({b"same": b"x" * 1_000})  # overwritten: no more than one waits
+    frame = await take(watch)
+    assert (frame.resync, [key.key for key in frame.keys]) == (False, [b"same"])
+    for number in range(10):
+        stamp = world.run({b"key%d" % number: b"x" * 1_000})
+    frame = await take(watch)
+    assert (frame.resync, frame.versionstamp, list(frame.keys)) == (True, stamp, [])
+    for keys_bytes in (2_000, 1):
+        world.run({b"k" * keys_bytes + b"%d" % number: b"x" for number in range(4)})
+    frame = await take(watch)
+    assert frame.resync, "keys travel twice"
+    world.run({b"k%d" % number: None for number in range(100)})
+    frame = await take(watch)
+    assert (frame.resync, len(frame.keys)) == (False, 100)
+    assert frame.ByteSize() <= limits.MAX_PREFIX_WATCH_PENDING_BYTES
+
+
 async def test_silence_is_broken_by_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "WATCH_PING_INTERVAL_MS", 20)
     world = World()

@@ -121,6 +121,7 @@ class Kv:
         # One that runs is kept alive by whoever iterates over it.
         self._open: WeakSet[QueueListener | KeysWatch | PrefixWatch] = WeakSet()
         self._is_closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the first operation
         self.queues = QueueAdmin(self._unary, self._commit, timeout_ms)
         self.crons = CronAdmin(self._unary, self._commit, timeout_ms)
 
@@ -271,7 +272,7 @@ class Kv:
         max_staleness_ms: int | None,
         timeout_ms: int | None,
     ) -> kv_pb2.ReadResponse:
-        self._require_open()
+        self._begin()
         request = kv_pb2.ReadRequest(
             ranges=ranges,
             consistency=consistency_of(consistency),
@@ -369,6 +370,7 @@ class Kv:
         return COMMIT_VERSIONSTAMP
 
     async def _commit(self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int | None) -> kv_pb2.AtomicWriteResponse:
+        self._begin()
         return await self.session.write(request, self._timeout_ms if timeout_ms is None else timeout_ms)
 
     # ---- queues ------------------------------------------------------------------------------------------------
@@ -527,6 +529,19 @@ class Kv:
     def _require_open(self) -> None:
         if self._is_closed:
             raise client_closed()
+
+    def _begin(self) -> None:
+        """Before an operation. On another loop than the first one's nothing would ever come, not even a deadline."""
+        self._require_open()
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise InvalidRequest(
+                "OTHER_LOOP",
+                "A client belongs to the event loop of its first operation, and this is another one: open a client on "
+                "each loop; asyncio.run makes a new one each time.",
+            )
 
 
 def _read_range(bounds: KeyRange, keys_only: bool) -> kv_pb2.ReadRange:

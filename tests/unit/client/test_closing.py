@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from kvnode.base.errors import Unavailable
+from kvnode.base.errors import InvalidRequest, Unavailable
 from kvnode.client import Entry, PrefixChanges, open_kv
 from tests.unit.client.fake_server import FakeServer
 
@@ -95,3 +95,18 @@ async def test_tasks_that_share_a_list_get_each_entry_once(server: FakeServer) -
 
         await asyncio.gather(*(take() for _ in range(4)))
         assert taken == list(range(25))
+
+
+async def test_a_client_belongs_to_one_loop(server: FakeServer) -> None:
+    """On another one an operation waited for ever, whatever its timeout."""
+    async with open_kv(server.address) as kv:
+        await kv.set(("a",), 1)
+
+        async def elsewhere() -> None:
+            for call in (kv.get(("a",)), kv.set(("a",), 2)):
+                with pytest.raises(InvalidRequest) as caught:
+                    await asyncio.wait_for(call, 5)
+                assert caught.value.code == "OTHER_LOOP"
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert (await kv.get(("a",))).value == 1

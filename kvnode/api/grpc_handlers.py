@@ -7,6 +7,7 @@ answer too; the server lives on.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import nullcontext
@@ -23,6 +24,8 @@ from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 
 _log = logging.getLogger(__name__)
+
+_LEAVING_MS = 1_000
 
 Request = TypeVar("Request", bound=Message)
 
@@ -127,6 +130,10 @@ class Handlers:
         except KvError as error:
             await abort(context, error, self._endpoint())
         except (aio.AbortError, aio.UsageError):
+            raise
+        except aio.InternalError:
+            # A read or write failed, most often because the client has left: then gRPC cancels this task in a moment.
+            await asyncio.sleep(_LEAVING_MS / 1_000)
             raise
         except Exception as error:
             _log.exception("a call failed in a way that nobody foresaw")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from kvnode.base.errors import LogDamaged
 from kvnode.base.invariant import InvariantViolation
 from kvnode.node.calls import OpenDeliver
 from kvnode.node.clock_guard import ClockGuard
@@ -93,10 +94,12 @@ class PeerInbox:
             for message in messages:
                 if message.sender == sender:
                     raft.step(message)
+            if raft.lost_through:
+                self._log.condemn(raft.lost_through)
             if freshness is not None and sender == raft.leader_id:
                 self._freshness.heard(freshness, self._state.meta.applied_index, self._clock_guard.now_of(sender))
             self._wake()
-        except InvariantViolation as error:
+        except (InvariantViolation, LogDamaged) as error:
             self._fail(error)
 
     def on_held(self, rows: Sequence[Held]) -> None:

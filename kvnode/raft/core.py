@@ -41,6 +41,7 @@ class Core:
         "lead",
         "leader_id",
         "log",
+        "lost_through",
         "messages",
         "node_id",
         "promised_ballot",
@@ -87,6 +88,7 @@ class Core:
         self.votes: dict[int, bool] = {}
         self.campaign_allowed = True
         self.step_down_reason = ""
+        self.lost_through = 0  # the leader knows that this log once reached as far, and it does not; see on_heartbeat
         self.heard_leader = False  # within the election timeout: makes votes sticky
         may_have_granted = config.holds_vote_at_start and hard_state.term > 0
         self.hold_ticks = config.election_ticks if may_have_granted else 0  # of the vote; see holds.py

@@ -67,8 +67,16 @@ def _reject(core: Core, message: Message) -> None:
 
 
 def on_heartbeat(core: Core, message: Message) -> None:
-    """The leader lives; its commit index is cut to what it knows us to hold. Round 0 wants no answer."""
+    """The leader lives; its commit index is cut to what it knows us to hold. Round 0 wants no answer.
+
+    A log that does not reach so far has lost what it had acknowledged: its directory was put back from an old copy, or
+    its disk forgot. Others count on what is gone, and a vote of this node may elect one who lacks it too. The leader
+    cannot make it good: it takes our rejections for old ones. So nothing is answered, and the node ends itself.
+    """
     core.heard_from_leader(message.sender)
+    if message.commit > core.log.last_index and not core.fenced:
+        core.lost_through = max(core.lost_through, message.commit)
+        return
     core.log.commit_to(message.commit)
     if message.round:
         hold_ms = holds.grant(core) if message.hold_ms else 0

@@ -21,6 +21,7 @@ again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Sequence
 
@@ -38,6 +39,10 @@ from kvnode.storage.spare_segment import SpareSegment
 from kvnode.storage.term_runs import TermRuns
 
 _RECORD_OVERHEAD_BYTES = HEADER_BYTES + 8  # the padding included
+_REBUILD = (
+    "Rebuild this node from its peers under a new node id: start one with an empty directory and `kvnode member "
+    "replace` this one"
+)
 _BATCH_OVERHEAD_BYTES = 256  # at most a segment's head, a hard state and a truncation
 
 
@@ -312,10 +317,33 @@ class Log:
             return
         try:
             await segment.file.sync()
+            self._check_usable()  # whoever condemned it meanwhile has written the mark
             self._durable = position
             self._usable_mark().advance(position, last_index)
         except OSError as error:
             raise self._fail("fsync of the log failed", error) from error
+
+    def condemn(self, known_index: int) -> None:
+        """Entries that this log held and acknowledged are not in it, though all that is in it is whole.
+
+        The mark is made to say how far the log had been durable, so that every later start finds the damage too: the
+        next leader, who does not know what was acknowledged to this one, would fill the log up as though it were whole.
+
+        Args:
+            known_index: up to where they were acknowledged.
+
+        Raises:
+            LogDamaged: always; `damage` is set.
+        """
+        if self.damage is None:
+            self.damage = (
+                f"the log ends at index {min(self._last_index, known_index - 1)}, and this node had acknowledged "
+                f"entries up to {known_index}: its data directory was put back from an old copy, or its disk has lost "
+                "what it had fsynced"
+            )
+            with contextlib.suppress(OSError):  # then only the leader of today finds it again
+                self._usable_mark().advance(self._segments[-1].end_position + 1, known_index)
+        raise LogDamaged(f"{self.damage}. {_REBUILD}")
 
     # Dropping.
 
@@ -384,7 +412,7 @@ class Log:
 
     def _check_usable(self) -> None:
         if self.damage is not None:
-            raise LogDamaged(f"{self.damage}. Rebuild this node from its peers under a new node id")
+            raise LogDamaged(f"{self.damage}. {_REBUILD}")
         if self._failure is not None:
             raise StorageFailed(f"{self._failure}; the log in {self._directory} takes nothing more. Restart the node")
 

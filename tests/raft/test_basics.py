@@ -40,3 +40,30 @@ def test_everybody_restarts() -> None:
     cluster.elect(2)
     cluster.propose(2, "y")
     assert [cluster.data(n) for n in (1, 2, 3)] == [["x", "y"]] * 3
+
+
+def test_a_follower_whose_log_lost_what_it_acknowledged_knows_it_and_answers_no_more() -> None:
+    cluster = Cluster("1:a 2:b 3:c", min_commit_dcs=2)
+    cluster.elect(1)
+    cluster.propose(1, "x", "y", "z")
+    commit = cluster[1].commit
+    kept = cluster.nodes[3]
+    kept.disk.held = kept.disk.held[:-2]
+    kept.state.index, kept.state.term = kept.disk.last_index(), kept.disk.held[-1].term
+    kept.state.applied = kept.state.applied[:-2]
+    kept.restart()
+    answered = cluster[1].progress()[1].ticks_since_contact
+    cluster.tick(5)
+    assert cluster[3].lost_through == commit
+    assert cluster[3].last_index == commit - 2
+    assert cluster[1].progress()[1].ticks_since_contact > answered
+
+
+def test_a_follower_that_restarts_whole_misses_nothing() -> None:
+    cluster = Cluster("1:a 2:b 3:c", min_commit_dcs=2)
+    cluster.elect(1)
+    cluster.propose(1, "x", "y", "z")
+    cluster.nodes[3].restart()
+    cluster.tick(5)
+    assert cluster[3].lost_through == 0
+    assert cluster.data(3) == ["x", "y", "z"]

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace as with_fields
 from typing import Any
 
-from kvnode.base.errors import StorageFailed
+from kvnode.base.errors import LogDamaged, StorageFailed
 from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.membership import MemberRole
 from kvnode.node.node import Node
@@ -138,3 +138,15 @@ async def test_a_failure_of_the_disk_is_not_taken_for_that_of_the_operation_that
     node.wake()  # by a peer's message, say
     assert node.failed.done() and isinstance(node.failed.result(), StorageFailed)
     assert not asked.done or asked.results[0].error.code != "STORAGE_FAILED"
+
+
+@on_trio
+async def test_a_node_whose_log_lost_what_it_acknowledged_ends(trio: Trio) -> None:
+    leader, follower, _ = await trio.leader_and_followers()
+    node, raft = trio.node(follower), trio.node(follower).raft
+    trio.may_stop.add(node.node_id)
+    lost = Message(MessageKind.HEARTBEAT, node.node_id, leader.member.node_id, raft.term, commit=raft.last_index + 5)
+    node.peers.on_messages(leader.member.node_id, [lost], None)
+    error = node.failed.result()
+    assert isinstance(error, LogDamaged) and f"up to {lost.commit}" in error.message
+    assert node.log.damage is not None, "it stays so, also after a restart"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from random import Random
 
 import pytest
@@ -63,6 +64,35 @@ async def damage_after(disk: SimulatedDisk) -> str | None:
         assert before == {path: disk.contents(path) for path in before}
     await log.close()
     return log.damage
+
+
+async def test_a_log_that_others_know_to_have_been_longer_is_damaged_from_then_on() -> None:
+    disk = await written()
+    log = await open_log(disk)
+    with pytest.raises(LogDamaged, match=r"ends at index 20, .* up to 31: .* old copy.*member replace"):
+        log.condemn(31)
+    with pytest.raises(LogDamaged):
+        await log.append([entry(LAST + 1)], HardState(9, 0, 0))
+    await log.close()
+    assert "up to index 31" in (await damage_after(disk) or "")
+
+
+async def test_a_log_that_is_condemned_during_an_fsync_stays_so() -> None:
+    disk, held = await written(), asyncio.Event()
+    log = await open_log(disk)
+    disk.sleep = lambda _seconds: held.wait()
+    append = asyncio.ensure_future(log.append([entry(LAST + 1)], HardState(1, 0, LAST)))
+    await asyncio.sleep(0)
+    with pytest.raises(LogDamaged):
+        log.condemn(31)
+    held.set()
+    with pytest.raises(LogDamaged):  # it is on the disk, and nobody is told so: its mark would be the older one
+        await append
+    disk.sleep = None
+    await log.close()
+    log = await open_log(disk.kill())
+    assert "up to index 31" in (log.damage or "")
+    await log.close()
 
 
 @pytest.mark.parametrize("segment", [1, 2, 3])

@@ -433,7 +433,9 @@ def _promises(hard_state: HardState) -> tuple[int, ...]:
 
 def _storage_failed(what: str, error: OSError) -> StorageFailed:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFailed(f"{what}: the disk is full ({error}). Free some space", code="DISK_FULL")
+        return StorageFailed(
+            f"{what}: the disk is full ({error}). Free some space, then restart this node", code="DISK_FULL"
+        )
     return StorageFailed(f"{what}: {error}")
 
 

@@ -86,7 +86,8 @@ async def rejoin_if_decided(disk: Disk, directory: str, log: Log, state: Rejoini
     path = f"{directory}/{_NAME}"
     if not disk.exists(path) or log.damage is not None:
         return False
-    membership = _read(disk, path)
+    with storage_errors(Path(path)):
+        membership = _read(disk, path)
     empty = state.incoming_directory / "empty.db"
     with storage_errors(empty):
         empty.parent.mkdir(parents=True, exist_ok=True)
@@ -97,8 +98,9 @@ async def rejoin_if_decided(disk: Disk, directory: str, log: Log, state: Rejoini
     # epoch for one that is beyond all versionstamps of the earlier ones.
     state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=FIRST_EPOCH, membership=membership)
     await state.make_durable()
-    disk.remove(path)
-    await disk.sync_directory(directory)
+    with storage_errors(Path(path)):
+        disk.remove(path)
+        await disk.sync_directory(directory)
     return True
 
 

@@ -8,12 +8,13 @@ from random import Random
 
 import pytest
 
-from kvnode.base.errors import InvalidRequest
+from kvnode.base.errors import InvalidRequest, StorageFailed
 from kvnode.codec.entry import Entry, EntryKind, HardState
 from kvnode.storage.fork_file import ForkFiles, ForkHeader, read_fork
 from kvnode.storage.log import Log
 from kvnode.storage.record import Record, RecordKind, decode_hard_state, decode_segment
 from kvnode.storage.rejoin import decide_to_rejoin, rejoin_if_decided
+from kvnode.storage.system_disk import SystemDisk
 from tests.simulation.disk import DiskStopped, SimulatedDisk
 from tests.simulation.state import SimulatedState
 from tests.unit.storage.log_model import end_tasks, entry
@@ -94,6 +95,16 @@ async def test_whenever_it_crashes_the_node_begins_anew_and_keeps_its_promises(t
         assert not await rejoin_if_decided(disk, "data", log, state)  # type: ignore[arg-type]
         await log.close()
     assert step > 5, "no step was interrupted"
+
+
+async def test_a_decision_that_cannot_be_read_names_its_file(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "rejoin.json").mkdir(parents=True)  # what opens and cannot be read, to root too
+    disk = SystemDisk()
+    log = await Log.open(str(data / "log"), disk, segment_bytes=4_096)
+    with pytest.raises(StorageFailed, match=r"rejoin\.json: Is a directory; look at the disk"):
+        await rejoin_if_decided(disk, str(data), log, state_at(tmp_path / "state"))  # type: ignore[arg-type]
+    await log.close()
 
 
 def test_hard_states_of_before_epochs_are_read() -> None:

@@ -1,6 +1,8 @@
 """Opening and closing, and what stands in the way."""
 
 import asyncio
+import errno
+import os
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from kvnode.base.errors import StateDamaged, StorageFailed, Unavailable
 from kvnode.base.invariant import InvariantViolation
 from kvnode.storage.generations import CURRENT
 from kvnode.storage.state import State, StateMeta
+from kvnode.storage.state_errors import storage_error
 from tests.unit.storage.state_helpers import fill, flip_bit, opened, put, row
 
 
@@ -132,8 +135,9 @@ async def test_a_full_disk_stops_apply_for_good_and_changes_nothing(tmp_path: Pa
         before = put(state, 1, {b"a": row(b"a")})
         connection = state._file.tables.connection
         connection.execute("PRAGMA max_page_count = 8")
-        with pytest.raises(StorageFailed, match="is full"):
+        with pytest.raises(StorageFailed, match="is full") as caught:
             put(state, 2, {b"b%d" % number: row(b"b%d" % number, bytes(10_000)) for number in range(20)})
+        assert caught.value.code == "DISK_FULL"
         assert state.meta == before
         assert state.scan(b"", b"\xff", 10) == [row(b"a")]
         with pytest.raises(StorageFailed, match="nothing is applied after a failed write"):
@@ -141,6 +145,20 @@ async def test_a_full_disk_stops_apply_for_good_and_changes_nothing(tmp_path: Pa
     async with opened(tmp_path) as state:
         assert state.meta == before
         put(state, 2, {})
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "remedy"),
+    [
+        (errno.ENOSPC, "DISK_FULL", "free some space"),
+        (errno.EACCES, "STORAGE_FAILED", "let the user that this node runs as write there"),
+        (errno.EIO, "STORAGE_FAILED", "look at the disk and the system's log"),
+    ],
+)
+def test_what_the_operating_system_says_comes_with_its_remedy(number: int, code: str, remedy: str) -> None:
+    error = storage_error(OSError(number, os.strerror(number), "state/CURRENT"), Path("state"))
+    assert error.code == code
+    assert "state/CURRENT" in error.message and remedy in error.message and "restart this node" in error.message
 
 
 async def test_reads_name_the_file_that_cannot_be_read(tmp_path: Path) -> None:

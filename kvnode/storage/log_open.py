@@ -97,7 +97,7 @@ async def _clean(disk: Disk, directory: str, sequences: list[int], recovery: Rec
 async def _settle_tail(recovery: Recovery, mark: MarkFile) -> None:
     """Cut what lies behind the end, and make what lies behind the mark durable (storage/recovery.py says why)."""
     last = recovery.segments[-1]
-    behind = last.file.read(last.end, last.file.size() - last.end)
+    behind = last.file.read(last.end, max(0, last.file.size() - last.end))  # the file may lack the last padding
     if behind != bytes(len(behind)):
         last.file.write(last.end, bytes(len(behind)))
     unproven = max(0, mark.mark.position - last.position)

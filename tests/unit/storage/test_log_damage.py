@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -12,6 +13,7 @@ from kvnode.codec.entry import HardState
 from kvnode.storage.log import Log
 from kvnode.storage.record import read_record
 from kvnode.storage.segment import segment_name
+from kvnode.storage.system_disk import SystemDisk
 from tests.simulation.disk import SimulatedDisk
 from tests.unit.storage.log_model import DIRECTORY, SEGMENT_BYTES, entry
 
@@ -192,6 +194,20 @@ async def with_old_mark(mark_bytes_ago: int) -> tuple[SimulatedDisk, int]:
     await log.close()
     disk.open(MARK).write(0, mark)
     return disk, log.last_index()
+
+
+async def test_a_file_that_lost_nothing_but_the_last_padding_is_whole(tmp_path: Path) -> None:
+    directory, disk = str(tmp_path), SystemDisk()
+    log = await Log.open(directory, disk, segment_bytes=SEGMENT_BYTES)
+    await log.append([entry(1, 1, b"x" * 401)], HardState(1, 0, 0))
+    await log.close()
+    segment = tmp_path / segment_name(1)
+    segment.write_bytes(segment.read_bytes().rstrip(b"\0"))
+    for last in (2, 3):
+        log = await Log.open(directory, disk, segment_bytes=SEGMENT_BYTES)
+        assert (log.damage, log.last_index()) == (None, last - 1)
+        await log.append([entry(last, 1)], HardState(1, 0, 0))
+        await log.close()
 
 
 async def test_without_the_newest_mark_damage_before_the_last_batch_is_found() -> None:

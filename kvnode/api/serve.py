@@ -170,6 +170,7 @@ async def _open_storage(
             await rejoin_if_decided(disk, directory.path, log, state)
             await _fit_together(log, state, identity, config.min_commit_dcs)
             _check_place(state, identity)
+            _look_at_address(state, identity, config.advertise or config.listen)
             await directory.confirm_storage(identity)
         except BaseException:
             await state.close()
@@ -207,6 +208,21 @@ def _check_place(state: State, identity: Identity) -> None:
             f"the cluster knows node '{known.name}' in {known.region}/{known.dc}, but this node says "
             f"{identity.region}/{identity.dc}: correct the configuration, or replace the node by one that stands there "
             "(`kvnode member replace`); nothing was changed"
+        )
+
+
+def _look_at_address(state: State, identity: Identity, own: str) -> None:
+    """Say that a directory was moved to where nobody looks for it. No error: both addresses may lead here."""
+    known = decode_membership(state.meta.membership).get(identity.node_id)
+    if known is not None and known.address != own:
+        _log.warning(
+            "the cluster reaches this node at %s, and its configuration says %s: unless the first leads here too, "
+            "nobody reaches it and it hears of no leader. Start it where it was (--listen, --advertise), or put a new "
+            "node with an empty data directory in its place (`kvnode member replace %s %s`)",
+            known.address,
+            own,
+            known.name,
+            own,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvnode.api import serve, shutdown
-from kvnode.api.serve import _check_place, _fit_together, _shut_down, _unless_stopped
+from kvnode.api.serve import _check_place, _fit_together, _look_at_address, _shut_down, _unless_stopped
 from kvnode.base import limits
 from kvnode.base.errors import ConfigError, StateDamaged
 from kvnode.codec.entry import Entry, EntryKind, HardState
@@ -184,6 +184,19 @@ async def test_a_shutdown_that_hangs_ends_the_process_in_time(hanging: str, monk
     monkeypatch.setattr(limits, "SHUTDOWN_TIMEOUT_MS", 50)
     await asyncio.wait_for(Steps(hanging=hanging).run(), 2)
     assert ended == [serve.EXIT_FAILED]
+
+
+def test_a_directory_that_was_moved_says_where_the_cluster_looks_for_it(
+    state: SimulatedState, caplog: pytest.LogCaptureFixture
+) -> None:
+    membership = encode_membership(Membership((Member(1, "n1", "r", "a", "h:1", MemberRole.VOTER),), 1))
+    state.apply({}, applied_index=0, applied_term=0, log_time_ms=0, epoch=1, membership=membership)
+    _look_at_address(state, Identity(1, "n1", "r", "a", "cluster"), "h:1")  # type: ignore[arg-type]
+    _look_at_address(state, Identity(2, "n2", "r", "a", "cluster"), "h:2")  # type: ignore[arg-type]  # no member yet
+    assert not caplog.records
+    _look_at_address(state, Identity(1, "n1", "r", "a", "cluster"), "h:3")  # type: ignore[arg-type]
+    assert "at h:1, and its configuration says h:3" in caplog.text
+    assert "kvnode member replace n1 h:3" in caplog.text
 
 
 @pytest.mark.parametrize("place", [("asia", "a"), ("r", "b")])

@@ -24,6 +24,8 @@ from kvnode.codec.values import KvU64
 
 _SPARE_PARTS_COUNT = 64
 
+_MAX_SHOWN_CHARACTERS_COUNT = 200
+
 
 def value_to_json(data: bytes, encoding: int) -> object:
     """What json.dumps takes for a stored value; never raises: what cannot be shown is {"$v8": ...}."""
@@ -105,7 +107,8 @@ def _from_json(parsed: object) -> object:
             try:
                 return _named_from_json(name, content)
             except (ValueError, TypeError, KeyError) as error:
-                raise InvalidRequest("BAD_VALUE_JSON", f"{json.dumps(parsed)} stands for no value: {error}.") from error
+                text = f"{_short(json.dumps(parsed))} stands for no value: {_short(str(error))}."
+                raise InvalidRequest("BAD_VALUE_JSON", text) from error
     return {name: _from_json(member) for name, member in parsed.items()}
 
 
@@ -143,4 +146,9 @@ def _base64(content: object) -> bytes:
     try:
         return base64.b64decode(str(content), validate=True)
     except ValueError as error:
-        raise InvalidRequest("BAD_VALUE_JSON", f"{content!r} is not base64: {error}.") from error
+        raise InvalidRequest("BAD_VALUE_JSON", f"{_short(repr(content))} is not base64: {error}.") from error
+
+
+def _short(text: str) -> str:
+    """For an error: a value may be as large as a whole row."""
+    return text if len(text) <= _MAX_SHOWN_CHARACTERS_COUNT else f"{text[:_MAX_SHOWN_CHARACTERS_COUNT]}..."

@@ -240,3 +240,11 @@ def test_wrong_json_is_refused(shown):
     with pytest.raises(InvalidRequest) as caught:
         value_from_json(shown)
     assert caught.value.code == "BAD_VALUE_JSON"
+
+
+@pytest.mark.parametrize("text", ['{"$byt#s": "%s"}', '{"$bytes": "%s#"}', '{"$date": "%s"}'])
+def test_a_large_value_that_is_none_is_not_shown_whole(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        value_from_json(json.loads(text % ("A" * 60_000)))
+    assert caught.value.code == "BAD_VALUE_JSON"
+    assert len(caught.value.message) < 600

@@ -11,7 +11,10 @@ A watch may bound how old its states may be, the one that its reader holds inclu
 frame, and while nothing changes whenever it may have grown past the bound; then the watch ends with TooStale, and its
 reader goes on at another node.
 
-A row whose time has come by the log time of the state counts as absent, also before the entry that deletes it.
+A row whose time has come by the log time of the state counts as absent, also before the entry that deletes it. No run
+writes it then, so a frame looks for such rows itself: what a transaction wrote that found a row expired is never shown
+beside that row. In a range they are found by their time; where too many wait to be deleted, the frame is a resync.
+While nothing else changes, the entry that deletes it, a tick later, brings the frame.
 
 Memory: a key watch has at most MAX_WATCHED_KEYS_COUNT slots. A range watch that falls more than
 MAX_PREFIX_WATCH_PENDING_KEYS_COUNT keys or MAX_PREFIX_WATCH_PENDING_BYTES behind drops them and sends `resync`; its
@@ -70,6 +73,9 @@ class WatchedState(Protocol):
 
     def get(self, key: bytes) -> Row | None:
         """The row of a full key (with its database's prefix), or None."""
+
+    def due(self, now_ms: int, limit: int) -> list[tuple[bytes, int]]:
+        """(full key, expire_at_ms) of rows with expire_at_ms <= now_ms, by time."""
 
 
 class WatchHub:
@@ -149,7 +155,7 @@ class WatchHub:
                 for watch in self._by_key[key]:
                     watch.changed(key, row)
         if self._ranges and changed:
-            self._publish_to_ranges(changed, versionstamp, log_time_ms)
+            self._publish_to_ranges(changed, log_time_ms)
 
     def resync(self) -> None:
         """The state was replaced: every watch starts from it anew."""
@@ -167,7 +173,7 @@ class WatchHub:
         for watch in list(self._watches):
             watch.close()
 
-    def _publish_to_ranges(self, changed: Mapping[bytes, Row | None], stamp: bytes, log_time_ms: int) -> None:
+    def _publish_to_ranges(self, changed: Mapping[bytes, Row | None], log_time_ms: int) -> None:
         keys = sorted(changed)
         for (start, end), watches in self._ranges.items():
             first = bisect_left(keys, start)
@@ -177,7 +183,7 @@ class WatchHub:
             rows = {key: _alive(changed[key], log_time_ms) for key in keys[first:last]}
             size_bytes = _size_bytes(rows)
             for watch in watches:
-                watch.changed_rows(rows, size_bytes, stamp)
+                watch.changed_rows(rows, size_bytes)
 
     def _watch_keys(self, keys: list[bytes], bound_ms: int) -> KeyWatch:
         watch = KeyWatch(self, keys, bound_ms)
@@ -237,9 +243,20 @@ class WatchHub:
                 if not watches_of_range:
                     del self._ranges[bounds]
 
+    @property
+    def log_time_ms(self) -> int:
+        """By which rows expire as of now."""
+        return self._state.meta.log_time_ms
+
     def row(self, key: bytes) -> Row | None:
         """The row of a full key as of now; expired = None."""
-        return _alive(self._state.get(key), self._state.meta.log_time_ms)
+        return _alive(self._state.get(key), self.log_time_ms)
+
+    def expired(self, start: bytes, end: bytes) -> list[bytes] | None:
+        """Full keys of the range whose time has come and which are not deleted yet; None = there may be more."""
+        limit = limits.MAX_EXPIRED_KEYS_PER_TICK_COUNT  # more wait only where ticks cannot keep up
+        due = self._state.due(self.log_time_ms, limit + 1)
+        return None if len(due) > limit else [key for key, _ in due if start <= key < end]
 
     def stamp(self) -> bytes:
         """The versionstamp of the state as of now."""
@@ -377,6 +394,7 @@ class KeyWatch(Watch):
         self.keys = keys
         self._slots: dict[bytes, Row | None] = {}
         self._seen: dict[bytes, _Seen] = {}
+        self._expiring: dict[bytes, int] = {}  # when what was shown of a key expires
 
     def changed(self, key: bytes, row: Row | None) -> None:
         """A run wrote this key."""
@@ -389,20 +407,31 @@ class KeyWatch(Watch):
             self._slots = {key: self._hub.row(key) for key in self.keys}
         if not self._slots:
             return None
-        slots, self._slots = self._slots, {}
-        seen = self._seen
-        fresh = {key: row for key, row in slots.items() if seen.get(key) != _seen(row)}
+        fresh = self._fresh()
         if not fresh:
             return None
         frame = kv_pb2.WatchResponse(versionstamp=self._hub.stamp())
         for key in self.keys:
             if key in fresh:
                 row = fresh[key]
-                seen[key] = _seen(row)
+                self._seen[key] = _seen(row)
                 frame.keys.append(_watch_key(key, row))
             else:
                 frame.keys.add(key=key[DATABASE_PREFIX_BYTES:])
         return frame
+
+    def _fresh(self) -> dict[bytes, Row | None]:
+        """What the reader has not been told yet of the state of now."""
+        now_ms, expiring = self._hub.log_time_ms, self._expiring
+        slots, self._slots = {key: _alive(row, now_ms) for key, row in self._slots.items()}, {}
+        if expiring:
+            slots.update((key, None) for key, at_ms in expiring.items() if at_ms <= now_ms and key not in slots)
+        for key, row in slots.items():
+            if row is not None and row.expire_at_ms:
+                expiring[key] = row.expire_at_ms
+            else:
+                expiring.pop(key, None)
+        return {key: row for key, row in slots.items() if self._seen.get(key) != _seen(row)}
 
 
 class RangeWatch(Watch):
@@ -414,17 +443,19 @@ class RangeWatch(Watch):
         self.end = end
         self._slots: dict[bytes, Row | None] = {}
         self._slots_bytes = 0  # at most: what was overwritten may still be counted
-        self._stamp = b""
+        self._gone: set[bytes] = set()  # expired and said to be gone, before they were deleted
 
-    def changed_rows(self, rows: Mapping[bytes, Row | None], size_bytes: int, stamp: bytes) -> None:
+    def changed_rows(self, rows: Mapping[bytes, Row | None], size_bytes: int) -> None:
         """A run wrote these keys of the range; `size_bytes`: what they take in a frame."""
         if not self._stale:
-            self._slots.update(rows)
+            gone = self._gone
+            for key, row in rows.items():
+                if row is not None or key not in gone:  # else its reader knows
+                    self._slots[key] = row
+            gone.difference_update(rows)
             self._slots_bytes += size_bytes
-            self._stamp = stamp
             if self._is_far_behind():
-                self._stale = True
-                self._drop()
+                self._begin_anew()
         self._wake()
 
     def _is_far_behind(self) -> bool:
@@ -441,18 +472,28 @@ class RangeWatch(Watch):
 
     def resync(self) -> None:
         """The state was replaced."""
-        self._drop()
+        self._begin_anew()
         super().resync()
 
+    def _begin_anew(self) -> None:
+        self._stale = True
+        self._drop()
+        self._gone.clear()
+
     def _frame(self) -> kv_pb2.WatchResponse | None:
-        if self._stale:
-            self._stale = False
-            return kv_pb2.WatchResponse(resync=True, versionstamp=self._hub.stamp())
-        if not self._slots:
+        if not self._slots and not self._stale:
             return None
+        hub = self._hub
+        expired = None if self._stale else hub.expired(self.start, self.end)
+        if expired is None:
+            self._begin_anew()
+            self._stale = False
+            return kv_pb2.WatchResponse(resync=True, versionstamp=hub.stamp())
         slots = self._drop()
+        slots.update((key, None) for key in expired if key not in self._gone)
+        self._gone.update(expired)
         return kv_pb2.WatchResponse(
-            keys=[_watch_key(key, row) for key, row in sorted(slots.items())], versionstamp=self._stamp
+            keys=[_watch_key(key, row) for key, row in sorted(slots.items())], versionstamp=hub.stamp()
         )
 
 

@@ -38,9 +38,15 @@ def go_on_after_an_install() -> Patch:
     return replaced(WatchHub, "resync", lambda self: None)
 
 
+def show_what_has_expired() -> Patch:
+    """A row whose time has come is shown until the entry that deletes it."""
+    return replaced(WatchHub, "log_time_ms", property(lambda self: 0))
+
+
 WATCH_MUTANTS = (
     mix_two_states,
     look_at_the_age_with_changes_only,
     ignore_the_bound_of_a_watch,
     go_on_after_an_install,
+    show_what_has_expired,
 )

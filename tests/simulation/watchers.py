@@ -24,13 +24,14 @@ from tests.simulation.clock import EPOCH_MS
 from tests.simulation.cluster import Cluster, Server
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.observer import Violation
-from tests.simulation.workload import NUMBERS, REGISTERS, STALENESS_BOUNDS_MS, SWEPT, Journal, Record
+from tests.simulation.workload import EXPIRING, NUMBERS, REGISTERS, STALENESS_BOUNDS_MS, SWEPT, Journal, Record
 
 SHARE = 3  # every third seed has watches
 LOOK_S = 0.25
 AGAIN_S = 0.5  # after a watch ended with TooStale
-KEYS = [*REGISTERS[:5], *NUMBERS[:2], *SWEPT[:3]]
-RANGE = (b"r", b"s")
+KEYS = [*REGISTERS[:4], *NUMBERS[:2], *SWEPT[:2], *EXPIRING[:2]]
+RANGE = (b"r", b"u")  # registers, rows under stamps, rows that expire
+_MAX_ROWS = 1_000
 _PREFIX = DEFAULT_DATABASE.to_bytes(DATABASE_PREFIX_BYTES, "big")
 
 
@@ -110,7 +111,14 @@ class Reader:
 
     @property
     def _is_at_rest(self) -> bool:
-        return self._node.watches.is_told and not self._process.frozen
+        return self._node.watches.is_told and not self._process.frozen and not self._has_expired
+
+    @property
+    def _has_expired(self) -> bool:
+        """Whether a row's time has come and no tick has deleted it yet: till then nobody may be told."""
+        state = self._node.state
+        rows = [state.get(_PREFIX + key) for key in self._shown]
+        return any(row is not None and 0 < row.expire_at_ms <= state.meta.log_time_ms for row in rows)
 
     def holds_the_last(self) -> bool:
         """Whether the reader has been shown the node's state, or has none to show."""
@@ -118,13 +126,19 @@ class Reader:
 
     def _rows(self) -> Iterator[tuple[bytes, SeenEntry]]:
         """What is watched, as the node's state has it."""
-        for key in REGISTERS if self._of_range else KEYS:
+        for key in self._keys():
             row: Row | None = self._node.watches.row(_PREFIX + key)
             if row is not None:
                 yield key, SeenEntry(key, row.value, row.versionstamp)
 
+    def _keys(self) -> list[bytes]:
+        if not self._of_range:
+            return KEYS
+        rows = self._node.state.scan(_PREFIX + RANGE[0], _PREFIX + RANGE[1], _MAX_ROWS)
+        return [row.key[DATABASE_PREFIX_BYTES:] for row in rows]
+
     def _record(self, stamp: bytes, age_ms: int) -> None:
-        ranges = [Range(*RANGE, limit=1_000)] if self._of_range else [Range(key, key + b"\x00") for key in KEYS]
+        ranges = [Range(*RANGE, limit=_MAX_ROWS)] if self._of_range else [Range(key, key + b"\x00") for key in KEYS]
         seen = tuple(_within(asked, self._shown) for asked in ranges)
         now_ms = EPOCH_MS + self._loop.time() * 1_000
         read = Read(tuple(ranges), strong=False, max_staleness_ms=self._bound_ms)

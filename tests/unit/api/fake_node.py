@@ -40,6 +40,10 @@ class FakeState:
         keys = sorted((key for key in self.rows if start <= key < end), reverse=reverse)
         return [self.rows[key] for key in keys[:limit]]
 
+    def due(self, now_ms: int, limit: int) -> list[tuple[bytes, int]]:
+        due = sorted((row.expire_at_ms, key) for key, row in self.rows.items() if 0 < row.expire_at_ms <= now_ms)
+        return [(key, at_ms) for at_ms, key in due[:limit]]
+
 
 class FakeSink:
     def __init__(self, node: FakeNode) -> None:

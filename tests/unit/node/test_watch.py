@@ -139,6 +139,63 @@ async def test_an_expired_row_is_absent_before_it_is_deleted() -> None:
     assert shown(await take(watch)) == [(b"a", None)]
 
 
+async def test_what_was_shown_goes_with_its_time_in_the_frame_that_shows_what_came_after() -> None:
+    """A transaction that found it expired may have made the other one: no state ever had both."""
+    world = World()
+    world.run({b"a": b"1"}, expire_at_ms=2_000)
+    watch = world.keys(b"a", b"b")
+    assert shown(await take(watch)) == [(b"a", b"1"), (b"b", None)]
+    world.state.meta = world.state.meta._replace(log_time_ms=2_000)
+    world.run({b"b": b"2"})
+    assert shown(await take(watch)) == [(b"a", None), (b"b", b"2")]
+    world.run({b"a": None})  # the tick that deletes it
+    assert await nothing_comes(watch)
+
+
+async def test_a_slow_reader_is_not_shown_what_has_expired_since_it_was_written() -> None:
+    world = World()
+    watch = world.keys(b"a", b"b")
+    await take(watch)
+    world.run({b"a": b"1"}, expire_at_ms=2_000)
+    world.state.meta = world.state.meta._replace(log_time_ms=2_000)
+    world.run({b"b": b"2"})
+    assert shown(await take(watch)) == [None, (b"b", b"2")]
+
+
+async def test_of_a_range_too_what_has_expired_goes_with_what_came_after() -> None:
+    world = World()
+    world.run({b"p1": b"1", b"p2": b"1", b"o": b"1"}, expire_at_ms=2_000)
+    watch = world.range(b"p", b"q")
+    assert (await take(watch)).resync
+    world.run({b"p2": b"2"}, expire_at_ms=3_000)
+    world.run({b"p3": b"3"}, expire_at_ms=2_000)
+    world.state.meta = world.state.meta._replace(log_time_ms=2_000)
+    stamp = world.run({b"p4": b"4"})
+    frame = await take(watch)
+    assert shown(frame) == [(b"p1", None), (b"p2", b"2"), (b"p3", None), (b"p4", b"4")]
+    assert frame.versionstamp == stamp
+    world.run({b"p1": None, b"p3": None, b"o": None})  # the tick: the reader knows
+    assert await nothing_comes(watch)
+    world.run({b"p1": b"5"})
+    world.run({b"p1": None})
+    assert shown(await take(watch)) == [(b"p1", None)]
+
+
+async def test_a_range_is_read_anew_when_too_much_has_expired_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_EXPIRED_KEYS_PER_TICK_COUNT", 3)
+    world = World()
+    world.run({b"o%d" % number: b"1" for number in range(4)}, expire_at_ms=2_000)
+    watch = world.range(b"p", b"q")
+    await take(watch)
+    world.state.meta = world.state.meta._replace(log_time_ms=2_000)
+    stamp = world.run({b"p1": b"1"})
+    frame = await take(watch)
+    assert (frame.resync, frame.versionstamp) == (True, stamp)
+    world.run({b"o%d" % number: None for number in range(4)})
+    world.run({b"p2": b"2"})
+    assert shown(await take(watch)) == [(b"p2", b"2")]
+
+
 async def test_after_a_snapshot_install_keys_are_read_anew() -> None:
     world = World()
     world.run({b"a": b"1", b"b": b"1"})

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from kvnode.base import limits
+from kvnode.codec.entry import Entry, EntryKind
+from kvnode.node.calls import Call
 from kvnode.node.ports import Origin
-from kvnode.node.proposals import MAX_PENDING_ENTRIES_COUNT
+from kvnode.node.proposals import MAX_PENDING_ENTRIES_COUNT, PendingEntry, Proposals
+from kvnode.node.stats import Stats
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import MessageKind
 from tests.simulation.cluster import Server
@@ -62,6 +66,31 @@ async def takes_over(trio: Trio, old: Server) -> Server:
     """The leader that the others elect."""
     await until(lambda: trio.leader() not in (None, old), 20)
     return await trio.leading()
+
+
+def test_what_a_snapshot_has_skipped_may_have_been_applied() -> None:
+    """Its entry was never seen here: only a resend under the same request id can tell."""
+    taken: list[tuple[list[Call], bool]] = []
+    nothing: Any = None
+    proposals = Proposals(
+        nothing,
+        nothing,
+        nothing,
+        Stats(),
+        nothing,
+        lambda: 0,
+        lambda calls, unknown: taken.append((calls, unknown)),
+        lambda: None,
+        nothing,
+    )
+    calls = [Call(write(add_one(b"n"), number=n), Origin(b"c", 1), None, None, 0, 1_000) for n in range(3)]
+    for at, call in enumerate(calls, 5):
+        proposals._pending[at] = PendingEntry(1, 10, [(call, None)])
+    proposals.skipped_to(6)
+    assert taken == [([calls[0]], True), ([calls[1]], True)]
+    proposals.applied(Entry(2, 7, EntryKind.NOOP, b""), 0)
+    assert taken[2:] == [([calls[2]], False)], "an entry of another term took its place: it is gone for good"
+    assert not proposals.pending_count
 
 
 @on_trio

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kvnode.raft.types import ReadState
-from tests.raft.harness import Cluster
+from kvnode.raft.types import ReadState, Role
+from tests.raft.harness import ELECTION_TICKS, Cluster
 
 
 def test_three_nodes_elect_and_replicate() -> None:
@@ -67,3 +67,40 @@ def test_a_follower_that_restarts_whole_misses_nothing() -> None:
     cluster.tick(5)
     assert cluster[3].lost_through == 0
     assert cluster.data(3) == ["x", "y", "z"]
+
+
+def test_the_own_vote_counts_when_its_own_ready_is_on_disk() -> None:
+    """One that was under way when the node began to campaign says nothing of its vote."""
+    cluster = Cluster("1:a")
+    node = cluster.nodes[1]
+    cluster.elect(1)
+    cluster.propose(1, "x")
+    node.raft.propose(b"y")
+    node.begin()
+    node.raft.step_down("to be elected anew")
+    node.raft.campaign()
+    term = node.raft.term
+    node.finish()
+    assert node.raft.role is Role.CANDIDATE and node.disk.hard_state.term < term
+    node.begin()
+    node.finish()
+    assert node.raft.is_leader and node.disk.hard_state.term == term
+
+
+def test_a_snapshot_replaces_a_longer_tail_that_nobody_committed() -> None:
+    """To hold as many entries is not to hold the snapshot's: its term says whether they are the same."""
+    cluster = Cluster("1:a 2:b 3:c", min_commit_dcs=2)
+    cluster.elect(1)
+    cluster.propose(1, "a")
+    cluster.isolate(1)
+    cluster.propose(1, *"uvwxyz")
+    cluster.tick(3 * ELECTION_TICKS, only=(2, 3))
+    leader = cluster.leader()
+    assert leader in (2, 3)
+    cluster.propose(leader, *"bc")
+    cluster.nodes[leader].disk.compact(cluster[leader].applied)
+    assert cluster[1].last_index > cluster[leader].last_index
+    cluster.heal()
+    cluster.tick(ELECTION_TICKS)
+    cluster.propose(leader, "d")
+    assert [cluster.data(n) for n in (1, 2, 3)] == [list("abcd")] * 3

@@ -195,42 +195,6 @@ def test_p7_snapshot_brings_a_laggard_back() -> None:
     assert cluster.nodes[3].disk.first_index() > 1
 
 
-def test_p52_the_own_vote_counts_when_its_own_ready_is_on_disk() -> None:
-    """One that was under way when the node began to campaign says nothing of its vote."""
-    cluster = Cluster("1:a")
-    node = cluster.nodes[1]
-    cluster.elect(1)
-    cluster.propose(1, "x")
-    node.raft.propose(b"y")
-    node.begin()
-    node.raft.step_down("to be elected anew")
-    node.raft.campaign()
-    term = node.raft.term
-    node.finish()
-    assert node.raft.role is Role.CANDIDATE and node.disk.hard_state.term < term
-    node.begin()
-    node.finish()
-    assert node.raft.is_leader and node.disk.hard_state.term == term
-
-
-def test_p7_a_snapshot_replaces_a_longer_tail_that_nobody_committed() -> None:
-    """To hold as many entries is not to hold the snapshot's: its term says whether they are the same."""
-    cluster = three()
-    cluster.propose(1, "a")
-    cluster.isolate(1)
-    cluster.propose(1, *"uvwxyz")
-    cluster.tick(3 * ELECTION_TICKS, only=(2, 3))
-    leader = cluster.leader()
-    assert leader in (2, 3)
-    cluster.propose(leader, *"bc")
-    cluster.nodes[leader].disk.compact(cluster[leader].applied)
-    assert cluster[1].last_index > cluster[leader].last_index
-    cluster.heal()
-    cluster.tick(ELECTION_TICKS)
-    cluster.propose(leader, "d")
-    assert [cluster.data(n) for n in (1, 2, 3)] == [list("abcd")] * 3
-
-
 def test_p8_the_first_entry_of_a_leader_is_a_no_op() -> None:
     cluster = three()
     assert all_entries(cluster[1])[-1].kind is EntryKind.NOOP

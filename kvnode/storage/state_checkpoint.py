@@ -45,6 +45,7 @@ class Checkpointer:
         self._pin = pin
         self._wal = wal
         self._database_descriptor = database_descriptor
+        self._has_failed = False
 
     @classmethod
     async def open(cls, path: Path, wal: WalFile, database_descriptor: int) -> Checkpointer:
@@ -58,9 +59,15 @@ class Checkpointer:
         return cls(worker, pin, wal, database_descriptor)
 
     async def close(self) -> None:
-        """Close after what is running. A copy that was not settled is played from the log at the next start."""
+        """Close after what is running. A copy that was not settled is played from the log at the next start.
+
+        After a failed fsync the pin stays open as long as this object lives. The last connection that is closed has
+        SQLite copy what is left, fsync the database once more, which now succeeds, and delete the log; and nobody
+        knows what of the database is on the disk. A read-only connection does not.
+        """
         try:
-            await self._worker.run(lambda _: self._pin.close())
+            if not self._has_failed:
+                await self._worker.run(lambda _: self._pin.close())
         finally:
             await self._worker.close()
 
@@ -90,6 +97,10 @@ class Checkpointer:
         return bool(frames_count == copied_count)
 
     def _settle(self, _: sqlite3.Connection) -> None:
-        os.fsync(self._database_descriptor)
+        try:
+            os.fsync(self._database_descriptor)
+        except OSError:
+            self._has_failed = True
+            raise
         if self._pin.in_transaction:
             self._pin.execute("ROLLBACK")

@@ -36,6 +36,7 @@ class WalFile:
     def __init__(self, path: Path, page_bytes: int) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._frame_bytes = _FRAME_HEADER_BYTES + page_bytes
+        self._failed_sync: OSError | None = None
         self._checkpointed = (b"", 0)  # the salts and the number of frames at the last checkpoint
 
     def _salts(self) -> bytes:
@@ -62,8 +63,14 @@ class WalFile:
         self._checkpointed = (self._salts(), frames_count)
 
     def sync(self) -> None:
-        """Make every frame written so far durable. Blocks."""
-        os.fdatasync(self._descriptor)
+        """Make every frame written so far durable. Blocks. One that has failed fails all later ones."""
+        if self._failed_sync is not None:
+            raise self._failed_sync
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            self._failed_sync = error
+            raise
 
     def close(self) -> None:
         """Close the descriptor."""

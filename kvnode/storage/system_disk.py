@@ -74,14 +74,11 @@ class SystemDisk:
             raise
         return SystemLock(descriptor)
 
-    async def sync_descriptor(self, descriptor: int) -> None:
-        """fdatasync where the policy says; for SystemFile."""
-        seconds = _timed_sync(descriptor) if self.policy.inline else await self._sync_on_thread(descriptor)
+    async def run_sync(self, sync: Callable[[], float]) -> None:
+        """Run a sync, which says how long it took, where the policy says; for SystemFile."""
+        seconds = sync() if self.policy.inline else await self._sync_thread.run(sync)
         self.policy.observe(seconds)
         self.observe_sync(seconds)
-
-    async def _sync_on_thread(self, descriptor: int) -> float:
-        return await self._sync_thread.run(lambda: _timed_sync(descriptor))
 
     async def fill_descriptor(self, descriptor: int, size: int) -> None:
         """Zero-fill up to `size` on the background thread; for SystemFile."""
@@ -94,6 +91,7 @@ class SystemFile:
     def __init__(self, disk: SystemDisk, descriptor: int) -> None:
         self._disk = disk
         self._descriptor = descriptor
+        self._failed_sync: OSError | None = None
 
     def read(self, offset: int, size: int) -> bytes:
         """See File.read."""
@@ -130,8 +128,22 @@ class SystemFile:
         await self._disk.fill_descriptor(self._descriptor, size)
 
     async def sync(self) -> None:
-        """See File.sync."""
-        await self._disk.sync_descriptor(self._descriptor)
+        """See File.sync. One that has failed fails all later ones.
+
+        The kernel tells of a failure once, and whoever waited for it may have been cancelled.
+        """
+        await self._disk.run_sync(self._timed_sync)
+
+    def _timed_sync(self) -> float:
+        if self._failed_sync is not None:
+            raise self._failed_sync
+        begun = time.perf_counter()
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            self._failed_sync = error
+            raise
+        return time.perf_counter() - begun
 
     def close(self) -> None:
         """See File.close. Closing twice does nothing."""
@@ -151,12 +163,6 @@ class SystemLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def _timed_sync(descriptor: int) -> float:
-    begun = time.perf_counter()
-    os.fdatasync(descriptor)
-    return time.perf_counter() - begun
 
 
 def _sync_directory(path: str) -> None:

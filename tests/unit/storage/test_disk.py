@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import multiprocessing
+import os
 import threading
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from kvnode.base.errors import StorageFailed
 from kvnode.base.limits import SYNC_WINDOW_COUNT
 from kvnode.codec.entry import HardState
 from kvnode.storage.disk import Disk
@@ -118,6 +121,32 @@ def test_the_policy_leaves_the_loop_when_one_sync_in_a_hundred_is_slow_and_comes
         policy.observe(0.0002)
     assert policy.inline
     assert not SyncPolicy(0).inline
+
+
+async def test_a_sync_that_failed_when_nobody_waited_for_it_any_more_fails_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux tells of a failed fsync once: the next one returns as if what the first has lost were on the disk."""
+    log = await Log.open(f"{tmp_path}/log", SystemDisk(SyncPolicy(0)))
+    begun, go_on = threading.Event(), threading.Event()
+    failures = [OSError(errno.EIO, "the device is gone")]
+
+    def fail_once(descriptor: int) -> None:
+        begun.set()
+        go_on.wait(10)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(os, "fdatasync", fail_once)
+    append = asyncio.ensure_future(log.append([entry(1, 1, b"lost")], HardState(1, 0, 0)))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    append.cancel()
+    await asyncio.gather(append, return_exceptions=True)
+    go_on.set()
+    with pytest.raises(StorageFailed):
+        await log.append([entry(2, 1)], None)
+    await log.close()
 
 
 async def test_a_worker_returns_and_raises_what_its_work_does() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints and durable points: when, and what they promise."""
 
 import asyncio
+import gc
 import os
 import sqlite3
 import threading
@@ -183,6 +184,49 @@ async def test_a_failed_fsync_ends_apply(
             await state.close()
     async with opened(tmp_path) as state:
         assert state.meta.applied_index == 100
+        assert await state.scrub()
+
+
+async def test_a_failed_fsync_of_the_log_fails_all_later_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells of it once: a second fsync returns as if what the first has lost were on the disk."""
+    state = await State.open(tmp_path, clock=ManualClock())
+    put(state, 1, {b"a": row(b"a")})
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "the device is gone")
+
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(StorageFailed):
+        await state.make_durable()
+    monkeypatch.undo()
+    with pytest.raises(StorageFailed):
+        await state.make_durable()
+    assert state.durable_applied == 0
+    await state.close()
+
+
+async def test_the_log_outlives_a_database_whose_fsync_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite would delete it when the last connection is closed, once a second fsync of the database has succeeded."""
+    state = await State.open(tmp_path, clock=ManualClock())
+    fill(state, 1, 20)
+    await state._file.copy()
+
+    def fail(descriptor: int) -> None:
+        raise OSError(5, "the device is gone")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageFailed):
+        await state._file.settle()
+    monkeypatch.undo()
+    held = wal_bytes(tmp_path)
+    await state.close()
+    del state
+    gc.collect()
+    assert wal_bytes(tmp_path) == held > 0
+    async with opened(tmp_path) as state:
+        assert state.meta.applied_index == 20
         assert await state.scrub()
 
 

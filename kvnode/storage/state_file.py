@@ -72,7 +72,7 @@ class StateFile:
         self._closers.append(self._checkpointer.close)
         self._closers.append(self.readers.close)
         await self.readers.open()
-        await self.make_durable()
+        await self._write_anew()
 
     def _refuse_lost_tail(self) -> None:
         applied, durable = self.tables.meta.applied_index, self._mark.read()
@@ -100,6 +100,18 @@ class StateFile:
         applied = self.tables.meta.applied_index
         with storage_errors(self.path):
             await self._checkpointer.prepare()
+            self._note_durable(applied)
+
+    async def _write_anew(self) -> None:
+        """Make what the write-ahead log held durable, by writing it to the database.
+
+        It may stand in the page cache alone: after a failed fsync the kernel holds such pages for clean, and to sync
+        the log again would return without having written them (recovery.py has the same rule).
+        """
+        applied = self.tables.meta.applied_index
+        is_whole = await self._checkpointer.copy()
+        await self._checkpointer.settle()
+        if is_whole:
             self._note_durable(applied)
 
     async def copy(self) -> None:

@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import os
+import shutil
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -228,6 +230,18 @@ async def test_the_log_outlives_a_database_whose_fsync_has_failed(
     async with opened(tmp_path) as state:
         assert state.meta.applied_index == 20
         assert await state.scrub()
+
+
+async def test_what_an_open_finds_in_the_log_is_durable_by_the_database(tmp_path: Path) -> None:
+    """The log's pages may be in the page cache alone, and clean there: an earlier fsync of them may have failed."""
+    async with opened(tmp_path / "state") as state:
+        fill(state, 1, 20)
+        shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    async with opened(tmp_path / "killed") as state:
+        assert state.durable_applied == 20
+        shutil.copy(tmp_path / "killed" / "state-1.db", tmp_path / "alone.db")
+    with closing(sqlite3.connect(f"file:{tmp_path}/alone.db?immutable=1", uri=True)) as database:
+        assert database.execute("SELECT applied_index FROM meta").fetchone() == (20,)
 
 
 async def test_point_reads_go_on_during_every_duty(tmp_path: Path, small_bounds: None) -> None:

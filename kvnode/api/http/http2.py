@@ -277,7 +277,10 @@ def _task_of(awaitable: Awaitable[None]) -> asyncio.Task[None]:
 async def _send(chunks: AsyncGenerator[bytes, None], transport: Any, account: Account) -> None:
     async for chunk in chunks:
         account.hand(len(chunk))
-        await transport.send_bytes(chunk)
+        try:
+            await transport.send_bytes(chunk)
+        except ProtocolClosed:  # the client has left, and its task that waits for that has not heard yet
+            return
         await account.room()  # before the next one is made: what it shows is then as new as can be
 
 

@@ -43,6 +43,8 @@ class Echo:
             raise Unanswered
         elif request.path == "/stream":
             return Stream(self.chunks(), "application/octet-stream")
+        elif request.path == "/drops":
+            return Stream(self.drops(), "application/octet-stream")
         elif request.path == "/said":
             return Response(200, request.header("x-said").encode())
         elif request.path == "/large":
@@ -55,6 +57,11 @@ class Echo:
                 yield bytes(65_536)
         finally:
             self.left += 1
+
+    async def drops(self) -> AsyncGenerator[bytes, None]:
+        while not self.go.is_set():
+            yield b"drop"
+            await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
@@ -542,3 +549,17 @@ async def test_the_folder_for_temporary_files_may_have_a_long_name(
         assert (await client.request("/", body=b"one")).body == b"one"
         await client.close()
     assert list(folder.iterdir()) == []
+
+
+async def test_a_client_that_leaves_a_stream_is_no_fault_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    """Over HTTP/2 a chunk may find it gone before anything else says so; neither is for the log."""
+    async with serving() as (echo, server, port):
+        for number in range(3):
+            client = await Http2.open(port)
+            streams = [client.begin("/drops", end=True) for _ in range(8)]
+            for stream in streams:
+                await client.data_of(stream, 4)
+            await client.close()
+            await eventually(lambda: server.connections_count == 0)
+            assert echo.begun == (number + 1) * len(streams)
+    assert not caplog.records

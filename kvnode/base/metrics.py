@@ -31,8 +31,15 @@ _C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 
 # Counted by the node.
 COUNTED: tuple[Metric, ...] = (
-    Metric("kvnode_operations", _C, "Operations that clients sent to this node.", "operations"),
-    Metric("kvnode_operation_errors", _C, "Operations refused on arrival with an error.", "operation_errors"),
+    Metric(
+        "kvnode_operations", _C, "Operations that came to this node, those that others sent on to it too.", "operations"
+    ),
+    Metric(
+        "kvnode_operation_errors",
+        _C,
+        "Those among them that were refused on arrival, before any read or batch.",
+        "operation_errors",
+    ),
     Metric("kvnode_proposals", _C, "Transactions that entered a batch of the log.", "proposals"),
     Metric("kvnode_check_failures", _C, "Transactions that changed nothing because a check failed.", "check_failures"),
     Metric("kvnode_resends_answered", _C, "Resent writes answered from the first copy's outcome.", "conflicts_resent"),
@@ -43,7 +50,7 @@ COUNTED: tuple[Metric, ...] = (
     Metric("kvnode_apply_ms", _H, "Time to apply one run of entries to the state.", "apply_ms"),
     Metric("kvnode_proposal_queue_count", _G, "Writes that wait for a batch.", "proposal_queue"),
     Metric("kvnode_reads_strong", _C, "Strong reads answered here.", "reads_strong"),
-    Metric("kvnode_reads_eventual", _C, "Eventual reads answered here.", "reads_eventual"),
+    Metric("kvnode_reads_eventual", _C, "Eventual reads answered here, and first states of watches.", "reads_eventual"),
     Metric("kvnode_read_rounds", _C, "ReadIndex rounds begun.", "read_rounds"),
     Metric(
         "kvnode_reads_leased", _C, "Strong reads, and failed checks, that the leader lease confirmed.", "reads_leased"
@@ -61,7 +68,12 @@ COUNTED: tuple[Metric, ...] = (
     Metric("kvnode_reads_onward", _C, "Attempts to have another node answer an eventual read.", "reads_onward"),
     Metric("kvnode_reads_too_stale", _C, "Eventual reads refused: no node was fresh enough.", "reads_too_stale"),
     Metric("kvnode_forwarded", _C, "Operations sent on to the leader.", "forwarded"),
-    Metric("kvnode_forwarded_served", _C, "Operations that another node sent here.", "forwarded_served"),
+    Metric(
+        "kvnode_forwarded_served",
+        _C,
+        "Operations that another node sent here; both nodes count them as come.",
+        "forwarded_served",
+    ),
     Metric("kvnode_held", _C, "Operations held because no leader was known.", "held"),
     Metric("kvnode_held_count", _G, "Operations held at present.", "held_now"),
     Metric("kvnode_sessions_count", _G, "Session streams open at present.", "sessions_open"),

@@ -22,6 +22,8 @@ from kvnode.proto.kv.v1 import admin_pb2
 
 _log = logging.getLogger(__name__)
 
+_PATIENT_ATTEMPTS_COUNT = 30
+
 
 class SelfJoin:
     """Asks in the background, from `begin` until it is listed or `stop`.
@@ -40,7 +42,8 @@ class SelfJoin:
         role = MemberRole.REPLICA if config.replica else MemberRole.LEARNER
         self._wanted = admin_pb2.Member(node_id=me.node_id, address=me.address, role=role.value)
         self._asking: asyncio.Task[None] | None = None
-        self._said = ""
+        self._said: set[str] = set()
+        self._attempts_count = 0
 
     def begin(self) -> None:
         """Ask, unless there is nobody to ask or it has begun already."""
@@ -57,6 +60,7 @@ class SelfJoin:
         role = self._wanted.role
         _log.info("asking to be taken in as a %s, of %s", role, ", ".join(self._addresses))
         while True:
+            self._attempts_count += 1
             try:
                 await self._ask_once()
             except KvError as error:
@@ -77,12 +81,14 @@ class SelfJoin:
                 await admin.add(self._wanted)
 
     def _say(self, error: KvError) -> None:
-        """Once for each reason, not once for each attempt."""
-        reason = error.code if isinstance(error, Unavailable) else str(error)
-        if reason == self._said:
+        """Once for each reason, not once for each attempt. Of nodes that are started together all may wait at first."""
+        is_early = self._attempts_count <= _PATIENT_ATTEMPTS_COUNT
+        may_pass = isinstance(error, Unavailable) or (error.code == "NOT_A_KVNODE" and is_early)
+        reason = error.code if may_pass else str(error)
+        if reason in self._said:
             return
-        self._said = reason
-        if isinstance(error, Unavailable):
+        self._said.add(reason)
+        if may_pass:
             _log.info("not taken in yet, asking on: %s", error)
         else:
             _log.error("not taken in, asking on: %s", error)

@@ -174,7 +174,8 @@ def _classify(status: grpc.StatusCode, details: str) -> tuple[str, str, str]:
     if "handshake" in lowered or "ssl" in lowered or "certificate" in lowered:
         return "TLS_FAILED", "tls", "check that both sides use TLS and that the certificate names this host"
     if status is grpc.StatusCode.UNIMPLEMENTED:
-        return "NOT_A_KVNODE", "dial", "another kind of server, or an older kvnode, listens there"
+        what = "a node that belongs to no cluster yet, an older kvnode or another kind of server listens there"
+        return "NOT_A_KVNODE", "dial", what
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "DEADLINE_EXCEEDED", "leader", "the node did not answer in time; try another endpoint"
     if status is grpc.StatusCode.UNAVAILABLE and _CONNECT_FAILED in lowered and "socket closed" in lowered:

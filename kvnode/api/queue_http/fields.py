@@ -45,7 +45,7 @@ class Fields:
         if not isinstance(found, int) or isinstance(found, bool):
             raise self._wrong(name, found, "a whole number")
         if not least <= found <= most:
-            raise _malformed(f"`{name}` in {self._where} must be from {least} to {most}")
+            raise _malformed(f"`{name}` in {self._where} is {found} and must be from {least} to {most}")
         return found
 
     def text(self, name: str, otherwise: str = _REQUIRED) -> str:

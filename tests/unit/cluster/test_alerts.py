@@ -43,3 +43,23 @@ def fires(folder: Path, alert: str, series: Mapping[str, str], at: str = "1m") -
 )
 def test_nobody_leads(tmp_path: Path, a: str, b: str, expected: bool) -> None:
     assert fires(tmp_path, "KvnodeNoLeader", {LEADS % "a": a, LEADS % "b": b}) is expected
+
+
+AGE = 'kvnode_age_ms{node="e%d",region="europe"}'
+TOLD = 'kvnode_region_lag_ms{node="a",region="us-east",exported_region="europe"}'  # its own label and its target's
+
+
+@pytest.mark.parametrize(
+    ("ages", "told", "expected"),
+    [
+        (("600x30", "700x30"), "300x30", False),
+        (("600x30", "0+5000x30"), "300x30", False),  # one node of the region is near
+        (("0+5000x30", "0+5000x30"), "0+5000x30", True),
+        (("-1x30", "-1x30"), "-1x30", True),
+        (("600 stale", "600 stale"), "0+5000x30", True),  # the region is gone
+        (("600 stale", "600 stale"), "0x30", False),  # nothing was written since
+    ],
+)
+def test_a_region_lags(tmp_path: Path, ages: tuple[str, str], told: str, expected: bool) -> None:
+    series = {AGE % number: values for number, values in enumerate(ages)} | {TOLD: told}
+    assert fires(tmp_path, "KvnodeRegionLags", series) is expected

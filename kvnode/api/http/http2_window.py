@@ -34,12 +34,19 @@ class SharedWindow:
         self.is_shared = False
         self.pool_bytes = FIRST_WINDOW_BYTES
         self.granted_bytes = FIRST_WINDOW_BYTES  # of the pool
+        self._most_bytes = FIRST_WINDOW_BYTES  # that the pool has had
         self._received_bytes = 0  # of the node's window, not given back yet
+        self.on_given: Callable[[], None] = lambda: None  # called when the client has taken more
 
     @property
     def room_bytes(self) -> int:
         """What may be answered directly now."""
         return self.pool_bytes - self.granted_bytes
+
+    @property
+    def is_low(self) -> bool:
+        """Whether half of what the client takes is out: the rest is not for streams that go on by themselves."""
+        return self.is_shared and self.pool_bytes < self._most_bytes // 2
 
     @property
     def overflows(self) -> bool:
@@ -56,6 +63,8 @@ class SharedWindow:
                 return None
             self.is_shared = True
         self.pool_bytes += by_bytes
+        self._most_bytes = max(self._most_bytes, self.pool_bytes)
+        self.on_given()
         return self._grant()
 
     def used_by_granian(self, size_bytes: int) -> None:

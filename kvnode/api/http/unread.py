@@ -62,8 +62,8 @@ class Account:
         self._wake()
 
     async def room(self) -> None:
-        """Return once the client has read nearly all that it was given, or is gone."""
-        while self.owed_bytes > limits.MAX_HTTP2_UNREAD_CHUNKS_BYTES and not self.ended:
+        """Return once the client has read nearly all that it was given and takes much more, or is gone."""
+        while not self._has_room():
             self._room = asyncio.Event()
             await self._room.wait()
 
@@ -72,9 +72,20 @@ class Account:
         self._connection.change(by_bytes)
 
     def _wake(self) -> None:
-        if self._room is not None and (self.ended or self.owed_bytes <= limits.MAX_HTTP2_UNREAD_CHUNKS_BYTES):
+        if self._room is not None and self._has_room():
             self._room.set()
             self._room = None
+
+    def _has_room(self) -> bool:
+        # Watches that their program does not read may not take the window from its other answers, for which the loop
+        # that would read them may be waiting.
+        return self.ended or (
+            self.owed_bytes <= limits.MAX_HTTP2_UNREAD_CHUNKS_BYTES and not self._connection.is_window_low()
+        )
+
+    def eased(self) -> None:
+        """The client takes more on the connection."""
+        self._wake()
 
 
 class ConnectionAccounts:
@@ -89,6 +100,7 @@ class ConnectionAccounts:
         self._unread = unread
         self._cut = cut
         self.learn: Callable[[int, KnownHead], None] = lambda stream, head: None  # what a stream's head says
+        self.is_window_low: Callable[[], bool] = lambda: False
         self._accounts: dict[int, Account] = {}
         self._ended: dict[int, None] = {}  # before their handlers have answered, the oldest first
         self.owed_bytes = 0
@@ -97,6 +109,11 @@ class ConnectionAccounts:
         """Of what is owed."""
         self.owed_bytes += by_bytes
         self._unread.owed_bytes += by_bytes
+
+    def eased(self) -> None:
+        """The client takes more on the connection."""
+        for account in self._accounts.values():
+            account.eased()
 
     def open(self, stream: int, *, whole: bool) -> Account:
         """The account of a stream, which is kept until it ends."""

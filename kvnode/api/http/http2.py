@@ -276,6 +276,7 @@ def _task_of(awaitable: Awaitable[None]) -> asyncio.Task[None]:
 
 async def _send(chunks: AsyncGenerator[bytes, None], transport: Any, account: Account) -> None:
     async for chunk in chunks:
+        await account.room()  # others may have used it up while this one waited for something to send
         account.hand(len(chunk))
         try:
             await transport.send_bytes(chunk)

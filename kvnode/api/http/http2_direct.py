@@ -65,6 +65,9 @@ _HEADER_TABLE_SIZE, _INITIAL_WINDOW_SIZE = 0x1, 0x4  # settings
 _TABLE_BYTES = 4_096
 _MAX_STREAM = 2**31 - 1
 _MAX_WASTED_COUNT = 10_000
+# Parts of a client's windows (Direct._may_go_on): what watches that it does not read leave of the connection's, what
+# those that it may be reading do, and how much of a stream's may be unread without telling which it is.
+_LEFT_BY_UNREAD, _LEFT_BY_WATCHES, _UNREAD = 0.3, 0.1, 1 / 3
 _NO_ERROR, _PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0x0, 0x1, 0x3, 0x7, 0xB
 
 
@@ -224,7 +227,8 @@ class Direct:
         self._abandoned: set[DirectStream] = set()  # the client has reset them, and their work goes on
         self._wasted_count = 0  # frames of no use since the last answer
         self._looks_again = False
-        accounts.learn = self.learn
+        accounts.learn, accounts.may_go_on = self.learn, self._may_go_on
+        self.window.on_given = accounts.eased
         shared.connections.add(self)
 
     @property
@@ -381,6 +385,10 @@ class Direct:
         self._send_unsent()
         return instead
 
+    def reads(self, stream: int, by_bytes: int) -> None:
+        """See Taker."""
+        self._accounts.reads(stream, by_bytes)
+
     def misused(self) -> None:
         """See Taker."""
         self._give_up_connection(_PROTOCOL_ERROR)
@@ -450,6 +458,19 @@ class Direct:
     def _window_bytes(self, stream: DirectStream) -> int:
         """What the client takes of it: negative when its settings have taken back what it was sent already."""
         return self._stream_window_bytes + stream.given_bytes
+
+    def _may_go_on(self, unread_bytes: int) -> bool:
+        """Whether a watch, which goes out by granian, may send its next frame.
+
+        The loop that would read it may be waiting for another answer, which is not to find the connection's window
+        taken. But a client that reads says so only once it has read a third of the stream's window (Deno's library
+        does; others half), so what is less does not mean that it does not read.
+        """
+        window, owed_bytes = self.window, self._accounts.owed_bytes
+        if window.has_left(_LEFT_BY_UNREAD, owed_bytes):
+            return True
+        may_be_read = unread_bytes <= _UNREAD * self._stream_window_bytes
+        return may_be_read and window.has_left(_LEFT_BY_WATCHES, owed_bytes)
 
     def _look_again(self) -> None:
         """The windows of all streams may have grown."""

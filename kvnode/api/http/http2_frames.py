@@ -62,6 +62,9 @@ class Taker(Protocol):
     def window_update(self, stream: int, by_bytes: int) -> bytes | None:
         """The client takes more, of a taken stream or of the connection: what goes on instead; None = the same."""
 
+    def reads(self, stream: int, by_bytes: int) -> None:
+        """The client takes more of a stream that the server knows: it has read so much of it."""
+
     def misused(self) -> None:
         """The client sends on a taken stream what nobody may."""
 
@@ -164,6 +167,7 @@ class Requests:
             return whole
         by_bytes = int.from_bytes(whole[_HEAD_BYTES:], "big") & 0x7FFFFFFF
         if stream and not self._is_hidden(taker, stream):
+            taker.reads(stream, by_bytes)
             return whole
         instead = taker.window_update(stream, by_bytes)
         return whole if instead is None else instead

@@ -40,8 +40,6 @@ class Pipe:
         self._unread = unread
         self._number, accounts = unread.connect(self.close)
         self._direct = Direct(direct, accounts, self._to_client, self._to_server, self._end_of_client, self._idle)
-        window = self._direct.window
-        window.on_given, accounts.is_window_low = accounts.eased, lambda: window.is_low
         self._requests = Requests(self._number, accounts.reset, self._direct)
 
         def sent(stream: int, size_bytes: int) -> None:

@@ -43,10 +43,9 @@ class SharedWindow:
         """What may be answered directly now."""
         return self.pool_bytes - self.granted_bytes
 
-    @property
-    def is_low(self) -> bool:
-        """Whether half of what the client takes is out: the rest is not for streams that go on by themselves."""
-        return self.is_shared and self.pool_bytes < self._most_bytes // 2
+    def has_left(self, part: float, owed_bytes: int) -> bool:
+        """Whether such a part of what the client takes is left for direct answers once it has what it is owed."""
+        return not self.is_shared or self.pool_bytes - GRANT_BYTES - owed_bytes >= part * self._most_bytes
 
     @property
     def overflows(self) -> bool:

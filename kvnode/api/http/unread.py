@@ -32,12 +32,13 @@ class Account:
         whole: its response is one body, and not chunks that wait for each other.
     """
 
-    __slots__ = ("_connection", "_room", "ended", "moved_at_s", "owed_bytes", "whole")
+    __slots__ = ("_connection", "_room", "ended", "moved_at_s", "owed_bytes", "unread_bytes", "whole")
 
     def __init__(self, connection: ConnectionAccounts, *, whole: bool) -> None:
         self._connection = connection
         self.whole = whole
         self.owed_bytes = 0
+        self.unread_bytes = 0  # gone out, and not said to be read
         self.ended = False
         self.moved_at_s = asyncio.get_running_loop().time()
         self._room: asyncio.Event | None = None
@@ -52,7 +53,13 @@ class Account:
     def sent(self, size_bytes: int) -> None:
         """Bytes have gone out."""
         self.moved_at_s = asyncio.get_running_loop().time()
+        self.unread_bytes += size_bytes
         self._change(-size_bytes)
+        self._wake()
+
+    def reads(self, by_bytes: int) -> None:
+        """The client has read so much."""
+        self.unread_bytes = max(0, self.unread_bytes - by_bytes)
         self._wake()
 
     def end(self) -> None:
@@ -62,7 +69,7 @@ class Account:
         self._wake()
 
     async def room(self) -> None:
-        """Return once the client has read nearly all that it was given and takes much more, or is gone."""
+        """Return once nearly all is out that was given to granian and the client may be sent more, or is gone."""
         while not self._has_room():
             self._room = asyncio.Event()
             await self._room.wait()
@@ -77,11 +84,8 @@ class Account:
             self._room = None
 
     def _has_room(self) -> bool:
-        # Watches that their program does not read may not take the window from its other answers, for which the loop
-        # that would read them may be waiting.
-        return self.ended or (
-            self.owed_bytes <= limits.MAX_HTTP2_UNREAD_CHUNKS_BYTES and not self._connection.is_window_low()
-        )
+        is_out = self.owed_bytes <= limits.MAX_HTTP2_UNREAD_CHUNKS_BYTES
+        return self.ended or (is_out and self._connection.may_go_on(self.unread_bytes))
 
     def eased(self) -> None:
         """The client takes more on the connection."""
@@ -100,7 +104,7 @@ class ConnectionAccounts:
         self._unread = unread
         self._cut = cut
         self.learn: Callable[[int, KnownHead], None] = lambda stream, head: None  # what a stream's head says
-        self.is_window_low: Callable[[], bool] = lambda: False
+        self.may_go_on: Callable[[int], bool] = lambda unread_bytes: True  # a stream of chunks that are not read
         self._accounts: dict[int, Account] = {}
         self._ended: dict[int, None] = {}  # before their handlers have answered, the oldest first
         self.owed_bytes = 0
@@ -142,6 +146,12 @@ class ConnectionAccounts:
         account = self._accounts.get(stream)
         if account is not None:
             account.sent(size_bytes)
+
+    def reads(self, stream: int, by_bytes: int) -> None:
+        """The client takes more of a stream."""
+        account = self._accounts.get(stream)
+        if account is not None:
+            account.reads(by_bytes)
 
     def end(self, stream: int) -> None:
         """A stream has come to its end, or was reset."""

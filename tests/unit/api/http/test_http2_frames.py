@@ -159,6 +159,9 @@ class Everything:
         self.seen.append(("window", stream, by_bytes))
         return frame(8, 0, 0, b"\x00\x00\x00\x07") if not stream else b""
 
+    def reads(self, stream: int, by_bytes: int) -> None:
+        self.seen.append(("reads", stream, by_bytes))
+
     def misused(self) -> None:
         self.seen.append("misused")
 
@@ -219,6 +222,7 @@ def test_what_is_taken_out_is_whole_and_the_rest_goes_on(cuts: list[int]) -> Non
     assert taker.seen == [
         ("settings", b"\x00\x04\x00\x01\x00\x00"),
         ("window", 0, 256),
+        ("reads", 1, 256),
         ("window", 3, 256),
         "tables",
         "tables",

@@ -213,7 +213,7 @@ def ignore_request_ids() -> Patch:
     def admit(self: Batch, request: Any) -> Any:
         found = original(self, request)
         if request.resend and type(found).__name__ in ("Settled", "InFlight"):
-            return self._resolver.window(request.client_id)
+            return self.resolver.window(request.client_id)
         return found
 
     return replaced(Batch, "_admit", admit)

@@ -139,7 +139,7 @@ def execute_for_an_expired_session() -> Patch:
 
     def admit(self: Batch, request: Any) -> Any:
         found = original(self, request)
-        window = self._resolver.window(request.client_id)
+        window = self.resolver.window(request.client_id)
         if type(found).__name__ == "Refused" and (window is None or window.expire_at_ms <= self.log_time_ms):
             return window or SessionWindow(request.client_id, 1 << 62, request.sequence, 0)
         return found
@@ -152,7 +152,7 @@ def execute_below_the_lowest_unanswered() -> Patch:
     original = Batch._admit
 
     def admit(self: Batch, request: Any) -> Any:
-        window = self._resolver.window(request.client_id)
+        window = self.resolver.window(request.client_id)
         if window is not None and request.sequence < window.lowest_unanswered:
             return window
         return original(self, request)

@@ -53,7 +53,7 @@ class Machine:
         self.index = 1
         self.sequence = 0
         batch = self.begin()
-        self.client_id = batch.open_session()
+        self.client_id = batch.open_session(1)
         self.apply(batch.payload())
 
     def begin(self):
@@ -66,7 +66,7 @@ class Machine:
             request = None
             if self.with_ids:
                 self.sequence += 1
-                request = RequestId(self.client_id, self.sequence, max(1, self.sequence - 64), False)
+                request = RequestId(self.client_id, self.sequence, max(1, self.sequence - 64), False, 1)
             batch.add(write, 1, request)
         assert batch.transactions_count == len(self.writes)
         return batch.payload()

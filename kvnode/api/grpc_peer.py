@@ -20,6 +20,7 @@ from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.client.status import error_to_proto
 from kvnode.machine.keyspace import DEFAULT_DATABASE, SYSTEM_DATABASE
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.node.message_stream import hello_to
 from kvnode.node.ports import Origin, SnapshotSink
 from kvnode.node.removal import removal_sentence
@@ -177,10 +178,11 @@ async def _take_forwarded(
             return
         for forwarded in operations:
             if forwarded.open_session:
-                peers.on_forwarded_open(partial(_deliver_opened, outbox, forwarded.call_id))
+                owner = NODES_OWN if forwarded.own_session else forwarded.database or DEFAULT_DATABASE
+                peers.on_forwarded_open(owner, partial(_deliver_opened, outbox, forwarded.call_id))
             else:
                 database = SYSTEM_DATABASE if forwarded.system else forwarded.database or DEFAULT_DATABASE
-                origin = Origin(forwarded.client_id, forwarded.lowest_unanswered, database)
+                origin = Origin(forwarded.client_id, forwarded.lowest_unanswered, database, forwarded.own_session)
                 deliver = partial(_deliver, outbox, forwarded.call_id, node.name)
                 peers.on_forwarded(origin, forwarded.operation, deliver)
         if outbox.full:

@@ -112,7 +112,7 @@ class Session:
             raise InvalidRequest("SESSION_NOT_OPENED", "the first message of a session must carry `open`")
         client_id = first.open.client_id
         if not client_id:
-            return await self._node.open_session(timeout_ms(self._context))
+            return await self._node.open_session(timeout_ms(self._context), database=self._permit.database)
         if len(client_id) != CLIENT_ID_BYTES:
             raise InvalidRequest(
                 "CLIENT_ID_INVALID", f"a client id has {CLIENT_ID_BYTES} bytes, this one has {len(client_id)}"

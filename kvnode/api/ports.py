@@ -119,8 +119,8 @@ class ServedNode(Protocol):
     def begin(self, operation: kv_pb2.Operation, database: int, deliver: Deliver) -> None:
         """As read, or as write with `settle`, by callback."""
 
-    async def open_session(self, timeout_ms: int = 0) -> bytes:
-        """A fresh client id, opened through the log."""
+    async def open_session(self, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE) -> bytes:
+        """A fresh client id, opened through the log, for a client's writes to that database."""
 
     def status(self) -> admin_pb2.StatusResponse:
         """What it knows of itself and, when it leads, of its peers."""

@@ -103,7 +103,7 @@ def _apply_entry(
         if client_id:
             sessions.answered(client_id, order, transaction)
         elif transaction.opens_session:
-            sessions.opened(stamp, payload.log_time_ms)
+            sessions.opened(stamp, payload.log_time_ms, transaction)
         elif transaction.expired_sessions:
             sessions.expired(transaction.expired_sessions)
     sessions.end_entry(entry_stamp + b"\x00\x00", payload.log_time_ms)

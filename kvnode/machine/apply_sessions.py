@@ -27,10 +27,11 @@ from kvnode.proto.kv.internal.v1 import log_pb2
 class _Session:
     """One session while a run is applied."""
 
-    __slots__ = ("expire_at_ms", "lowest_unanswered", "max_sequence", "pruned_below", "stamp", "was_pruned_below")
+    __slots__ = ("expire_at_ms", "lowest_unanswered", "max_sequence", "owner", "pruned_below", "stamp",
+                 "was_pruned_below")  # fmt: skip
 
     def __init__(self, row: SessionRow, expire_at_ms: int, stamp: bytes) -> None:
-        self.max_sequence, self.lowest_unanswered, self.pruned_below = row
+        self.max_sequence, self.lowest_unanswered, self.pruned_below, self.owner = row
         self.was_pruned_below = self.pruned_below
         self.expire_at_ms = expire_at_ms
         self.stamp = stamp
@@ -59,9 +60,10 @@ class SessionRun:
         self._answers: dict[bytes, _Answers] = {}
         self._outcome_rows: dict[bytes, list[int]] = {}
 
-    def opened(self, client_id: bytes, log_time_ms: int) -> None:
-        """The transaction with versionstamp `client_id` opens a session."""
-        self._sessions[client_id] = _Session(SessionRow(0, 0, 0), log_time_ms + SESSION_LIFE_MS, client_id)
+    def opened(self, client_id: bytes, log_time_ms: int, transaction: log_pb2.Transaction) -> None:
+        """The transaction, whose versionstamp is `client_id`, opens a session."""
+        owner = transaction.session_owner if transaction.HasField("session_owner") else None
+        self._sessions[client_id] = _Session(SessionRow(0, 0, 0, owner), log_time_ms + SESSION_LIFE_MS, client_id)
 
     def answered(self, client_id: bytes, order: int, transaction: log_pb2.Transaction) -> None:
         """The transaction, at `order` in its entry, is the answer to a request of the session."""
@@ -109,8 +111,8 @@ class SessionRun:
                         self._writes[outcome_key(client_id, sequence)] = None
                 self._delete(outcome_key(client_id, 0), outcome_key(client_id, session.pruned_below))
             key = session_key(client_id)
-            value = encode_session(SessionRow(session.max_sequence, session.lowest_unanswered, session.pruned_below))
-            self._writes[key] = Row(key, value, 0, session.stamp, session.expire_at_ms)
+            row = SessionRow(session.max_sequence, session.lowest_unanswered, session.pruned_below, session.owner)
+            self._writes[key] = Row(key, encode_session(row), 0, session.stamp, session.expire_at_ms)
 
     def _session(self, client_id: bytes) -> _Session:
         session = self._sessions.get(client_id)

@@ -152,10 +152,10 @@ class Resolver:
                 self.windows[client_id] = window
         return window
 
-    def knows(self, client_id: bytes, sequence: int) -> bool:
+    def knows(self, client_id: bytes, owner: int, sequence: int) -> bool:
         """Whether that write of that client is in the log already: a resend of it changes nothing more."""
         window = self.window(client_id)
-        return window is not None and sequence in window.outcomes
+        return window is not None and window.owner in (owner, None) and sequence in window.outcomes
 
 
 class Batch:
@@ -295,8 +295,11 @@ class Batch:
         self._count_transaction()
         return Accepted(stamp, order, (result,))
 
-    def open_session(self) -> bytes:
+    def open_session(self, owner: int) -> bytes:
         """Add a transaction that opens a session; the answer is its client id, valid once the entry commits.
+
+        Args:
+            owner: who alone may write under it: the number of a database, or sessions.NODES_OWN.
 
         Raises:
             Unavailable: code TOO_MANY_SESSIONS.
@@ -306,10 +309,10 @@ class Batch:
         if len(census) >= limits.MAX_SESSIONS_COUNT:
             self._evict_session(census)
         client_id = self._stamp + self.transactions_count.to_bytes(2, "big")
-        self._transactions.add().opens_session = True
+        self._transactions.add(opens_session=True, session_owner=owner)
         self._count_transaction()
         expire_at_ms = self.log_time_ms + sessions.SESSION_LIFE_MS
-        resolver.windows[client_id] = SessionWindow(client_id, expire_at_ms)
+        resolver.windows[client_id] = SessionWindow(client_id, owner, expire_at_ms)
         census.opened(client_id, expire_at_ms)
         self._opened_sessions.append(client_id)
         return client_id
@@ -385,9 +388,11 @@ class Batch:
                 del window.outcomes[sequence]
 
     def _admit(self, request: RequestId) -> SessionWindow | Settled | InFlight | Refused:
-        client_id, sequence, lowest, resend = request
+        client_id, sequence, lowest, resend, owner = request
         window = self.resolver.windows.get(client_id) or self.resolver.window(client_id)
         if window is None or window.expire_at_ms <= self.log_time_ms:
+            return Refused(sessions.unknown_session(resend))
+        if window.owner != owner and window.owner is not None:
             return Refused(sessions.unknown_session(resend))
         if lowest > window.lowest_unanswered:
             window.advance(lowest)

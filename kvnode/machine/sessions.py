@@ -14,6 +14,11 @@ seen and is executed.
 A session lives SESSION_TTL_MS of log time after its last logged write. The expiry moves in steps of SESSION_REFRESH_MS
 and outcomes are dropped in steps of OUTCOME_PRUNE_SEQUENCES_COUNT: each step is decided by entry, not by run, so that
 every replica takes it at the same place.
+
+A client id can be guessed, so that it proves nothing: a session has an owner, and whoever else names it is told what is
+told of one that never was. The owner is the number of the database for which a client opened it, or NODES_OWN, which
+no client comes with: under such a session a node writes to every database. Sessions opened before there were owners
+have none (None), and are anybody's until they expire.
 """
 
 from __future__ import annotations
@@ -30,18 +35,21 @@ from kvnode.machine.verdict import Settled
 from kvnode.proto.kv.internal.v1 import log_pb2
 
 SESSION_LIFE_MS = limits.SESSION_TTL_MS + limits.SESSION_REFRESH_MS
-_SESSION = struct.Struct(">QQQ")
+NODES_OWN = 0
+_SESSION = struct.Struct(">QQQI")
+_SESSION_OF_NOBODY = struct.Struct(">QQQ")
 _OUTCOME = struct.Struct(">QHBI")
 _COMMITTED = int(log_pb2.OUTCOME_KIND_COMMITTED)
 
 
 class RequestId(NamedTuple):
-    """Names one write of one client. `resend`: it may have been sent before."""
+    """Names one write of one client. `resend`: it may have been sent before. `owner`: whose session it comes in."""
 
     client_id: bytes
     sequence: int
     lowest_unanswered: int
     resend: bool
+    owner: int
 
 
 class SessionRow(NamedTuple):
@@ -50,6 +58,7 @@ class SessionRow(NamedTuple):
     max_sequence: int
     lowest_unanswered: int
     pruned_below: int
+    owner: int | None
 
 
 class Outcome(NamedTuple):
@@ -62,11 +71,14 @@ class Outcome(NamedTuple):
 
 def encode_session(row: SessionRow) -> bytes:
     """The value of a session's row."""
-    return _SESSION.pack(*row)
+    return _SESSION_OF_NOBODY.pack(*row[:3]) if row.owner is None else _SESSION.pack(*row)
 
 
 def decode_session(value: bytes) -> SessionRow:
     """The inverse of encode_session."""
+    if len(value) == _SESSION_OF_NOBODY.size:
+        max_sequence, lowest_unanswered, pruned_below = _SESSION_OF_NOBODY.unpack(value)
+        return SessionRow(max_sequence, lowest_unanswered, pruned_below, None)
     return SessionRow(*_SESSION.unpack(value))
 
 
@@ -109,10 +121,13 @@ def _detailed(plain: Settled, detail: bytes) -> Settled:
 class SessionWindow:
     """The leader's picture of one session, state and overlay together."""
 
-    __slots__ = ("client_id", "expire_at_ms", "lowest_unanswered", "max_sequence", "outcomes")
+    __slots__ = ("client_id", "expire_at_ms", "lowest_unanswered", "max_sequence", "outcomes", "owner")
 
-    def __init__(self, client_id: bytes, expire_at_ms: int, max_sequence: int = 0, lowest_unanswered: int = 0) -> None:
+    def __init__(
+        self, client_id: bytes, owner: int | None, expire_at_ms: int, max_sequence: int = 0, lowest_unanswered: int = 0
+    ) -> None:
         self.client_id = client_id
+        self.owner = owner
         self.expire_at_ms = expire_at_ms
         self.max_sequence = max_sequence
         self.lowest_unanswered = lowest_unanswered
@@ -132,7 +147,7 @@ class SessionWindow:
 def load_window(state: StateReader, client_id: bytes, row: Row) -> SessionWindow:
     """The session as the state has it, `row` being its own row. Only right while no entry in flight answers it."""
     session = decode_session(row.value)
-    window = SessionWindow(client_id, row.expire_at_ms, session.max_sequence, session.lowest_unanswered)
+    window = SessionWindow(client_id, session.owner, row.expire_at_ms, session.max_sequence, session.lowest_unanswered)
     start, end = outcome_key(client_id, session.lowest_unanswered), outcome_range_end(client_id)
     while True:
         page = state.scan(start, end, limits.SCAN_PAGE_COUNT)
@@ -149,7 +164,7 @@ def refreshed_expiry(expire_at_ms: int, log_time_ms: int) -> int:
 
 
 def unknown_session(resend: bool) -> KvError:
-    """The error for a request of a session that is unknown or has expired."""
+    """The error for a request of a session that is unknown, has expired, or belongs to somebody else."""
     if resend:
         return OutcomeUnknown(
             "The session is unknown or has expired, so whether this write was applied cannot be told any more. "

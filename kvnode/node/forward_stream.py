@@ -17,6 +17,7 @@ from typing import NamedTuple
 from grpc import aio
 
 from kvnode.base import limits
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.node.message_stream import hello_to
 from kvnode.node.peer_stream import PeerStream
 from kvnode.node.ports import Deliver, Origin, PeerHandler
@@ -56,9 +57,9 @@ class ForwardStream(PeerStream):
         """Queue one operation; `deliver` is called later, never from within."""
         self._enqueue(_Forwarded(origin, operation, deliver, None, operation.ByteSize()))
 
-    def open_session(self, deliver: OpenDeliver) -> None:
-        """Queue a request for a fresh client id."""
-        self._enqueue(_Forwarded(Origin(b"", 0), None, None, deliver, 0))
+    def open_session(self, owner: int, deliver: OpenDeliver) -> None:
+        """Queue a request for a fresh client id of that owner."""
+        self._enqueue(_Forwarded(Origin(b"", 0, owner, own_session=owner == NODES_OWN), None, None, deliver, 0))
 
     def _enqueue(self, item: _Forwarded) -> None:
         if (
@@ -107,7 +108,7 @@ class ForwardStream(PeerStream):
             origin = item.origin
             outstanding[call_id] = item
             if item.operation is None:
-                add(call_id=call_id, open_session=True)
+                add(call_id=call_id, open_session=True, database=origin.database, own_session=origin.own_session)
             else:
                 add(
                     call_id=call_id,
@@ -115,6 +116,7 @@ class ForwardStream(PeerStream):
                     lowest_unanswered=origin.lowest_unanswered,
                     database=origin.database,
                     system=not origin.database,
+                    own_session=origin.own_session,
                     operation=item.operation,
                 )
             call_id += 1

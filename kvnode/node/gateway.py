@@ -202,7 +202,8 @@ class Gateway:
         self._sent[call] = leader_id
         call.attempt += 1
         if call.operation is None:
-            self._transport.forward_open(leader_id, partial(self._open_answered, call, call.attempt))
+            answered = partial(self._open_answered, call, call.attempt)
+            self._transport.forward_open(leader_id, call.origin.session_owner, answered)
         else:
             self._transport.forward(leader_id, call.origin, call.operation, partial(self._answered, call, call.attempt))
 

@@ -12,7 +12,9 @@ from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.base.invariant import InvariantViolation
 from kvnode.machine.directory.view import DirectoryView
+from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.machine.queue.validate import validate_pull
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.machine.validate import validate_read, validate_write
 from kvnode.node.calls import Call, OpenDeliver, error_message
 from kvnode.node.gateway import Gateway
@@ -92,9 +94,10 @@ class Intake:
         """Take in one operation of this node's own."""
         self.submit((operation,), origin, deliver)
 
-    def open_session(self, deliver: OpenDeliver, timeout_ms: int, *, forwarded: bool = False) -> None:
-        """Have the leader open a client session."""
-        call = Call(None, Origin(b"", 0), None, deliver, self._clock.monotonic_ms(), timeout_ms, forwarded=forwarded)
+    def open_session(self, deliver: OpenDeliver, owner: int, timeout_ms: int, *, forwarded: bool = False) -> None:
+        """Have the leader open a session of that owner (machine/sessions.py)."""
+        origin = Origin(b"", 0, owner or DEFAULT_DATABASE, own_session=owner == NODES_OWN)
+        call = Call(None, origin, None, deliver, self._clock.monotonic_ms(), timeout_ms, forwarded=forwarded)
         with self._guard:
             self._gateway.route(call)
 

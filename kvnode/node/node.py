@@ -495,12 +495,12 @@ class Node:
         """As read, or as write with `settle`, without a task: see OwnSession.begin."""
         self._own_session.begin(operation, database, deliver)
 
-    async def open_session(self, timeout_ms: int = 0) -> bytes:
-        """A fresh client id, opened through the log. Raises KvError."""
-        return await self._own_session.open(timeout_ms)
+    async def open_session(self, timeout_ms: int = 0, *, database: int = DEFAULT_DATABASE) -> bytes:
+        """A fresh client id, opened through the log, for a client's writes to that database. Raises KvError."""
+        return await self._own_session.open(database, timeout_ms)
 
-    def _open_forwarded(self, deliver: OpenDeliver) -> None:
-        self._intake.open_session(deliver, self.settings.operation_timeout_ms, forwarded=True)
+    def _open_forwarded(self, owner: int, deliver: OpenDeliver) -> None:
+        self._intake.open_session(deliver, owner, self.settings.operation_timeout_ms, forwarded=True)
 
     def _take_back(self, calls: list[Call], unknown: bool) -> None:
         self.gateway.take_back(calls, unknown)

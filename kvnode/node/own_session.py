@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 from kvnode.base.errors import KvError, OutcomeUnknown, Unavailable
 from kvnode.client.status import error_from_proto
 from kvnode.machine.keyspace import DEFAULT_DATABASE
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.node.calls import OpenDeliver, error_message
 from kvnode.node.ports import Deliver, Origin
 from kvnode.proto.kv.v1 import kv_pb2
@@ -29,7 +30,7 @@ _Result = TypeVar("_Result")
 
 
 class _Open(Protocol):
-    def __call__(self, deliver: OpenDeliver, timeout_ms: int) -> None: ...
+    def __call__(self, deliver: OpenDeliver, owner: int, timeout_ms: int) -> None: ...
 
 
 class OwnSession:
@@ -64,7 +65,7 @@ class OwnSession:
         self._sequence += 1
         sequence = operation.id = self._sequence
         if not operation.HasField("write"):
-            self._submit(operation, _new(Origin, (b"", sequence, database)), deliver)
+            self._submit(operation, _new(Origin, (b"", sequence, database, True)), deliver)
             return
         client_id = self._client_id
 
@@ -81,7 +82,7 @@ class OwnSession:
 
         self._unanswered[sequence] = None
         try:
-            origin = _new(Origin, (client_id, next(iter(self._unanswered)), database))
+            origin = _new(Origin, (client_id, next(iter(self._unanswered)), database, True))
             self._submit(operation, origin, answered)
         except BaseException:
             self._unanswered.pop(sequence, None)
@@ -127,8 +128,8 @@ class OwnSession:
             raise error_from_proto(result.error)
         return result
 
-    async def open(self, timeout_ms: int = 0) -> bytes:
-        """A fresh client id. Raises KvError."""
+    async def open(self, owner: int, timeout_ms: int = 0) -> bytes:
+        """A fresh client id, for writes of that owner (machine/sessions.py). Raises KvError."""
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         def deliver(client_id: bytes, error: kv_pb2.Error | None) -> None:
@@ -140,7 +141,7 @@ class OwnSession:
                 future.set_exception(error_from_proto(error))
 
         timeout_ms = timeout_ms or self._timeout_ms
-        self._open_call(deliver, timeout_ms)
+        self._open_call(deliver, owner, timeout_ms)
         return await _in_time(future, timeout_ms)
 
     async def _attempt(self, operation: kv_pb2.Operation, database: int, settle: bool) -> kv_pb2.OperationResult:
@@ -188,7 +189,7 @@ class OwnSession:
             if not future.done():
                 future.set_result(result)
 
-        self._submit(operation, Origin(client_id, lowest, database), deliver)
+        self._submit(operation, Origin(client_id, lowest, database, own_session=True), deliver)
         timeout_s = ((operation.timeout_ms or self._timeout_ms) + _GRACE_MS) / 1000
         timer = loop.call_later(timeout_s, _give_up, future)  # a third of what asyncio.wait_for costs
         try:
@@ -208,7 +209,7 @@ class OwnSession:
 
     async def _open_own(self, timeout_ms: int) -> None:
         """The id is there when the task is done: whoever comes in between finds the one or the other."""
-        self._client_id = await self.open(timeout_ms)
+        self._client_id = await self.open(NODES_OWN, timeout_ms)
 
 
 def _give_up(future: asyncio.Future[kv_pb2.OperationResult]) -> None:

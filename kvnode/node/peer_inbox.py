@@ -38,7 +38,7 @@ class PeerInbox:
         replication: hears how far the replicas are.
         take_lease: takes news of the primary lease.
         submit: Node.submit; takes what was forwarded.
-        open_session: has a client session opened for a peer.
+        open_session: has a session of an owner opened for a peer.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class PeerInbox:
         replication: Replication,
         take_lease: Callable[[LeaseNews], None],
         submit: _Submit,
-        open_session: Callable[[OpenDeliver], None],
+        open_session: Callable[[int, OpenDeliver], None],
     ) -> None:
         self._log = context.log
         self._raft = context.raft
@@ -128,6 +128,6 @@ class PeerInbox:
         self._stats.forwarded_served += 1
         self._submit((operation,), origin, deliver, forwarded=True)
 
-    def on_forwarded_open(self, deliver: OpenDeliver) -> None:
+    def on_forwarded_open(self, owner: int, deliver: OpenDeliver) -> None:
         """See ports.PeerHandler."""
-        self._open_session(deliver)
+        self._open_session(owner, deliver)

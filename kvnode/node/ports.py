@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from kvnode.codec.membership import Member
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import Message
@@ -68,11 +69,20 @@ class LeaseNews(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Whose operation it is: the client's session and what it has had answers to."""
+    """Whose operation it is: the client's session and what it has had answers to.
+
+    `own_session`: `client_id` is that of a node's own session, which no client may name.
+    """
 
     client_id: bytes
     lowest_unanswered: int
     database: int = 1
+    own_session: bool = False
+
+    @property
+    def session_owner(self) -> int:
+        """The owner that the session must have (machine/sessions.py)."""
+        return NODES_OWN if self.own_session else self.database
 
 
 class NodeIdentity(NamedTuple):
@@ -124,8 +134,8 @@ class PeerHandler(Protocol):
     def on_forwarded(self, origin: Origin, operation: kv_pb2.Operation, deliver: Deliver) -> None:
         """An operation that a peer forwarded: answer it here or with NOT_LEADER, never forward again."""
 
-    def on_forwarded_open(self, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
-        """A peer asks for a fresh client id: (client id, None) or (b"", error)."""
+    def on_forwarded_open(self, owner: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
+        """A peer asks for a fresh client id of that owner: (client id, None) or (b"", error)."""
 
 
 class SnapshotSource(Protocol):
@@ -180,8 +190,8 @@ class Transport(Protocol):
         FORWARD_BROKEN (not_applied False), or PEER_UNREACHABLE (not_applied True) if it never left.
         """
 
-    def forward_open(self, to: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
-        """Ask `to` for a fresh client id."""
+    def forward_open(self, to: int, owner: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
+        """Ask `to` for a fresh client id of that owner (machine/sessions.py)."""
 
     async def send_snapshot(self, to: int, source: SnapshotSource) -> bool:
         """Stream a snapshot, resuming at what the receiver holds; True once it is installed there."""

@@ -25,6 +25,7 @@ from kvnode.codec.entry import Entry
 from kvnode.machine.keyspace import DEFAULT_DATABASE
 from kvnode.machine.queue.arrivals import QueueId
 from kvnode.machine.resolve import Batch, RequestId, Resolver
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
 from kvnode.node.barriers import Barriers
 from kvnode.node.calls import Answers, Call, DirectAnswers, error_message
@@ -166,7 +167,7 @@ class Proposals:
         operation, client_id = call.operation, call.origin.client_id
         if self._resolver is None or operation is None or not operation.resend or not client_id:
             return False
-        return self._resolver.knows(client_id, operation.id)
+        return self._resolver.knows(client_id, call.origin.session_owner, operation.id)
 
     # Leadership.
 
@@ -286,7 +287,7 @@ class Proposals:
         operation = call.operation
         if operation is None:
             try:
-                waiters.append((call, batch.open_session()))
+                waiters.append((call, batch.open_session(call.origin.session_owner)))
             except KvError as error:
                 call.fail(error)
             return
@@ -295,11 +296,12 @@ class Proposals:
             # first chunk of a purge is resolved later than any write that was let through.
             call.fail(_database_gone(call))
             return
-        origin = call.origin
+        client_id, lowest, database, own_session = call.origin
         request = None
-        if origin.client_id:
-            request = _new(RequestId, (origin.client_id, operation.id, origin.lowest_unanswered, operation.resend))
-        verdict = batch.add(operation.write, call.database, request)
+        if client_id:
+            owner = NODES_OWN if own_session else database  # as Origin.session_owner, without the call
+            request = _new(RequestId, (client_id, operation.id, lowest, operation.resend, owner))
+        verdict = batch.add(operation.write, database, request)
         kind = type(verdict)
         if kind is Accepted:
             waiters.append((call, verdict))

@@ -131,11 +131,11 @@ class GrpcTransport:
             result = kv_pb2.OperationResult(id=operation.id, error=_not_a_member(to))
             asyncio.get_running_loop().call_soon(deliver_safely, deliver, result)
 
-    def forward_open(self, to: int, deliver: OpenDeliver) -> None:
-        """Ask `to` for a fresh client id."""
+    def forward_open(self, to: int, owner: int, deliver: OpenDeliver) -> None:
+        """Ask `to` for a fresh client id of that owner (machine/sessions.py)."""
         peer = self._peers.get(to)
         if peer is not None:
-            peer.forwards.open_session(deliver)
+            peer.forwards.open_session(owner, deliver)
         else:
             asyncio.get_running_loop().call_soon(deliver, b"", _not_a_member(to))
 

@@ -11,11 +11,15 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from grpc import aio
+
 from cluster.launcher import LocalCluster, LocalNode
 from kvnode.base.errors import KvError, NotFound, Unauthenticated
-from kvnode.client import Admin, Kv, open_kv
+from kvnode.client import Admin, Kv, open_kv, rpc
+from kvnode.node.channels import open_channel
+from kvnode.proto.kv.v1 import kv_pb2
 from tests.integration.conftest import MakeCluster
-from tests.integration.helpers import assert_equal_digests, error_of
+from tests.integration.helpers import assert_equal_digests, error_of, write_request
 from tests.integration.test_snapshot_catch_up import MIB, SMALL_LOG, leave_one_behind
 
 WITHIN_S = 1.0  # that a revocation takes on every node
@@ -263,6 +267,9 @@ async def test_where_grpc_asks_for_tokens(make_cluster: MakeCluster) -> None:
                 await asyncio.sleep(0.2)
         assert not any(node.error for node in status.nodes), "the nodes refuse each other"
         reader = (await admin.create_token(right="read")).secret
+        lasting = (await admin.create_token()).secret
+        await admin.create_database("orders")
+        stranger = (await admin.create_token(database="orders")).secret
         writer = (await admin.create_token(expires_in_ms=4_000)).secret
     for node in nodes:
         async with at(node, "", writer) as kv:
@@ -271,6 +278,47 @@ async def test_where_grpc_asks_for_tokens(make_cluster: MakeCluster) -> None:
         async with at(node, "", reader) as kv:
             assert (await kv.get(("k",))).value == "c"
             assert (await error_of(kv.set(("k",), 1))).code == "TOKEN_READ_ONLY"
+    await _a_guessed_client_id_is_worth_nothing(nodes, lasting, stranger)
     await asyncio.sleep(4)
     async with at(nodes[2], "", writer) as kv:
         assert (await error_of(kv.set(("k",), 1))).code == "ACCESS_TOKEN_EXPIRED"
+
+
+class Stream:
+    """One Session, as any program may speak it: one write at a time, under ids and a client id of its choice."""
+
+    def __init__(self, channel: aio.Channel, token: str, database: str) -> None:
+        metadata = (("authorization", f"Bearer {token}"), ("kv-database", database))
+        self._call = channel.stream_stream(rpc.SESSION.path)(metadata=metadata)
+
+    async def exchange(self, request: kv_pb2.SessionRequest) -> kv_pb2.SessionResponse:
+        await self._call.write(request.SerializeToString())
+        return kv_pb2.SessionResponse.FromString(await asyncio.wait_for(self._call.read(), 30))
+
+    async def open(self, client_id: bytes = b"") -> bytes:
+        answer = await self.exchange(kv_pb2.SessionRequest(open=kv_pb2.SessionOpen(client_id=client_id)))
+        return answer.opened.client_id
+
+    async def write(self, number: int, name: str, *, lowest: int = 1, resend: bool = False) -> kv_pb2.OperationResult:
+        operation = kv_pb2.Operation(id=number, resend=resend, timeout_ms=15_000, write=write_request(name))
+        answer = await self.exchange(kv_pb2.SessionRequest(operations=[operation], lowest_unanswered=lowest))
+        return answer.results[0]
+
+
+async def _a_guessed_client_id_is_worth_nothing(nodes: list[LocalNode], token: str, orders_token: str) -> None:
+    """A client of another database can neither use up the request ids of a session nor answer its writes."""
+    async with open_channel(nodes[0].address, None) as near, open_channel(nodes[1].address, None) as far:
+        victim, stranger, again = Stream(near, token, ""), Stream(far, orders_token, "orders"), Stream(far, token, "")
+        client_id = await victim.open()
+        first = (await victim.write(1, "mine")).write.versionstamp
+        await stranger.open(client_id)
+        for number, lowest in ((1, 1), (2, 1), (1_000, 1_000)):
+            for resend in (False, True):
+                error = (await stranger.write(number, "evil", lowest=lowest, resend=resend)).error
+                assert (error.code, error.not_applied) == ("SESSION_UNKNOWN", not resend)
+        second = (await victim.write(2, "precious")).write.versionstamp
+        assert second > first
+        async with at(nodes[0], "", token) as kv:
+            assert (await kv.get(("precious",))).versionstamp == second.hex()
+        await again.open(client_id)
+        assert (await again.write(1, "mine", resend=True)).write.versionstamp == first, "its own database may resume it"

@@ -141,7 +141,7 @@ def execute_for_an_expired_session() -> Patch:
         found = original(self, request)
         window = self.resolver.window(request.client_id)
         if type(found).__name__ == "Refused" and (window is None or window.expire_at_ms <= self.log_time_ms):
-            return window or SessionWindow(request.client_id, 1 << 62, request.sequence, 0)
+            return window or SessionWindow(request.client_id, request.owner, 1 << 62, request.sequence, 0)
         return found
 
     return replaced(Batch, "_admit", admit)

@@ -141,6 +141,17 @@ def expire_sessions_by_the_local_clock() -> Patch:
     return replaced(Batch, "_admit", admit)
 
 
+def take_writes_of_strangers() -> Patch:
+    """Whoever names a session writes under it, whatever database it was opened for."""
+    original = Batch._admit
+
+    def admit(self: Batch, request: Any) -> Any:
+        window = self.resolver.window(request.client_id)
+        return original(self, request if window is None else request._replace(owner=window.owner))
+
+    return replaced(Batch, "_admit", admit)
+
+
 def go_on_after_a_failed_fsync() -> Patch:
     """What follows a failed fsync is acknowledged; the kernel has forgotten what it could not write."""
     original = Log.append
@@ -191,6 +202,8 @@ NAMED: dict[Callable[[], Patch], str] = {
     "::test_a_round_counts_once_what_was_committed_at_its_sending_is_applied",
     forget_the_negative_outcome_of_a_resend: f"{RESOLVE}::test_negative_outcomes_of_a_resend_are_logged",
     expire_sessions_by_the_local_clock: f"{RESOLVE}::test_a_session_expires_by_log_time",
+    take_writes_of_strangers: "tests/unit/node/test_session_owners.py"
+    "::test_a_session_takes_writes_for_its_database_alone_whatever_node_it_was_opened_at",
     go_on_after_a_failed_fsync: "tests/unit/node/test_node.py"
     "::test_a_failed_fsync_stops_the_node_and_acknowledges_nothing",
     vote_with_a_damaged_log: "tests/unit/node/test_node.py"

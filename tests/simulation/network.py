@@ -304,9 +304,9 @@ class SimulatedTransport:
         """See ports.Transport."""
         self._enqueue(to, (origin, operation, deliver, None))
 
-    def forward_open(self, to: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
+    def forward_open(self, to: int, owner: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
         """See ports.Transport."""
-        self._enqueue(to, (None, None, None, deliver))
+        self._enqueue(to, (owner, None, None, deliver))
 
     def _enqueue(self, to: int, item: tuple[Any, ...]) -> None:
         peer = self._peers.get(to)
@@ -324,9 +324,9 @@ class SimulatedTransport:
         self._calls += 1
         number = self._calls
         peer.outstanding[number] = item
-        origin, operation, _, _ = item
+        origin, operation, _, _ = item  # or an owner, and no operation
         if operation is None:
-            stream.out.write(self._serve_open, stream, peer, number)
+            stream.out.write(self._serve_open, stream, peer, number, origin)
         else:
             stream.out.write(self._serve, stream, peer, number, origin, operation.SerializeToString())
 
@@ -341,7 +341,7 @@ class SimulatedTransport:
 
         handler.on_forwarded(origin, kv_pb2.Operation.FromString(raw), deliver)
 
-    def _serve_open(self, stream: _Stream, peer: _Peer, number: int) -> None:
+    def _serve_open(self, stream: _Stream, peer: _Peer, number: int, owner: int) -> None:
         """Runs in the peer's process."""
         handler = stream.peer.handler
         if handler is None:
@@ -350,7 +350,7 @@ class SimulatedTransport:
         def deliver(client_id: bytes, error: kv_pb2.Error | None) -> None:
             stream.back.write(self._opened, stream, peer, number, client_id, error)
 
-        handler.on_forwarded_open(deliver)
+        handler.on_forwarded_open(owner, deliver)
 
     def _answered(self, stream: _Stream, peer: _Peer, number: int, raw: bytes) -> None:
         item = peer.outstanding.pop(number, None)

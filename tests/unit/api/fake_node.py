@@ -117,6 +117,7 @@ class FakeNode:
         self.read_error: BaseException | None = None
         self.timeouts: list[int] = []
         self.opened = 0
+        self.owners: list[int] = []
         self.refuse = ""
         self.removed: set[int] = set()
         self.leader_comes: asyncio.Event | None = None  # no client id before that
@@ -203,10 +204,11 @@ class FakeNode:
             raise InvalidRequest("NO_MUTATION", "nothing to do")
         return self._answer(kv_pb2.Operation(write=request)).write
 
-    async def open_session(self, timeout_ms: int = 0) -> bytes:
+    async def open_session(self, timeout_ms: int = 0, *, database: int = 1) -> bytes:
         if self.leader_comes is not None:
             await self.leader_comes.wait()
         self.opened += 1
+        self.owners.append(database)
         return versionstamp(1, self.opened, 0)
 
     # Administration.
@@ -272,8 +274,9 @@ class FakeNode:
         self.forwarded.append((origin, operation.id))
         self.submit((operation,), origin, deliver)
 
-    def on_forwarded_open(self, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
+    def on_forwarded_open(self, owner: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
         self.opened += 1
+        self.owners.append(owner)
         if self.refuse_snapshot:
             deliver(b"", kv_pb2.Error(code="NOT_LEADER"))
         else:

@@ -146,7 +146,8 @@ async def test_session_pipelines_and_coalesces_results() -> None:
         await client.send(operations=operations, lowest_unanswered=1)
         response = await client.receive()
         assert [result.id for result in response.results] == list(range(1, 65))
-        assert s.node.batches == [(64, (opened.client_id, 1, 1))]
+        assert s.node.owners == [1]
+        assert s.node.batches == [(64, (opened.client_id, 1, 1, False))]
         assert s.node.stats.sessions_open == 1
         await client.send(operations=[kv_pb2.Operation(id=65, write=write_of(b"bad"))])
         assert (await client.results(1))[65].error.code == "KEY_BAD"
@@ -190,7 +191,7 @@ async def test_without_a_leader_eventual_reads_are_answered_and_the_rest_waits_f
         opened = (await client.receive()).opened
         assert len(opened.client_id) == 10, "the id comes before what needed it"
         assert set(await client.results(3)) == {3, 4, 5}
-        assert [origin for _, origin in s.node.batches[-2:]] == [(opened.client_id, 3, 1)] * 2
+        assert [origin for _, origin in s.node.batches[-2:]] == [(opened.client_id, 3, 1, False)] * 2
         await client.call.done_writing()
         assert await client.call.read() is aio.EOF
 

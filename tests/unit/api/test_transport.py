@@ -17,6 +17,7 @@ from kvnode.base.clock import Clock, SystemClock
 from kvnode.base.errors import KvError
 from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import Member
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.node.channels import SERVER_OPTIONS
 from kvnode.node.lane import TOKEN_BYTES, FrameReader
 from kvnode.node.ports import Freshness, Held, LeaseAsk, LeaseGrant, LeaseNews, Origin
@@ -54,7 +55,7 @@ class Pair:
 
     def forward(self, *numbers: int, value: bytes = b"v") -> None:
         for number in numbers:
-            origin = Origin(b"0123456789", number, 3)
+            origin = Origin(b"0123456789", number, 3, own_session=number % 2 == 0)
             self.transport.forward(PEER, origin, operation(number, value), self.results.append)
 
 
@@ -349,7 +350,7 @@ async def test_forwarded_operations_are_answered_and_their_origin_travels() -> N
         assert not p.results
         await until(lambda: len(p.results) == 3)
         assert [result.id for result in p.results] == [1, 2, 3]
-        assert p.far.forwarded == [(Origin(b"0123456789", n, 3), n) for n in (1, 2, 3)]
+        assert p.far.forwarded == [(Origin(b"0123456789", n, 3, n == 2), n) for n in (1, 2, 3)]
 
 
 async def test_many_forwards_of_one_pass() -> None:
@@ -362,15 +363,16 @@ async def test_many_forwards_of_one_pass() -> None:
 async def test_a_fresh_client_id_is_asked_for() -> None:
     async with pair() as p:
         answers: list[tuple[bytes, kv_pb2.Error | None]] = []
-        p.transport.forward_open(PEER, lambda client_id, error: answers.append((client_id, error)))
+        p.transport.forward_open(PEER, 3, lambda client_id, error: answers.append((client_id, error)))
         await until(lambda: answers)
         assert len(answers[0][0]) == 10
         assert answers[0][1] is None
         p.far.refuse_snapshot = True
-        p.transport.forward_open(PEER, lambda client_id, error: answers.append((client_id, error)))
-        p.transport.forward_open(99, lambda client_id, error: answers.append((client_id, error)))
+        p.transport.forward_open(PEER, NODES_OWN, lambda client_id, error: answers.append((client_id, error)))
+        p.transport.forward_open(99, 3, lambda client_id, error: answers.append((client_id, error)))
         await until(lambda: len(answers) == 3)
         assert {answers[1][1].code, answers[2][1].code} == {"NOT_LEADER", "PEER_UNREACHABLE"}
+        assert p.far.owners == [3, NODES_OWN]
 
 
 async def test_an_outstanding_forward_breaks_with_the_stream() -> None:
@@ -504,7 +506,7 @@ async def test_what_a_removed_peer_forwards_is_answered_with_its_removal() -> No
         p.forward(2)
         p.transport.forward(PEER, Origin(b"0123456789", 3, 3), resent, p.results.append)
         opened: list[kv_pb2.Error | None] = []
-        p.transport.forward_open(PEER, lambda _client_id, error: opened.append(error))
+        p.transport.forward_open(PEER, 3, lambda _client_id, error: opened.append(error))
         await until(lambda: len(p.results) == 3 and opened)
         assert [result.error.code for result in p.results[1:]] == ["MEMBER_REMOVED"] * 2
         assert [result.error.not_applied for result in p.results[1:]] == [True, False]

@@ -15,7 +15,8 @@ class Value(NamedTuple):
 
 
 class Session:
-    def __init__(self, expire_at_ms):
+    def __init__(self, owner, expire_at_ms):
+        self.owner = owner
         self.expire_at_ms = expire_at_ms
         self.outcomes = {}  # sequence: (index, order, verdict)
         self.logged_lowest = 0
@@ -40,8 +41,8 @@ class Model:
         value = self.rows.get(key)
         return None if value is None or 0 < value.expire_at_ms <= now else value
 
-    def open_session(self, stamp, now):
-        self.sessions[stamp] = Session(now + SESSION_LIFE_MS)
+    def open_session(self, stamp, owner, now):
+        self.sessions[stamp] = Session(owner, now + SESSION_LIFE_MS)
 
     def tick(self, due, now):
         """Returns whether anything was logged."""
@@ -62,7 +63,7 @@ class Model:
         session = None
         if identity is not None:
             session = self.sessions.get(identity.client_id)
-            if session is None or session.expire_at_ms <= now:
+            if session is None or session.owner != identity.owner or session.expire_at_ms <= now:
                 return ("refused", "SESSION_UNKNOWN", not identity.resend), False
             session.lowest = max(session.lowest, identity.lowest_unanswered)
             if identity.sequence < session.lowest:

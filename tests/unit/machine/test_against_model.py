@@ -14,6 +14,7 @@ from kvnode.base import limits
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.keyspace import OUTCOME_PREFIX, SESSION_PREFIX, database_prefix
 from kvnode.machine.resolve import RequestId, Resolver
+from kvnode.machine.sessions import NODES_OWN, decode_session
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected
 from tests.unit.machine.fakes import (
     BYTES,
@@ -36,6 +37,7 @@ from tests.unit.machine.stepping import STEPS, Stepping
 
 KEYS = [b"\x02" + bytes([97 + n]) + b"\0" for n in range(5)]
 EPOCH = 3
+OWNERS = [NODES_OWN, 1, 2]
 TIME_STEPS = [0, 0, 1, 5, 40, 300_000, 2_000_000, 4_000_000]
 
 
@@ -96,13 +98,15 @@ class Harness(Stepping):
         if not self.clients or chance.random() < 0.25:
             return None
         client = chance.choice(self.clients) if chance.random() < 0.97 else b"0123456789"
+        session = self.model.sessions.get(client)
+        owner = session.owner if session is not None and chance.random() < 0.9 else chance.choice(OWNERS)
         newest = self.sequences.setdefault(client, 0)
         if chance.random() < 0.6:
             sequence, resend = newest + chance.choice([1, 1, 2, 5]), chance.random() < 0.1
             self.sequences[client] = sequence
         else:
             sequence, resend = max(1, newest - chance.randrange(4)), chance.random() < 0.8
-        return RequestId(client, sequence, max(0, newest - chance.choice([2, 3, 5, 30])), resend)
+        return RequestId(client, sequence, max(0, newest - chance.choice([2, 3, 5, 30])), resend, owner)
 
     def batch(self, *, discard):
         before = None
@@ -128,8 +132,9 @@ class Harness(Stepping):
         for _ in range(self.chance.randrange(6)):
             stamp = versionstamp(EPOCH, index, order)
             if self.chance.random() < 0.08:
-                assert batch.open_session() == stamp
-                self.model.open_session(stamp, self.now)
+                owner = self.chance.choice(OWNERS)
+                assert batch.open_session(owner) == stamp
+                self.model.open_session(stamp, owner, self.now)
                 opened.append(stamp)
                 order += 1
                 continue
@@ -179,8 +184,8 @@ class Harness(Stepping):
             k: Value(r.value, r.encoding, r.versionstamp, r.expire_at_ms) for k, r in user.items()
         } == self.model.rows
         sessions = {key[5:]: row for key, row in self.leader.rows.items() if key.startswith(SESSION_PREFIX)}
-        assert {key: row.expire_at_ms for key, row in sessions.items()} == {
-            key: session.expire_at_ms for key, session in self.model.sessions.items()
+        assert {key: (decode_session(row.value).owner, row.expire_at_ms) for key, row in sessions.items()} == {
+            key: (session.owner, session.expire_at_ms) for key, session in self.model.sessions.items()
         }
         for key in self.leader.rows:
             if key.startswith(OUTCOME_PREFIX):

@@ -8,7 +8,7 @@ from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.apply import apply_entries
 from kvnode.machine.keyspace import database_prefix, outcome_key, session_key
 from kvnode.machine.resolve import RequestId, Resolver
-from kvnode.machine.sessions import SESSION_LIFE_MS, SessionRow, decode_session
+from kvnode.machine.sessions import NODES_OWN, SESSION_LIFE_MS, SessionRow, decode_session, encode_session
 from kvnode.machine.validate import validate_write
 from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled
 from kvnode.proto.kv.internal.v1 import log_pb2
@@ -50,9 +50,9 @@ def commit(state, resolver, index, *writes, now=NOW, request=None):
     return verdicts
 
 
-def open_session(state, resolver, index=2, now=NOW):
+def open_session(state, resolver, index=2, now=NOW, owner=1):
     batch = resolver.begin(index, now)
-    client_id = batch.open_session()
+    client_id = batch.open_session(owner)
     state.apply([entry(index, batch.payload())])
     resolver.applied(index)
     return client_id
@@ -149,16 +149,16 @@ def test_the_overlay_is_seen_until_the_state_shows_it(state, resolver):
 def test_a_discarded_batch_leaves_no_trace(state, resolver):
     client = open_session(state, resolver)
     kept = resolver.begin(3, NOW)
-    kept.add(write(mutation(SET, b"a", b"1")), 1, RequestId(client, 1, 1, False))
+    kept.add(write(mutation(SET, b"a", b"1")), 1, RequestId(client, 1, 1, False, 1))
     lost = resolver.begin(4, NOW + 1)
-    lost.add(write(mutation(DELETE_RANGE, b"a", end_key=b"z")), 1, RequestId(client, 2, 1, False))
-    lost_client = lost.open_session()
+    lost.add(write(mutation(DELETE_RANGE, b"a", end_key=b"z")), 1, RequestId(client, 2, 1, False, 1))
+    lost_client = lost.open_session(1)
     resolver.discard(lost)
     again = resolver.begin(4, NOW + 1)
     assert isinstance(again.add(write(checks=[(b"a", b"")]), 1, None), CheckFailed)
-    assert isinstance(again.add(write(), 1, RequestId(client, 2, 1, True)), Accepted)
-    assert isinstance(again.add(write(), 1, RequestId(client, 1, 1, True)), InFlight)
-    assert again.add(write(), 1, RequestId(lost_client, 1, 1, False)).error.code == "SESSION_UNKNOWN"
+    assert isinstance(again.add(write(), 1, RequestId(client, 2, 1, True, 1)), Accepted)
+    assert isinstance(again.add(write(), 1, RequestId(client, 1, 1, True, 1)), InFlight)
+    assert again.add(write(), 1, RequestId(lost_client, 1, 1, False, 1)).error.code == "SESSION_UNKNOWN"
 
 
 def test_only_the_newest_batch_can_be_discarded(resolver):
@@ -226,7 +226,7 @@ def test_tick_expires_what_is_due_and_unchanged(state, resolver):
 def test_a_resend_meets_its_first_copy_then_its_outcome(state, resolver):
     client = open_session(state, resolver)
     batch = resolver.begin(3, NOW)
-    request = RequestId(client, 1, 1, False)
+    request = RequestId(client, 1, 1, False, 1)
     resend = request._replace(resend=True)
     increment = write(mutation(SUM, b"n", u64(1), LE64))
     accepted = batch.add(increment, 1, request)
@@ -243,9 +243,9 @@ def test_a_resend_meets_its_first_copy_then_its_outcome(state, resolver):
 def test_requests_may_arrive_out_of_order(state, resolver):
     client = open_session(state, resolver)
     batch = resolver.begin(3, NOW)
-    assert isinstance(batch.add(write(), 1, RequestId(client, 5, 1, False)), Accepted)
-    assert isinstance(batch.add(write(), 1, RequestId(client, 3, 1, False)), Accepted)
-    assert isinstance(batch.add(write(), 1, RequestId(client, 3, 1, True)), InFlight)
+    assert isinstance(batch.add(write(), 1, RequestId(client, 5, 1, False, 1)), Accepted)
+    assert isinstance(batch.add(write(), 1, RequestId(client, 3, 1, False, 1)), Accepted)
+    assert isinstance(batch.add(write(), 1, RequestId(client, 3, 1, True, 1)), InFlight)
 
 
 def test_negative_outcomes_of_a_resend_are_logged(state, resolver):
@@ -253,9 +253,9 @@ def test_negative_outcomes_of_a_resend_are_logged(state, resolver):
     batch = resolver.begin(3, NOW)
     fails = write(checks=[(b"a", bytes(10))])
     wrong = write(mutation(SUM, b"n", b"x"))
-    assert batch.add(fails, 1, RequestId(client, 1, 1, False)) == CheckFailed((0,), False)
-    assert batch.add(fails, 1, RequestId(client, 1, 1, True)) == CheckFailed((0,), True)
-    rejected = batch.add(wrong, 1, RequestId(client, 2, 1, True))
+    assert batch.add(fails, 1, RequestId(client, 1, 1, False, 1)) == CheckFailed((0,), False)
+    assert batch.add(fails, 1, RequestId(client, 1, 1, True, 1)) == CheckFailed((0,), True)
+    rejected = batch.add(wrong, 1, RequestId(client, 2, 1, True, 1))
     assert isinstance(rejected, Rejected) and rejected.logged
     assert batch.transactions_count == 2
     state.apply([entry(3, batch.payload())])
@@ -263,9 +263,9 @@ def test_negative_outcomes_of_a_resend_are_logged(state, resolver):
     state.apply([entry(4, resolver.begin(4, NOW).payload())])
     for leader in (resolver, Resolver(state, 1)):
         batch = leader.begin(5, NOW)
-        settled = batch.add(write(mutation(SET, b"a", b"1")), 1, RequestId(client, 1, 1, True))
+        settled = batch.add(write(mutation(SET, b"a", b"1")), 1, RequestId(client, 1, 1, True, 1))
         assert settled == Settled(1, b"", (0,), None)
-        settled = batch.add(wrong, 1, RequestId(client, 2, 1, True))
+        settled = batch.add(wrong, 1, RequestId(client, 2, 1, True, 1))
         assert settled.kind == 2 and settled.error.code == "SUM_NON_U64_OPERAND"
         assert settled.error.message == rejected.error.message
 
@@ -279,20 +279,20 @@ def test_refusals(state, resolver):
     client = open_session(state, resolver)
     batch = resolver.begin(3, NOW)
     for stranger in (b"0123456789", b"", b"x"):
-        assert refusal(batch.add(write(), 1, RequestId(stranger, 1, 1, True))) == ("SESSION_UNKNOWN", False)
-        assert refusal(batch.add(write(), 1, RequestId(stranger, 1, 1, False))) == ("SESSION_UNKNOWN", True)
-    assert refusal(batch.add(write(), 1, RequestId(client, 4, 5, True))) == ("SEQUENCE_ANSWERED", False)
-    assert refusal(batch.add(write(), 1, RequestId(client, 4, 1, False))) == ("SEQUENCE_ANSWERED", True)
+        assert refusal(batch.add(write(), 1, RequestId(stranger, 1, 1, True, 1))) == ("SESSION_UNKNOWN", False)
+        assert refusal(batch.add(write(), 1, RequestId(stranger, 1, 1, False, 1))) == ("SESSION_UNKNOWN", True)
+    assert refusal(batch.add(write(), 1, RequestId(client, 4, 5, True, 1))) == ("SEQUENCE_ANSWERED", False)
+    assert refusal(batch.add(write(), 1, RequestId(client, 4, 1, False, 1))) == ("SEQUENCE_ANSWERED", True)
     far = limits.MAX_SESSION_UNANSWERED_COUNT + 5
-    assert refusal(batch.add(write(), 1, RequestId(client, far, 1, False))) == ("TOO_MANY_UNANSWERED", True)
-    assert isinstance(batch.add(write(), 1, RequestId(client, far - 1, 1, False)), Accepted)
+    assert refusal(batch.add(write(), 1, RequestId(client, far, 1, False, 1))) == ("TOO_MANY_UNANSWERED", True)
+    assert isinstance(batch.add(write(), 1, RequestId(client, far - 1, 1, False, 1)), Accepted)
     assert batch.transactions_count == 1
 
 
 def test_a_session_expires_by_log_time(state, resolver):
     client = open_session(state, resolver)
     batch = resolver.begin(3, NOW + SESSION_LIFE_MS - 1)
-    assert isinstance(batch.add(write(), 1, RequestId(client, 1, 1, False)), Accepted)
+    assert isinstance(batch.add(write(), 1, RequestId(client, 1, 1, False, 1)), Accepted)
     expire_at_ms = NOW + 2 * SESSION_LIFE_MS - 1
     # In flight it counts already: what the state calls due has moved.
     later = resolver.begin(4, NOW + SESSION_LIFE_MS)
@@ -301,7 +301,7 @@ def test_a_session_expires_by_log_time(state, resolver):
     resolver.applied(3)
     assert state.rows[session_key(client)].expire_at_ms == expire_at_ms
     batch = resolver.begin(4, expire_at_ms)
-    assert refusal(batch.add(write(), 1, RequestId(client, 2, 1, True))) == ("SESSION_UNKNOWN", False)
+    assert refusal(batch.add(write(), 1, RequestId(client, 2, 1, True, 1))) == ("SESSION_UNKNOWN", False)
     assert batch.tick(state.due(expire_at_ms)) == 1
     after = resolver.begin(5, expire_at_ms)
     assert after.tick(state.due(expire_at_ms)) == 0
@@ -313,8 +313,9 @@ def test_answered_outcomes_are_dropped(state, resolver, monkeypatch):
     monkeypatch.setattr(limits, "OUTCOME_PRUNE_SEQUENCES_COUNT", 2)
     client = open_session(state, resolver)
     for sequence in range(1, 8):
-        commit(state, resolver, sequence + 2, write(), request=RequestId(client, sequence, max(1, sequence - 1), False))
-    assert decode_session(state.rows[session_key(client)].value) == SessionRow(7, 6, 6)
+        request = RequestId(client, sequence, max(1, sequence - 1), False, 1)
+        commit(state, resolver, sequence + 2, write(), request=request)
+    assert decode_session(state.rows[session_key(client)].value) == SessionRow(7, 6, 6, 1)
     assert sorted(state.rows) == [outcome_key(client, 6), outcome_key(client, 7), session_key(client)]
     assert set(resolver.windows[client].outcomes) == {6, 7}
 
@@ -322,8 +323,8 @@ def test_answered_outcomes_are_dropped(state, resolver, monkeypatch):
 def test_a_jump_of_lowest_unanswered_costs_what_is_held(state, resolver):
     client = open_session(state, resolver)
     batch = resolver.begin(3, NOW)
-    batch.add(write(), 1, RequestId(client, 1, 1, False))
-    assert isinstance(batch.add(write(), 1, RequestId(client, 2**60, 2**60, False)), Accepted)
+    batch.add(write(), 1, RequestId(client, 1, 1, False, 1))
+    assert isinstance(batch.add(write(), 1, RequestId(client, 2**60, 2**60, False, 1)), Accepted)
     assert set(resolver.windows[client].outcomes) == {2**60}
 
 
@@ -331,7 +332,7 @@ def test_outcomes_of_one_entry_share_a_row(state, resolver):
     client = open_session(state, resolver)
     batch = resolver.begin(3, NOW)
     for sequence in range(1, 65):
-        batch.add(write(mutation(SET, b"k%d" % sequence, b"v")), 1, RequestId(client, sequence, 1, False))
+        batch.add(write(mutation(SET, b"k%d" % sequence, b"v")), 1, RequestId(client, sequence, 1, False, 1))
     run = state.apply([entry(3, batch.payload())])
     assert len(run.writes) == 64 + 2
     assert len(Resolver(state, 1).window(client).outcomes) == 64
@@ -340,9 +341,9 @@ def test_outcomes_of_one_entry_share_a_row(state, resolver):
 def test_a_jump_of_lowest_unanswered_keeps_what_is_not_below_it(state, resolver):
     client = open_session(state, resolver)
     batch = resolver.begin(3, NOW)
-    batch.add(write(), 1, RequestId(client, 1, 1, False))
-    batch.add(write(), 1, RequestId(client, 100, 1, False))
-    assert batch.add(write(), 1, RequestId(client, 100, 100, True)) == InFlight(3, 1)
+    batch.add(write(), 1, RequestId(client, 1, 1, False, 1))
+    batch.add(write(), 1, RequestId(client, 100, 1, False, 1))
+    assert batch.add(write(), 1, RequestId(client, 100, 100, True, 1)) == InFlight(3, 1)
 
 
 def test_a_discard_after_an_application_does_not_bring_back_what_was_freed(state, resolver):
@@ -405,3 +406,56 @@ def test_the_largest_transaction_that_is_valid_resolves(state, resolver):
     validate_write(made)
     (verdict,) = commit(state, resolver, 2, made)
     assert isinstance(verdict, Accepted)
+
+
+def test_a_request_of_anybody_but_the_owner_is_that_of_an_unknown_session(state, resolver):
+    client = open_session(state, resolver, owner=1)
+    assert isinstance(commit(state, resolver, 3, write(), request=RequestId(client, 1, 1, False, 1))[0], Accepted)
+    for leader in (resolver, Resolver(state, 1)):  # of this term, and of the next, which finds the row
+        batch = leader.begin(4, NOW)
+        for stranger in (2, NODES_OWN):
+            # A new sequence, one that has an outcome, and one that would end all others.
+            for sequence, lowest in ((2, 1), (1, 1), (1_000, 1_000)):
+                resend = RequestId(client, sequence, lowest, True, stranger)
+                assert refusal(batch.add(write(), stranger, resend)) == ("SESSION_UNKNOWN", False)
+                first = resend._replace(resend=False)
+                assert refusal(batch.add(write(), stranger, first)) == ("SESSION_UNKNOWN", True)
+            assert not leader.knows(client, stranger, 1)
+        assert not batch.transactions_count
+        assert leader.knows(client, 1, 1)
+        assert isinstance(batch.add(write(), 1, RequestId(client, 1, 1, True, 1)), InFlight | Settled)
+        assert isinstance(batch.add(write(), 1, RequestId(client, 2, 1, False, 1)), Accepted)
+        leader.discard(batch)
+
+
+def test_a_session_of_a_nodes_own_is_for_all_databases_and_for_no_client(state, resolver):
+    client = open_session(state, resolver, owner=NODES_OWN)
+    batch = resolver.begin(3, NOW)
+    for database in (1, 2):
+        request = RequestId(client, database, 1, False, NODES_OWN)
+        assert isinstance(batch.add(write(), database, request), Accepted)
+        assert refusal(batch.add(write(), database, request._replace(sequence=9, owner=database))) == (
+            "SESSION_UNKNOWN",
+            True,
+        )
+
+
+def test_a_session_opened_before_there_were_owners_goes_on_as_it_was(state):
+    opening = log_pb2.EntryPayload(epoch=1, log_time_ms=NOW)
+    opening.transactions.add(opens_session=True)
+    state.apply([entry(2, opening.SerializeToString())])
+    client, key = versionstamp(1, 2, 0), session_key(versionstamp(1, 2, 0))
+    assert len(state.rows[key].value) == 24
+    resolver = Resolver(state, 1)
+    for index, owner in ((3, 1), (4, 2), (5, NODES_OWN)):
+        request = RequestId(client, index, 1, False, owner)
+        assert isinstance(commit(state, resolver, index, write(), request=request)[0], Accepted)
+        assert resolver.knows(client, owner, index)
+    assert state.rows[key].value == bytes([0] * 7 + [5] + [0] * 7 + [1] + [0] * 8)
+    assert decode_session(state.rows[key].value) == SessionRow(5, 1, 0, None)
+
+
+@pytest.mark.parametrize("owner", [NODES_OWN, 1, 2**32 - 1, None])
+def test_a_session_row_comes_back_as_it_was(owner):
+    row = SessionRow(2**64 - 1, 7, 3, owner)
+    assert decode_session(encode_session(row)) == row

@@ -39,11 +39,11 @@ class Ground:
         return result
 
     def open(self, now=NOW):
-        return self.propose(now, lambda batch: batch.open_session())
+        return self.propose(now, lambda batch: batch.open_session(1))
 
     def write(self, client, sequence, now, *, resend=False):
         one = write(mutation(SET, b"k", b"v"))
-        return self.propose(now, lambda batch: batch.add(one, 1, RequestId(client, sequence, 1, resend)))
+        return self.propose(now, lambda batch: batch.add(one, 1, RequestId(client, sequence, 1, resend, 1)))
 
     def open_sessions(self):
         return {key[5:] for key in self.state.rows if key.startswith(session_key(b""))}
@@ -84,7 +84,7 @@ def test_a_new_leader_counts_those_that_it_finds(ground):
 def test_a_batch_that_is_withdrawn_closes_nobody(ground):
     clients = [ground.open(NOW + at) for at in range(3)]
     batch = ground.resolver.begin(ground.index + 1, NOW + IDLE)
-    batch.open_session()
+    batch.open_session(1)
     ground.resolver.discard(batch)
     assert len(ground.resolver.census) == 3
     assert isinstance(ground.write(clients[0], 1, NOW + IDLE + 1), Accepted)

@@ -60,7 +60,7 @@ class Bench:
         """The transport."""
         self.sent.append((to, operation.resend, deliver))
 
-    def forward_open(self, to: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
+    def forward_open(self, to: int, owner: int, deliver: Callable[[bytes, kv_pb2.Error | None], None]) -> None:
         """The transport."""
         self.opening.append(deliver)
 
@@ -379,7 +379,7 @@ def test_a_resend_whose_first_copy_is_in_the_log_does_not_wait_for_the_regions()
 async def test_a_stalled_leader_says_what_became_of_what_was_sent_before(trio: Trio) -> None:
     leader = await trio.leading()
     node = trio.node(leader)
-    client_id = await trio.within(leader, node._own_session.open())
+    client_id = await trio.within(leader, node._own_session.open(1))
     first = await trio.ask(leader, write(put(b"k"), number=7), Origin(client_id, 7)).write()
     with patch.object(node.gateway, "_stalled", lambda: STALL):
         again = await trio.ask(leader, write(put(b"k"), number=7, resend=True), Origin(client_id, 7)).write()

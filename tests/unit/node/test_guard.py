@@ -47,7 +47,7 @@ def doors(node: Node) -> dict[str, Callable[[], Any]]:
         "on_messages": lambda: node.peers.on_messages(9, [message], Freshness(0, 0, 0)),
         "on_unreachable": lambda: node.peers.on_unreachable(member.node_id),
         "on_forwarded": lambda: node.peers.on_forwarded(origin, write(put(b"k")), lambda _: None),
-        "on_forwarded_open": lambda: node.peers.on_forwarded_open(lambda *_: None),
+        "on_forwarded_open": lambda: node.peers.on_forwarded_open(1, lambda *_: None),
         "submit": lambda: node.submit([read(b"k")], origin, lambda _: None),
         "write": lambda: node.write(write(put(b"k")).write, 100),
         "open_session": lambda: node.open_session(100),

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from kvnode.base.errors import KvError
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.node import own_session
 from kvnode.node.calls import OpenDeliver, error_message
 from kvnode.node.own_session import SESSION_LOST_CODES, OwnSession
@@ -26,7 +27,8 @@ class Bench:
     def _submit(self, operation: kv_pb2.Operation, origin: Origin, deliver: Deliver) -> None:
         self.submitted.append((operation, origin, deliver))
 
-    def _open(self, deliver: OpenDeliver, timeout_ms: int) -> None:
+    def _open(self, deliver: OpenDeliver, owner: int, timeout_ms: int) -> None:
+        assert owner == NODES_OWN
         self.opening.append(deliver)
 
     def run(
@@ -211,7 +213,7 @@ async def test_unary_writes_through_a_lost_leader_are_applied_once(trio: Trio) -
 async def test_an_opening_that_nobody_answers_ends_by_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_session, "_GRACE_MS", 10)
     bench = Bench(timeout_ms=50)
-    for call in (bench.session.run(write(put(b"k"))), bench.session.open()):
+    for call in (bench.session.run(write(put(b"k"))), bench.session.open(NODES_OWN)):
         with pytest.raises(KvError) as raised:
             await asyncio.wait_for(call, 1)
         assert raised.value.code == "DEADLINE_EXCEEDED" and raised.value.not_applied

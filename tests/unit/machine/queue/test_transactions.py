@@ -143,12 +143,12 @@ def test_an_ack_with_a_write_commits_only_while_its_lease_is_current(db):
 
 def test_of_an_ack_sent_twice_under_one_id_the_second_is_answered_as_the_first(db):
     batch = db.resolver.begin(db.index + 1, db.now)
-    client = batch.open_session()
+    client = batch.open_session(1)
     db.commit(batch)
     db.enqueue()
     request = act(ack={"lease": db.claim()[0].lease})
-    first = db.run(request, RequestId(client, 1, 1, False))
-    again = db.run(request, RequestId(client, 1, 1, True))
+    first = db.run(request, RequestId(client, 1, 1, False, 1))
+    again = db.run(request, RequestId(client, 1, 1, True, 1))
     assert again.versionstamp == first.versionstamp
     assert code(db.run(request)) == "LEASE_LOST"
 
@@ -164,17 +164,17 @@ def test_a_lost_lease_can_be_passed_over(db):
 
 def test_a_copy_of_a_write_is_told_which_leases_the_first_one_passed_over(db):
     batch = db.resolver.begin(db.index + 1, db.now)
-    session = batch.open_session()
+    session = batch.open_session(1)
     db.commit(batch)
     db.enqueue()
     request = act(skip_if_lost=True, ack={"lease": db.claim()[0].lease})
     request.actions.append(kv_pb2.QueueAction(skip_if_lost=True, ack={"lease": bytes(12)}))
-    first = db.run(request, RequestId(session, 1, 1, False))
+    first = db.run(request, RequestId(session, 1, 1, False, 1))
     assert [result.lost for result in first.results] == [False, True]
-    again = db.run(request, RequestId(session, 1, 1, True))  # the leader has it in memory
+    again = db.run(request, RequestId(session, 1, 1, True, 1))  # the leader has it in memory
     assert (again.versionstamp, again.lost_actions) == (first.versionstamp, (1,))
     db.elect(after_ms=100)  # and its successor in the state
-    again = db.run(request, RequestId(session, 1, 1, True))
+    again = db.run(request, RequestId(session, 1, 1, True, 1))
     assert (again.versionstamp, again.lost_actions) == (first.versionstamp, (1,))
     assert [result.lost for result in settled_body(again).results] == [False, True]
 

@@ -95,7 +95,7 @@ class SnapshotReceiver:
                 f"of {self._size_bytes}; send from {self.held_bytes}",
             )
         with storage_errors(self.path):
-            self.held_bytes += await asyncio.to_thread(_write_all, self._descriptor, data, offset)
+            self.held_bytes += await asyncio.to_thread(_write_all, os.dup(self._descriptor), data, offset)
 
     async def finish(self) -> Path:
         """Fsync and verify the whole file, and close it.
@@ -119,14 +119,22 @@ class SnapshotReceiver:
         )
 
     def close(self) -> None:
-        """Stop here; what is held stays for the next attempt. Nothing may be writing."""
+        """Stop here; what is held stays for the next attempt."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
-def _write_all(descriptor: int, data: bytes, offset: int) -> int:
+def _write_all(own_descriptor: int, data: bytes, offset: int) -> int:
+    """Write, and close the descriptor.
+
+    It is its own because nobody waits for this when a broken stream cancels the write: by then the receiver may have
+    closed its descriptor, and another file, the state's for one, may have been given the same number.
+    """
     view, done = memoryview(data), 0
-    while done < len(data):
-        done += os.pwrite(descriptor, view[done:], offset + done)
+    try:
+        while done < len(data):
+            done += os.pwrite(own_descriptor, view[done:], offset + done)
+    finally:
+        os.close(own_descriptor)
     return done

@@ -1,10 +1,12 @@
 """Snapshots: made beside apply, moved in chunks, installed in one instant."""
 
 import asyncio
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -344,3 +346,32 @@ def _copy_tree(source: Path, target: Path) -> None:
     for path in source.iterdir():
         if path.is_file():
             (target / path.name).write_bytes(path.read_bytes())
+
+
+async def test_a_write_that_was_given_up_reaches_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread goes on when a broken stream cancels it, and descriptors are given out again."""
+    begun, go, pwrite = threading.Event(), threading.Event(), os.pwrite
+
+    def late(descriptor: int, data: memoryview, offset: int) -> int:
+        begun.set()
+        assert go.wait(10)
+        return pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", late)
+    receiver = SnapshotReceiver(tmp_path / "in", snapshot_id="one", size_bytes=6, file_digest=b"")
+    writing = asyncio.ensure_future(receiver.write(0, b"chunks"))
+    await asyncio.to_thread(begun.wait)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    receiver.close()
+    others = [(tmp_path / f"other{number}").open("w+b") for number in range(4)]
+    go.set()
+    async with asyncio.timeout(10):
+        while not receiver.path.stat().st_size and not any(other.seek(0, 2) for other in others):
+            await asyncio.sleep(0.01)
+    for other in others:
+        other.seek(0)
+        assert other.read() == b""
+        other.close()
+    assert receiver.path.read_bytes() == b"chunks"

@@ -133,7 +133,8 @@ class Reads:
         if is_reached(stamp, meta.epoch, meta.applied_index):
             return False
         self._waiting.append(_Waiting(call, stamp, self._now_ms(), strong=strong))
-        self._wake()
+        # Not from within: whoever is woken may apply at once, and strong reads are in a read transaction here.
+        asyncio.get_running_loop().call_soon(self._wake)
         return True
 
     @property

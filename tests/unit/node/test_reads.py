@@ -85,6 +85,28 @@ async def test_a_large_read_whose_turn_comes_too_late_is_not_made(trio: Trio) ->
 
 
 @on_trio
+async def test_a_strong_read_that_has_to_wait_wakes_nobody_within_a_read_transaction(trio: Trio) -> None:
+    """Whoever is woken may have something to apply, and a state cannot be written while it is read."""
+    leader = await trio.leading()
+    node = trio.node(leader)
+    woken: list[bool] = []
+
+    def wake() -> None:
+        woken.append(node.state._tables.connection.in_transaction)  # type: ignore[attr-defined]
+        node.wake()
+
+    node.reads._wake = wake
+    ahead = versionstamp(node.state.meta.epoch, node.applied_index + 3, 0)
+    asked = [trio.ask(leader, read(b"k", min_versionstamp=ahead, number=n)) for n in range(5)]
+    await until(lambda: bool(woken))
+    assert not any(woken)
+    for _ in range(5):
+        await trio.put(leader, b"k")
+    for each in asked:
+        assert value_of(await each.read()) == b"v"
+
+
+@on_trio
 async def test_many_reads_share_a_round(trio: Trio) -> None:
     leader = await trio.leading()
     rounds = trio.node(leader).stats.read_rounds

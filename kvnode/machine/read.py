@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Protocol
+
 from kvnode.base import limits
 from kvnode.codec.row import Row
 from kvnode.machine.keyspace import DATABASE_PREFIX_BYTES, database_prefix
-from kvnode.machine.state_reader import StateReader
+from kvnode.machine.state_reader import BoundedStateReader, StateReader
 from kvnode.proto.kv.v1 import kv_pb2
+
+
+class _Scan(Protocol):
+    """At most `limit` rows of a range; None = they are larger than may be read."""
+
+    def __call__(self, start: bytes, end: bytes, limit: int, *, reverse: bool) -> list[Row] | None: ...
 
 
 def read_ranges(
@@ -26,21 +35,71 @@ def read_ranges(
         start, end = wanted.start, wanted.end
         if wanted.count_only:
             result.count = count_live(state, prefix + start, prefix + end, log_time_ms)
-        elif len(end) == len(start) + 1 and end[-1] == 0 and end.startswith(start):
+        elif _is_point(start, end):
             row = state.get(prefix + start)
             if row is not None and not 0 < row.expire_at_ms <= log_time_ms and wanted.limit > 0:
                 _add(result, row, wanted.keys_only)
         else:
-            for row in scan_live(state, prefix + start, prefix + end, wanted.limit, wanted.reverse, log_time_ms):
+            rows = scan_live(state.scan, prefix + start, prefix + end, wanted.limit, wanted.reverse, log_time_ms)
+            for row in rows or ():  # `scan` stops at nothing
                 _add(result, row, wanted.keys_only)
 
 
-def scan_live(state: StateReader, start: bytes, end: bytes, limit: int, reverse: bool, log_time_ms: int) -> list[Row]:
-    """At most `limit` unexpired rows of the range, in the order asked for. Keys carry their database's prefix."""
+def read_within(
+    state: BoundedStateReader,
+    request: kv_pb2.ReadRequest,
+    database: int,
+    log_time_ms: int,
+    response: kv_pb2.ReadResponse,
+    max_bytes: int,
+) -> int | None:
+    """As read_ranges, for a request without counts, and stop where it takes too long.
+
+    Returns:
+        What it took, as bytes of values that are read in the same time: those of the values themselves,
+        READ_RANGE_BYTES a range and READ_ENTRY_BYTES an entry. None: above `max_bytes`, and the response is unfinished.
+    """
+    prefix = database_prefix(database)
+    took_bytes = 0
+    for wanted in request.ranges:
+        result = response.ranges.add()
+        start, end = wanted.start, wanted.end
+        took_bytes += limits.READ_RANGE_BYTES
+        if _is_point(start, end):
+            row = state.get(prefix + start)
+            if row is None:
+                continue
+            took_bytes += limits.READ_ENTRY_BYTES + len(row.value)
+            if not 0 < row.expire_at_ms <= log_time_ms and wanted.limit > 0:
+                _add(result, row, wanted.keys_only)
+        else:
+            scan = partial(state.scan_within, max_bytes=max_bytes - took_bytes)
+            rows = scan_live(scan, prefix + start, prefix + end, wanted.limit, wanted.reverse, log_time_ms)
+            if rows is None:
+                return None
+            for row in rows:
+                took_bytes += limits.READ_ENTRY_BYTES + len(row.value)
+                _add(result, row, wanted.keys_only)
+        if took_bytes > max_bytes:
+            return None
+    return took_bytes
+
+
+def _is_point(start: bytes, end: bytes) -> bool:
+    return len(end) == len(start) + 1 and end[-1] == 0 and end.startswith(start)
+
+
+def scan_live(scan: _Scan, start: bytes, end: bytes, limit: int, reverse: bool, log_time_ms: int) -> list[Row] | None:
+    """At most `limit` unexpired rows of the range, in the order asked for; None if a scan finds too much.
+
+    Keys carry their database's prefix.
+    """
     found: list[Row] = []
     while start < end and len(found) < limit:
         wanted = limit - len(found)
-        page = state.scan(start, end, wanted, reverse=reverse)
+        page = scan(start, end, wanted, reverse=reverse)
+        if page is None:
+            return None
         found.extend(row for row in page if not 0 < row.expire_at_ms <= log_time_ms)
         if len(page) < wanted:
             break

@@ -18,3 +18,12 @@ class StateReader(Protocol):
 
     def scan_keys(self, start: bytes, end: bytes, limit: int) -> list[bytes]:
         """The keys alone of `scan`."""
+
+
+class BoundedStateReader(StateReader, Protocol):
+    """One that can stop where rows are large."""
+
+    def scan_within(
+        self, start: bytes, end: bytes, limit: int, *, max_bytes: int, reverse: bool = False
+    ) -> list[Row] | None:
+        """As `scan`; None, found out with the first row above it, if the values have more than `max_bytes`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kvnode.base.errors import Unavailable
 from kvnode.codec.membership import Membership
 from kvnode.machine.resolve import Resolver
 from kvnode.node.barriers import Barriers, Item
@@ -167,22 +168,28 @@ class Operations:
         if not raft.is_leader:
             self.queues.dispatcher.lose_leadership()
         self._gate.lose_leadership()
+        self._take_back_reads()
         self.gateway.leader_changed(raft.leader_id)
 
     def sealed(self) -> None:
         """This node has ended its epoch as the leader: what waits goes to whoever leads the next one."""
         self.proposals.lose_leadership()
         self.queues.dispatcher.lose_leadership()
+        self._take_back_reads()
 
     async def end(self) -> None:
         """The node stops: answer all that nobody else will."""
         await self.queues.close()
         self._gate.lose_leadership()
+        self.reads.fail_waiting(Unavailable("the node is stopping: shutdown", code="NODE_STOPPING"))
         self.gateway.fail_all(RuntimeError("shutdown"))
 
     def take_back(self, calls: list[Call], unknown: bool) -> None:
         """See Gateway.take_back."""
         self.gateway.take_back(calls, unknown)
+
+    def _take_back_reads(self) -> None:
+        self.gateway.take_back(apart(self.reads.lose_leadership()), False)
 
     def _under_lease(self, call: Call, negative: kv_pb2.OperationResult | None) -> bool:
         return self.barriers.answers_under_lease(call, negative)

@@ -4,7 +4,8 @@ What a strong read costs beyond its row is its call: made, queued at the barrier
 that come between two rounds are confirmed by the same round and see the same state, so they share all of that. A read
 may join a batch for only as long as the batch's round has not been sent (barriers.py says why); then another is begun.
 
-A batch exists between the intake and its answer on the leader alone. Whatever else becomes of it (leadership lost, a
+A batch exists between the intake and its answer on the leader alone; where it holds too much for one pass of the loop,
+it is answered in pieces (read_turns.py). Whatever else becomes of it (leadership lost, a
 gate that an answer has to pass), it is taken apart into ordinary calls, each with its own deadline. Measured in turns
 at 64 callers over HTTP/1.1: 0.88 of the leader's processor time a get with a call of its own.
 """
@@ -23,6 +24,20 @@ from kvnode.proto.kv.v1 import kv_pb2
 
 _JOIN_WITHIN_MS = 2.0  # so that the batch's deadline is that of each of its reads, but for this
 _NOBODY = Origin(b"", 0)
+
+
+class Lane(NamedTuple):
+    """What reads that have to wait have in common (read_turns.py)."""
+
+    client_id: bytes
+    database: int
+    is_small: bool
+
+
+def lane_of(operation: kv_pb2.Operation, origin: Origin) -> Lane:
+    """That of a read: the small are those that ask for no more entries than a read may have ranges."""
+    entries_count = sum([wanted.limit for wanted in operation.read.ranges])
+    return Lane(origin.client_id, origin.database, entries_count <= limits.MAX_READ_RANGES_COUNT)
 
 
 class BatchedRead(NamedTuple):
@@ -71,18 +86,41 @@ class ReadBatch(Call):
         if self.done:
             return []
         self.done = True
-        return [
-            Call(
-                read.operation,
-                read.origin,
-                read.deliver,
-                None,
-                read.started_ms,
-                self.timeout_ms,
-                forwarded=self.forwarded,
-            )
-            for read in self.reads
-        ]
+        return [self.call(read) for read in self.reads]
+
+    def call(self, read: BatchedRead) -> Call:
+        """An ordinary call for one of them."""
+        return Call(
+            read.operation,
+            read.origin,
+            read.deliver,
+            None,
+            read.started_ms,
+            self.timeout_ms,
+            forwarded=self.forwarded,
+        )
+
+    def split(self, count: int) -> ReadBatch:
+        """Take the first reads out, as a batch of their own."""
+        first = self._with(self.reads[:count])
+        self.reads = self.reads[count:]
+        return first
+
+    def by_lane(self) -> list[tuple[Lane, ReadBatch]]:
+        """A batch for each lane that has reads in this one, which is done with."""
+        if self.done:
+            return []
+        reads: dict[Lane, list[BatchedRead]] = {}
+        for read in self.reads:
+            reads.setdefault(lane_of(read.operation, read.origin), []).append(read)
+        self.done = True
+        return [(lane, self._with(of_lane)) for lane, of_lane in reads.items()]
+
+    def _with(self, reads: list[BatchedRead]) -> ReadBatch:
+        batch = ReadBatch(self.started_ms, self.timeout_ms, forwarded=self.forwarded, generation=self.generation)
+        batch.leased = self.leased
+        batch.reads = reads
+        return batch
 
 
 class ReadBatches:

@@ -1,9 +1,12 @@
 """Serving reads from the local state.
 
 Both kinds end here: a strong read after its barrier, an eventual read as it arrives. Small reads are answered on
-the loop in one pass over the applied state (a point read costs a few microseconds); counts of ranges, and reads of
-more than MAX_INLINE_READ_ENTRIES_COUNT entries, leave the loop, each with one read transaction of its own. Of those as
-many run at a time as the state has readers, so that a message full of them neither holds the loop nor fills the memory.
+the loop in one pass over the applied state (a point read costs a few microseconds); counts of ranges, reads of
+more than MAX_INLINE_READ_ENTRIES_COUNT entries, and those that prove to be larger than MAX_INLINE_READ_BYTES, leave the
+loop, each with one read transaction of its own. Of those as many run at a time as the state has readers, so that a
+message full of them neither holds the loop nor fills the memory. Small ones hold it no longer than MAX_READ_TURN_BYTES
+say: the others are answered in later passes (read_turns.py). A strong read sees what its barrier asks for then too,
+since the state only goes on; it is counted, stamped and held against the lease when it is answered.
 """
 
 from __future__ import annotations
@@ -14,20 +17,23 @@ from collections.abc import Callable, Coroutine
 from kvnode.base import limits
 from kvnode.base.deadline import answer_margin_ms
 from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, TooStale
+from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.versionstamp import versionstamp
-from kvnode.machine.read import read_ranges
+from kvnode.machine.read import read_ranges, read_within
 from kvnode.node.barriers import Item
 from kvnode.node.calls import Answers, Call, DirectAnswers
 from kvnode.node.freshness import Confirmed, FreshnessTracker, in_words, is_within
 from kvnode.node.onward import Onward
 from kvnode.node.proposals import deadline_error
 from kvnode.node.read_batch import ReadBatch
+from kvnode.node.read_turns import ReadTurns, WaitingRead
 from kvnode.node.stamps import EpochRows, is_reached, refusal
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.storage.state import State, StateMeta, StateTables
 
 _TRANSACTION_FROM_COUNT = 3  # from so many reads on, SQLite's transaction around them costs less than it saves
+_MAX_INLINE_BYTES = limits.MAX_INLINE_READ_BYTES
 _LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1  # a state holds whole entries
 
 
@@ -82,6 +88,7 @@ class Reads:
         self._fail = fail
         self._wake = wake
         self._waiting: list[_Waiting] = []
+        self._turns = ReadTurns(self._go_on)
         self._tasks: set[asyncio.Task[None]] = set()
         self._stamped: StateMeta | None = None
         self._last_stamp = b""
@@ -92,7 +99,13 @@ class Reads:
         wanted = call.operation.read.min_versionstamp
         if wanted and self._must_wait(call, wanted, strong=False):
             return
-        self._answer_eventual(call)
+        self._take_eventual(call)
+
+    def _take_eventual(self, call: Call) -> None:
+        if self._turns.is_over:
+            self._turns.wait(call, strong=False)
+        else:
+            self._answer_eventual(call)
 
     def _answer_eventual(self, call: Call) -> None:
         assert call.operation is not None
@@ -109,8 +122,7 @@ class Reads:
             return
         bound_ms, age_ms = call.operation.read.max_staleness_ms, self._freshness.age_ms()
         if is_within(age_ms, bound_ms):
-            self._stats.reads_eventual += 1
-            self._serve(call, strong=False)
+            self._take_eventual(call)
             return
         self._stats.reads_too_stale += 1
         others = (
@@ -156,35 +168,70 @@ class Reads:
             self._fail(error)
 
     def _answer_strong(self, items: list[Item]) -> None:
-        now = self._now_ms()
+        now, turns = self._now_ms(), self._turns
         for item in items:
-            if isinstance(item.call, ReadBatch):
-                self._serve_batch(item.call, now)
-            elif item.negative is not None:
-                if item.call.leased and not self._under_lease(item.call, item.negative):
+            call = item.call
+            if item.negative is not None:
+                if call.leased and not self._under_lease(call, item.negative):
                     continue
-                self._stats.commit_latency_ms.observe(now - item.call.started_ms)
-                self._answers.answer(item.call, item.negative)
+                self._stats.commit_latency_ms.observe(now - call.started_ms)
+                self._answers.answer(call, item.negative)
+            elif turns.is_over:
+                turns.wait(call, strong=True)
+            elif isinstance(call, ReadBatch):
+                if not self._serve_batch(call, now):
+                    turns.wait(call, strong=True)
             else:
-                assert item.call.operation is not None
-                wanted = item.call.operation.read.min_versionstamp
-                if wanted and self._must_wait(item.call, wanted, strong=True):
-                    continue
-                self._stats.reads_strong += 1
-                self._stats.read_latency_ms.observe(now - item.call.started_ms)
-                self._serve(item.call, strong=True)
+                self._serve_strong(call, now)
 
-    def _serve_batch(self, batch: ReadBatch, now: float) -> None:
-        """Answer reads that share a call, all from one state."""
-        if batch.done:
+    def _serve_strong(self, call: Call, now: float) -> None:
+        assert call.operation is not None
+        wanted = call.operation.read.min_versionstamp
+        if wanted and self._must_wait(call, wanted, strong=True):
             return
+        self._stats.reads_strong += 1
+        self._stats.read_latency_ms.observe(now - call.started_ms)
+        self._serve(call, strong=True)
+
+    def _serve_batch(self, batch: ReadBatch, now: float) -> bool:
+        """Answer reads that share a call, all from one state; False = this pass is over before their end."""
+        if batch.done:
+            return True
         try:
             results = self._read_batch(batch)
         except KvError as error:
             self._failed(batch, error)
-            return
+            return True
         if batch.leased and not self._under_lease(batch, None):
-            return
+            return True
+        is_end = len(results) == len(batch.reads)
+        self._answer_batch(batch if is_end else batch.split(len(results)), results, now)
+        return is_end
+
+    def _read_batch(self, batch: ReadBatch) -> list[kv_pb2.OperationResult | None]:
+        """The results, up to where this pass is over; None = that read is too large for the loop."""
+        state, meta = self._state, self._state.meta
+        stamp, log_time_ms = self._stamp(meta), meta.log_time_ms
+        took_bytes, room_bytes = 0, self._turns.room_bytes
+        results: list[kv_pb2.OperationResult | None] = []
+        for operation, origin, _, _ in batch.reads:
+            result = kv_pb2.OperationResult(id=operation.id)
+            response = result.read
+            took = read_within(state, operation.read, origin.database, log_time_ms, response, _MAX_INLINE_BYTES)
+            if took is None:
+                took_bytes += _MAX_INLINE_BYTES
+                results.append(None)
+            else:
+                took_bytes += took
+                response.versionstamp = stamp
+                response.strongly_consistent = True
+                results.append(result)
+            if took_bytes >= room_bytes:
+                break
+        self._turns.took(took_bytes)
+        return results
+
+    def _answer_batch(self, batch: ReadBatch, results: list[kv_pb2.OperationResult | None], now: float) -> None:
         stats = self._stats
         stats.reads_strong += len(results)
         observe = stats.read_latency_ms.observe
@@ -193,23 +240,53 @@ class Reads:
         if self._answers.are_direct:
             batch.done = True
             for read, result in zip(batch.reads, results, strict=True):
-                read.deliver(result)
+                if result is not None:
+                    read.deliver(result)
+                else:
+                    self._leave_batch(batch, batch.call(read))
         else:
             for call, result in zip(batch.calls(), results, strict=True):
-                self._answers.answer(call, result)
+                if result is not None:
+                    self._answers.answer(call, result)
+                else:
+                    self._leave_batch(batch, call)
 
-    def _read_batch(self, batch: ReadBatch) -> list[kv_pb2.OperationResult]:
-        state, meta = self._state, self._state.meta
-        stamp, log_time_ms = self._stamp(meta), meta.log_time_ms
-        results = []
-        for operation, origin, _, _ in batch.reads:
-            result = kv_pb2.OperationResult(id=operation.id)
-            response = result.read
-            read_ranges(state, operation.read, origin.database, log_time_ms, response)
-            response.versionstamp = stamp
-            response.strongly_consistent = True
-            results.append(result)
-        return results
+    def _leave_batch(self, batch: ReadBatch, call: Call) -> None:
+        call.leased = batch.leased
+        self._leave_loop(self._serve_large(call, strong=True))
+
+    def _go_on(self) -> None:
+        """Answer reads that wait for a pass of the loop, as many as one may answer."""
+        try:
+            with self._state.reading():
+                while (waiting := self._turns.next()) is not None:
+                    self._answer_waiting(waiting)
+        except KvError as error:
+            self.fail_waiting(error)
+            self._fail(error)
+        except InvariantViolation as error:
+            self._fail(error)
+
+    def _answer_waiting(self, waiting: WaitingRead) -> None:
+        call, now = waiting.call, self._now_ms()
+        if now >= call.deadline_ms:
+            self._turns.took(call.reads_count * limits.READ_RANGE_BYTES)  # it takes its time too
+            call.fail(_turn_error(call))
+        elif not waiting.strong:
+            self._answer_eventual(call)
+        elif not isinstance(call, ReadBatch):
+            self._serve_strong(call, now)
+        elif not self._serve_batch(call, now):
+            self._turns.wait_first(waiting)
+
+    def lose_leadership(self) -> list[Call]:
+        """The strong reads that wait for a pass of the loop; they are the caller's from here on."""
+        return self._turns.take_strong()
+
+    def fail_waiting(self, error: KvError) -> None:
+        """Answer all reads that wait for a pass of the loop: nobody else will."""
+        for call in self._turns.take_all():
+            call.fail(error)
 
     def applied(self) -> None:
         """The state has moved on: wake the reads that waited for it."""
@@ -226,15 +303,18 @@ class Reads:
         reached = dict.fromkeys(ready)
         self._waiting = [w for w in self._waiting if not w.call.done and w not in reached]
         for waiting in ready:
-            if waiting.strong:
+            if not waiting.strong:
+                self._take_eventual(waiting.call)
+            elif self._turns.is_over:
+                self._turns.wait(waiting.call, strong=True)
+            else:
                 self._stats.reads_strong += 1
                 self._serve(waiting.call, strong=True)
-            else:
-                self._answer_eventual(waiting.call)
 
     def sweep(self, now_ms: float) -> None:
         """Answer the waiting reads that are past their deadline; have others answer what waits for long."""
         self._onward.sweep(now_ms)
+        self._turns.sweep(now_ms, _turn_error)
         if not self._waiting:
             return
         for waiting in self._waiting:
@@ -277,10 +357,16 @@ class Reads:
         result = kv_pb2.OperationResult(id=operation.id)
         try:
             meta = self._state.meta
-            read_ranges(self._state, request, call.database, meta.log_time_ms, result.read)
+            log_time_ms = meta.log_time_ms
+            took = read_within(self._state, request, call.database, log_time_ms, result.read, _MAX_INLINE_BYTES)
         except KvError as error:
             self._failed(call, error)
             return
+        if took is None:
+            self._turns.took(_MAX_INLINE_BYTES)
+            self._leave_loop(self._serve_large(call, strong=strong))
+            return
+        self._turns.took(took)
         self._finish(call, result, meta, reached, strong=strong)
 
     def _leave_loop(self, work: Coroutine[object, object, None]) -> None:
@@ -365,6 +451,15 @@ class Reads:
         call.fail(error)
         if error.phase == "storage":
             self._fail(error)
+
+
+def _turn_error(call: Call) -> KvError:
+    del call
+    return DeadlineExceeded(
+        "the deadline passed before the read had its turn: this node is asked for more than it can read; allow more "
+        "time, or read less at once",
+        phase="read",
+    )
 
 
 def _wait_on(call: Call, reasons: str) -> None:

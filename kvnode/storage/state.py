@@ -26,6 +26,7 @@ from kvnode.base.clock import Clock
 from kvnode.base.errors import StorageFailed, Unavailable
 from kvnode.base.invariant import invariant
 from kvnode.codec.row import Row
+from kvnode.storage.bounded_scan import scan_within
 from kvnode.storage.durable_files import sync_directory, sync_file
 from kvnode.storage.generations import Generations, create_empty_state
 from kvnode.storage.snapshot import SnapshotFile, create_snapshot, remove_snapshots
@@ -136,6 +137,13 @@ class State:
         """At most `limit` rows with start <= key < end in key order, or from the end; expired ones included."""
         with storage_errors(self._file.path):
             return self._file.tables.scan(start, end, limit, reverse=reverse)
+
+    def scan_within(
+        self, start: bytes, end: bytes, limit: int, *, max_bytes: int, reverse: bool = False
+    ) -> list[Row] | None:
+        """As `scan`; None, found out with the first row above it, if the values have more than `max_bytes`."""
+        with storage_errors(self._file.path):
+            return scan_within(self._file.tables, start, end, limit, max_bytes=max_bytes, reverse=reverse)
 
     def scan_keys(self, start: bytes, end: bytes, limit: int) -> list[bytes]:
         """At most `limit` keys with start <= key < end, in order."""

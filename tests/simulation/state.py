@@ -23,6 +23,7 @@ from kvnode.base.errors import StorageFailed
 from kvnode.base.invariant import invariant
 from kvnode.base.limits import DURABLE_APPLIED_INTERVAL_MS
 from kvnode.codec.row import Row
+from kvnode.storage.bounded_scan import scan_within
 from kvnode.storage.snapshot import SnapshotFile, hash_file
 from kvnode.storage.state_count import RangeCount
 from kvnode.storage.state_errors import damaged
@@ -154,6 +155,11 @@ class SimulatedState:
 
     def scan(self, start: bytes, end: bytes, limit: int, *, reverse: bool = False) -> list[Row]:
         return self._tables.scan(start, end, limit, reverse=reverse)
+
+    def scan_within(
+        self, start: bytes, end: bytes, limit: int, *, max_bytes: int, reverse: bool = False
+    ) -> list[Row] | None:
+        return scan_within(self._tables, start, end, limit, max_bytes=max_bytes, reverse=reverse)
 
     def scan_keys(self, start: bytes, end: bytes, limit: int) -> list[bytes]:
         return self._tables.scan_keys(start, end, limit)

@@ -23,6 +23,10 @@ class MemoryState:
         keys = sorted((key for key in self.rows if start <= key < end), reverse=reverse)
         return [self.rows[key] for key in keys[:limit]]
 
+    def scan_within(self, start, end, limit, *, max_bytes, reverse=False):
+        rows = self.scan(start, end, limit, reverse=reverse)
+        return rows if sum(len(row.value) for row in rows) <= max_bytes else None
+
     def scan_keys(self, start, end, limit):
         return [row.key for row in self.scan(start, end, limit)]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kvnode.base import limits
 from kvnode.codec.row import Row
 from kvnode.machine.keyspace import database_prefix
-from kvnode.machine.read import read_ranges
+from kvnode.machine.read import read_ranges, read_within
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.machine.fakes import MemoryState, point
 
@@ -67,3 +67,37 @@ def test_ranges_against_a_list(data):
         limits.SCAN_PAGE_COUNT = page
     assert [entry.key for entry in listed.entries] == (live[::-1] if reverse else live)[:limit]
     assert counted.count == len(live) and not counted.entries
+
+
+def within(state, max_bytes, *ranges):
+    response = kv_pb2.ReadResponse()
+    return read_within(state, kv_pb2.ReadRequest(ranges=ranges), 1, NOW, response, max_bytes), response.ranges
+
+
+def test_a_bounded_read_says_what_it_took_and_answers_the_same():
+    state = state_of([(b"a", 0), (b"b", NOW), (b"c", 0)])
+    wanted = [
+        point(b"a"),
+        point(b"b"),
+        point(b"x"),
+        kv_pb2.ReadRange(start=b"a", end=b"z", limit=9),
+        kv_pb2.ReadRange(start=b"a", end=b"z", limit=1, reverse=True, keys_only=True),
+    ]
+    took, found = within(state, 1 << 20, *wanted)
+    assert found == ask(state, *wanted)
+    assert took == 5 * limits.READ_RANGE_BYTES + 5 * (limits.READ_ENTRY_BYTES + 2)
+
+
+def test_a_bounded_read_stops_where_it_takes_too_much():
+    state = state_of([(bytes([n]), 0) for n in range(97, 107)])
+    everything = kv_pb2.ReadRange(start=b"a", end=b"z", limit=10)
+    exactly = limits.READ_RANGE_BYTES + 10 * (limits.READ_ENTRY_BYTES + 2)
+    assert within(state, exactly, everything)[0] == exactly
+    assert within(state, exactly - 1, everything)[0] is None
+    gets = [point(bytes([n])) for n in range(97, 107)]
+    each = limits.READ_RANGE_BYTES + limits.READ_ENTRY_BYTES + 2
+    assert within(state, 10 * each, *gets)[0] == 10 * each
+    took, found = within(state, 3 * each, *gets)
+    assert took is None and len(found) == 4, "it went on"
+    took, found = within(state, limits.READ_RANGE_BYTES + 19, everything, point(b"a"))
+    assert took is None and not found[0].entries, "the values alone are too large"

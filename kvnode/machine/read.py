@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import attrgetter
 from typing import Protocol
 
 from kvnode.base import limits
@@ -10,6 +11,10 @@ from kvnode.codec.row import Row
 from kvnode.machine.keyspace import DATABASE_PREFIX_BYTES, database_prefix
 from kvnode.machine.state_reader import BoundedStateReader, StateReader
 from kvnode.proto.kv.v1 import kv_pb2
+
+_RANGE_BYTES = limits.READ_RANGE_BYTES
+_ENTRY_BYTES = limits.READ_ENTRY_BYTES
+_VALUE = attrgetter("value")
 
 
 class _Scan(Protocol):
@@ -35,7 +40,7 @@ def read_ranges(
         start, end = wanted.start, wanted.end
         if wanted.count_only:
             result.count = count_live(state, prefix + start, prefix + end, log_time_ms)
-        elif _is_point(start, end):
+        elif len(end) == len(start) + 1 and end[-1] == 0 and end.startswith(start):
             row = state.get(prefix + start)
             if row is not None and not 0 < row.expire_at_ms <= log_time_ms and wanted.limit > 0:
                 _add(result, row, wanted.keys_only)
@@ -64,29 +69,24 @@ def read_within(
     for wanted in request.ranges:
         result = response.ranges.add()
         start, end = wanted.start, wanted.end
-        took_bytes += limits.READ_RANGE_BYTES
-        if _is_point(start, end):
+        took_bytes += _RANGE_BYTES
+        if len(end) == len(start) + 1 and end[-1] == 0 and end.startswith(start):  # most reads are of one key
             row = state.get(prefix + start)
-            if row is None:
-                continue
-            took_bytes += limits.READ_ENTRY_BYTES + len(row.value)
-            if not 0 < row.expire_at_ms <= log_time_ms and wanted.limit > 0:
-                _add(result, row, wanted.keys_only)
+            if row is not None:
+                took_bytes += _ENTRY_BYTES + len(row.value)
+                if not 0 < row.expire_at_ms <= log_time_ms and wanted.limit > 0:
+                    _add(result, row, wanted.keys_only)
         else:
             scan = partial(state.scan_within, max_bytes=max_bytes - took_bytes)
             rows = scan_live(scan, prefix + start, prefix + end, wanted.limit, wanted.reverse, log_time_ms)
             if rows is None:
                 return None
+            took_bytes += len(rows) * _ENTRY_BYTES + sum(map(len, map(_VALUE, rows)))
             for row in rows:
-                took_bytes += limits.READ_ENTRY_BYTES + len(row.value)
                 _add(result, row, wanted.keys_only)
         if took_bytes > max_bytes:
             return None
     return took_bytes
-
-
-def _is_point(start: bytes, end: bytes) -> bool:
-    return len(end) == len(start) + 1 and end[-1] == 0 and end.startswith(start)
 
 
 def scan_live(scan: _Scan, start: bytes, end: bytes, limit: int, reverse: bool, log_time_ms: int) -> list[Row] | None:

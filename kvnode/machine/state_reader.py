@@ -26,4 +26,4 @@ class BoundedStateReader(StateReader, Protocol):
     def scan_within(
         self, start: bytes, end: bytes, limit: int, *, max_bytes: int, reverse: bool = False
     ) -> list[Row] | None:
-        """As `scan`; None, found out with the first row above it, if the values have more than `max_bytes`."""
+        """As `scan`; None, found out within a few rows, if the values have more than `max_bytes`."""

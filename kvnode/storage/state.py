@@ -141,7 +141,7 @@ class State:
     def scan_within(
         self, start: bytes, end: bytes, limit: int, *, max_bytes: int, reverse: bool = False
     ) -> list[Row] | None:
-        """As `scan`; None, found out with the first row above it, if the values have more than `max_bytes`."""
+        """As `scan`; None, found out within a few rows, if the values have more than `max_bytes`."""
         with storage_errors(self._file.path):
             return scan_within(self._file.tables, start, end, limit, max_bytes=max_bytes, reverse=reverse)
 

@@ -370,6 +370,7 @@ class Reads:
         self._finish(call, result, meta, reached, strong=strong)
 
     def _leave_loop(self, work: Coroutine[object, object, None]) -> None:
+        self._turns.took(limits.READ_RANGE_BYTES)  # a task takes about as long to begin
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

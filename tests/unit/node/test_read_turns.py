@@ -155,6 +155,19 @@ async def test_point_reads_of_one_message_are_bounded_too(trio: Trio) -> None:
 
 
 @on_trio
+async def test_of_reads_that_leave_the_loop_a_bounded_part_does_in_one_pass(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.put(leader, b"small", b"v")
+    await trio.everywhere()
+    wanted = kv_pb2.ReadRange(start=b"a", end=b"z", limit=limits.MAX_INLINE_READ_ENTRIES_COUNT + 1)
+    request = kv_pb2.ReadRequest(ranges=[wanted], consistency=EVENTUAL)
+    asked = [trio.ask(one, kv_pb2.Operation(id=n, read=request)) for n in range(1_024)]
+    assert len(trio.node(one).reads._tasks) <= limits.MAX_READ_TURN_BYTES // limits.READ_RANGE_BYTES
+    for each in asked:
+        assert value_of(await each.read()) == b"v"
+
+
+@on_trio
 async def test_with_the_leadership_strong_reads_go_back_and_are_confirmed_anew(trio: Trio) -> None:
     leader = await trio.leading()
     await fill(trio, leader)

@@ -47,7 +47,7 @@ from tests.simulation.watchers import has_watches
 
 MAX_SEEDS = 150
 # What a mutant raises that no longer fits the code that it changes: that is no catch.
-OUTDATED = ("AttributeError", "NameError", "TypeError")
+OUTDATED = ("AttributeError", "IndexError", "NameError", "TypeError")
 
 
 def acknowledge_before_fsync() -> Patch:
@@ -230,22 +230,30 @@ def forget_the_log_at_install() -> Patch:
 
 def expire_by_the_local_clock() -> Patch:
     """Reads judge expiry by the clock of whoever answers."""
-    serve, read_ranges = Reads._serve, reads.read_ranges
+    serve, read_batch, read_within = Reads._serve, Reads._read_batch, reads.read_within
     clocks: list[Any] = []
 
     def local_serve(self: Reads, call: Any, *, strong: bool) -> None:
         clocks[:] = [self._now_ms.__self__]  # type: ignore[attr-defined]
         serve(self, call, strong=strong)
 
-    def local_ranges(state: Any, request: Any, database: int, log_time_ms: int, response: Any) -> None:
-        read_ranges(state, request, database, clocks[0].now_ms(), response)
+    def local_batch(self: Reads, batch: Any) -> Any:
+        clocks[:] = [self._now_ms.__self__]  # type: ignore[attr-defined]
+        return read_batch(self, batch)
+
+    def local_within(state: Any, request: Any, database: int, log_time_ms: int, response: Any, max_bytes: int) -> Any:
+        return read_within(state, request, database, clocks[0].now_ms(), response, max_bytes)
 
     @contextmanager
-    def both() -> Iterator[None]:
-        with replaced(Reads, "_serve", local_serve), replaced(reads, "read_ranges", local_ranges):
+    def all_three() -> Iterator[None]:
+        with (
+            replaced(Reads, "_serve", local_serve),
+            replaced(Reads, "_read_batch", local_batch),
+            replaced(reads, "read_within", local_within),
+        ):
             yield
 
-    return both()
+    return all_three()
 
 
 def trust_every_clock() -> Patch:

@@ -1,7 +1,7 @@
 """KV Connect's messages to the native ones and back.
 
 What both have has the same numbers in both, so bytes are parsed once, as the native message; what only the native one
-has is refused or cleared. Enqueues alone are not alike. Costs: 2 us for a get, 1 us for a set.
+has is refused or cleared. Enqueues alone are not alike. Costs: 2 us for a get, 2.5 us for a set.
 """
 
 from __future__ import annotations

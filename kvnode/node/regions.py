@@ -146,7 +146,7 @@ class Regions:
         """An epoch began or was sealed in the state, or a snapshot may have brought one."""
         self._epochs.applied()
         if self._epochs.seal is not None and not self._context.raft.sealed:
-            self._context.raft.stands_at_seal()
+            self._context.raft.stands_at_seal(self._epochs.seal[1])
         self._transport.announce()
         self.follower.look()
         self.take_up_seal()

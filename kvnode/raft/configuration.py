@@ -122,10 +122,9 @@ class MembershipHistory:
         self.quorum = Quorum(self.latest)
         return True
 
-    def seal(self) -> None:
-        """The applied entry is a seal: a snapshot or the state says so."""
-        last = self._history[-1]
-        self._history[-1] = last._replace(sealed=True)
+    def seal(self, index: int) -> None:
+        """The entry at `index`, behind which nothing is known to be in force, is a seal: a snapshot says so."""
+        self._history[-1] = self._history[-1]._replace(index=index, sealed=True)
 
     def prune(self, applied: int) -> None:
         """Forget what an applied membership has replaced."""

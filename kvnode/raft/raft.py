@@ -238,10 +238,10 @@ class Raft(Core):
         """Whether the log ends with a seal: in this epoch nothing more is taken in or read strongly."""
         return self.history.sealed_at > 0
 
-    def stands_at_seal(self) -> None:
-        """The applied state, which a snapshot has brought, ends with a seal."""
-        if self.history.latest_index <= self.log.applied:
-            self.history.seal()
+    def stands_at_seal(self, index: int) -> None:
+        """The state, which a snapshot has brought, ends with a seal at `index`: its Ready may be outstanding still."""
+        if self.history.latest_index <= index:
+            self.history.seal(index)
             self.log.ceiling = self.history.sealed_at
 
     def seal_is_committed(self) -> None:

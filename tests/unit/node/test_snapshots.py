@@ -13,6 +13,7 @@ import pytest
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.base.invariant import InvariantViolation
+from kvnode.codec.epoch import EpochStart, encode_epoch_start
 from kvnode.node.guard import Guard
 from kvnode.node.snapshots import FileSource, Snapshots
 from kvnode.node.stats import Stats
@@ -21,6 +22,7 @@ from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import Message, MessageKind
 from kvnode.raft.types import SnapshotMeta
 from kvnode.storage import snapshot_transfer
+from tests.raft.harness import members
 from tests.simulation.cluster import Server
 from tests.unit.node.cluster import Trio, on_trio, until
 
@@ -68,6 +70,27 @@ async def test_a_node_behind_the_log_is_caught_up_by_a_snapshot(trio: Trio) -> N
     await until(lambda: one.node is not None, 5)
     await trio.everywhere()
     assert trio.node(one).state.meta.digest in digests
+
+
+@on_trio
+async def test_a_snapshot_that_ends_at_a_seal_seals_the_log_behind_it(trio: Trio) -> None:
+    """Else its node, elected in the epoch that has ended, would take writes there while the next one has begun."""
+    leader, one, other = await trio.leader_and_followers()
+    trio.kill(one)
+    await filled(trio, leader)
+    raft = trio.node(leader).raft
+    elsewhere = members("1:a/replica 2:b/replica 3:c/replica 4:d 5:e")
+    sealed_at = raft.propose_seal(encode_epoch_start(EpochStart(2, 1, "eu", elsewhere, 1, planned=True)))
+    trio.node(leader).wake()
+    for server in (leader, other):
+        await until(lambda server=server: trio.node(server).applied_index == sealed_at, 5)  # type: ignore[misc]
+        await trio.within(server, trio.node(server).snapshot_now())
+    trio.start(one)
+    await until(lambda: one.node is not None, 5)
+    await until(lambda: trio.node(one).stats.snapshots_installed == 1, 20, "no snapshot was installed")
+    await asyncio.sleep(0.1)
+    assert trio.node(one).raft.history.sealed_at == sealed_at
+    assert trio.node(one).raft.log.ceiling == sealed_at
 
 
 @on_trio

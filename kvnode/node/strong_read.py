@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from kvnode.base.errors import VersionstampLost
 from kvnode.proto.kv.v1 import kv_pb2
 
 _ANY_KEY = b"\x00"
@@ -21,10 +22,16 @@ async def catch_up(node: Reader, timeout_ms: int) -> None:
     """Return once the local state holds everything acknowledged before the call. Raises KvError.
 
     A strong read (by the leader, on whichever node that is) names the versionstamp up to which everything is
-    acknowledged.
+    acknowledged. If a failover cuts that off before it comes here, the leader of the history that goes on is asked: the
+    caller knows of no versionstamp, so none of its own is lost. Each turn takes a failover, so there are few.
     """
-    strong = await node.read(kv_pb2.ReadRequest(ranges=[_PROBE]), timeout_ms)
-    await reach(node, strong.versionstamp, timeout_ms)
+    while True:
+        strong = await node.read(kv_pb2.ReadRequest(ranges=[_PROBE]), timeout_ms)
+        try:
+            await reach(node, strong.versionstamp, timeout_ms)
+        except VersionstampLost:
+            continue
+        return
 
 
 async def reach(node: Reader, versionstamp: bytes, timeout_ms: int) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from kvnode.base.errors import Unavailable
+from kvnode.base.errors import Unavailable, VersionstampLost
 from kvnode.node.strong_read import catch_up
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.node.cluster import Trio, on_trio, until
@@ -41,6 +41,21 @@ async def test_a_strong_read_names_the_state_that_an_eventual_one_waits_for() ->
 async def test_what_goes_wrong_is_the_callers_to_know(step: int) -> None:
     with pytest.raises(Unavailable, match="no leader"):
         await catch_up(Reader(fails_at=step), 700)
+
+
+async def test_whoever_named_no_versionstamp_is_not_told_that_one_is_lost() -> None:
+    """A failover cut off what the leader that answered had: the one of the history that goes on is asked."""
+
+    class FailedOver(Reader):
+        async def read(self, request: kv_pb2.ReadRequest, timeout_ms: int = 0) -> kv_pb2.ReadResponse:
+            if request.min_versionstamp == b"stamp of 1":
+                self._versionstamp = b"stamp of 2"
+                raise VersionstampLost("a failover kept nothing beyond")
+            return await super().read(request, timeout_ms)
+
+    reader = FailedOver()
+    await catch_up(reader, 700)
+    assert [request.min_versionstamp for request, _ in reader.asked] == [b"", b"", b"stamp of 2"]
 
 
 @on_trio

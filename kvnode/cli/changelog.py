@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ from kvnode.cli.show import compact, print_json, print_table, show_time
 
 if TYPE_CHECKING:
     from kvnode.codec.entry import Entry
+    from kvnode.storage.fork_file import ForkHeader
 
 changelog_app = typer.Typer(no_args_is_help=True, help="The changelog: show what a failover has cut off.")
 
@@ -53,6 +54,26 @@ def _show(file: Path, output: Output | None) -> None:
             "this file: the node's log no longer had them",
             file=sys.stderr,
         )
+    changes: list[str] = []
+    try:
+        _show_rows(header, _noting_changes(entries, changes), output)
+    finally:  # also where the file is damaged further on
+        if changes:
+            print(
+                "kvnode: changes of databases and tokens were lost as well, so that what they revoked or deleted is "
+                f"there again: {', '.join(changes)}",
+                file=sys.stderr,
+            )
+
+
+def _noting_changes(entries: Iterable[Entry], changes: list[str]) -> Iterator[Entry]:
+    """The entries as they are read; what they changed of databases and tokens is added to the list."""
+    for entry in entries:
+        changes.extend(directory_changes_of(entry))
+        yield entry
+
+
+def _show_rows(header: ForkHeader, entries: Iterable[Entry], output: Output | None) -> None:
     if output is Output.JSON:
         for entry in entries:
             for row in rows_of(entry):
@@ -97,6 +118,20 @@ def rows_of(entry: Entry) -> Iterator[dict[str, Any]]:
                 row["value"] = _value(fact.value, fact.encoding)
                 row["expire_at_ms"] = fact.expire_at_ms or None
             yield row
+
+
+def directory_changes_of(entry: Entry) -> Iterator[str]:
+    """What an entry changed of databases and tokens, a clause for each: nothing of it is a row of a user's database."""
+    from kvnode.codec.entry import EntryKind
+    from kvnode.machine.directory.rows import subject_of
+    from kvnode.proto.kv.internal.v1 import log_pb2
+
+    if entry.kind is not EntryKind.DATA:
+        return
+    for transaction in log_pb2.EntryPayload.FromString(entry.data).transactions:
+        for fact in transaction.facts:
+            if subject := subject_of(fact.key):
+                yield f"{subject} {'set' if fact.kind == log_pb2.FACT_KIND_SET else 'removed'}"
 
 
 def _key(raw: bytes) -> object:

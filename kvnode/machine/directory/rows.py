@@ -125,6 +125,14 @@ def token_key(token_id: str) -> bytes:
     return _TOKEN + token_id.encode()
 
 
+def subject_of(key: bytes) -> str:
+    """What people call the database or token whose row has this full key; empty for every other row."""
+    kind, rest = key[: len(_TOKEN)], key[len(_TOKEN) :]
+    if kind == _TOKEN:
+        return f"token {rest.decode(errors='replace')}"
+    return f"database number {int.from_bytes(rest, 'big')}" if kind == _DATABASE else ""
+
+
 def encode(row: DirectoryRow) -> bytes:
     """The value of a row."""
     return _HEAD + _message(row).SerializeToString(deterministic=True)

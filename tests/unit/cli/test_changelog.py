@@ -10,6 +10,9 @@ import pytest
 from kvnode.cli.changelog import show
 from kvnode.cli.options import Output
 from kvnode.codec.entry import Entry, EntryKind
+from kvnode.machine.directory import rows
+from kvnode.machine.keyspace import database_prefix
+from kvnode.proto.kv.internal.v1 import log_pb2
 from kvnode.storage.fork_file import ForkFiles, ForkHeader
 from kvnode.storage.system_disk import SystemDisk
 
@@ -24,3 +27,22 @@ def test_entries_that_the_log_no_longer_had_are_named(
     show(Path(path), output)
     error = capsys.readouterr().err
     assert said in error if said else not error
+
+
+@pytest.mark.parametrize("output", [Output.TABLE, Output.JSON])
+def test_changes_of_databases_and_tokens_are_named_and_what_they_removed_is_there_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], output: Output
+) -> None:
+    database = rows.DatabaseRow(7, "uuid", "orders", rows.DatabaseMode.ENABLED, 0, 1)
+    payload = log_pb2.EntryPayload(epoch=1)
+    facts = payload.transactions.add().facts
+    facts.add(kind=log_pb2.FACT_KIND_SET, key=database_prefix(1) + b"\x02a key\x00", value=b"v")
+    facts.add(kind=log_pb2.FACT_KIND_DELETE, key=rows.token_key("abcd2345"))
+    facts.add(kind=log_pb2.FACT_KIND_SET, key=rows.key_of(database), value=rows.encode(database))
+    facts.add(kind=log_pb2.FACT_KIND_SET, key=rows.VERSION_KEY, value=rows.encode(rows.VersionRow(8)))
+    header = ForkHeader("a", "c", 1, 903, 904, 904, 1_000)
+    entries = [Entry(1, 904, EntryKind.DATA, payload.SerializeToString())]
+    show(Path(asyncio.run(ForkFiles(SystemDisk(), str(tmp_path)).save(header, entries))), output)
+    shown = capsys.readouterr()
+    assert shown.err.endswith("is there again: token abcd2345 removed, database number 7 set\n")
+    assert "abcd2345" not in shown.out and "a key" in shown.out

@@ -23,6 +23,7 @@ from kvnode.api.remote_backend import RemoteBackend
 from kvnode.api.remote_queues import RemoteQueues
 from kvnode.client import rpc
 from kvnode.client.rpc import Method
+from kvnode.client.selection import CallMetadata
 from kvnode.client.unary import UnaryCaller
 from kvnode.node.channels import SERVER_OPTIONS
 
@@ -59,7 +60,7 @@ class GatewayGrpc:
         self._gate = gate
         self._address = address
         self._calls = CallsUnderWay()
-        self._callers: dict[int, UnaryCaller] = {}
+        self._callers: dict[CallMetadata, UnaryCaller] = {}  # it names the database, by its uuid
         self._server: aio.Server | None = None
         self._stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -100,9 +101,9 @@ class GatewayGrpc:
         return serve
 
     def _caller(self, database: int) -> UnaryCaller:
-        caller = self._callers.get(database)
+        reach = self._backend.reach(database)
+        caller = self._callers.get(reach.metadata)
         if caller is None:
-            reach = self._backend.reach(database)
             caller = UnaryCaller(reach.addresses, metadata=reach.metadata, credentials=reach.credentials)
-            self._callers[database] = caller
+            self._callers[reach.metadata] = caller
         return caller

@@ -58,7 +58,8 @@ class RemoteBackend:
         self._view = view
         self._token = token
         self._credentials = credentials
-        self._sessions: dict[int, Session] = {}
+        # By uuid: the number of a database that a failover cut off may be given to another one.
+        self._sessions: dict[str, Session] = {}
         self._leaving: dict[asyncio.Task[None], Session] = {}  # their databases were deleted
         self._load = Load()
         view.follow(self._let_go)
@@ -142,8 +143,9 @@ class RemoteBackend:
 
     def _let_go(self) -> None:
         """Databases have changed: those that are gone need no sessions."""
-        for number in [number for number in self._sessions if number not in self._view.databases]:
-            session = self._sessions.pop(number)
+        uuids = {row.uuid for row in self._view.databases.values()}
+        for uuid in [uuid for uuid in self._sessions if uuid not in uuids]:
+            session = self._sessions.pop(uuid)
             task = asyncio.get_running_loop().create_task(_close_when_answered(session))
             self._leaving[task] = session
             task.add_done_callback(self._leaving.pop)
@@ -162,19 +164,22 @@ class RemoteBackend:
         return session
 
     def _session(self, number: int) -> Session:
-        session = self._sessions.get(number)
+        uuid = self._uuid(number)
+        session = self._sessions.get(uuid)
         if session is None:
-            session = Session(
-                self._addresses, credentials=self._credentials, metadata=self._metadata(number), load=self._load
-            )
-            self._sessions[number] = session
+            metadata = call_metadata(uuid, self._token)
+            session = Session(self._addresses, credentials=self._credentials, metadata=metadata, load=self._load)
+            self._sessions[uuid] = session
         return session
 
-    def _metadata(self, number: int) -> CallMetadata:
+    def _uuid(self, number: int) -> str:
         row = self._view.databases.get(number)
         if row is None:
             raise NotFound("The database was deleted.")
-        return call_metadata(row.uuid, self._token)
+        return row.uuid
+
+    def _metadata(self, number: int) -> CallMetadata:
+        return call_metadata(self._uuid(number), self._token)
 
 
 async def _close_when_answered(session: Session) -> None:

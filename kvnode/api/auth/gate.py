@@ -37,7 +37,7 @@ class Permit:
         database: its number.
     """
 
-    __slots__ = ("_authority", "_clock", "_generation", "_holder", "_rate", "_reads", "_writes", "database")
+    __slots__ = ("_authority", "_clock", "_generation", "_holder", "_rate", "_reads", "_uuid", "_writes", "database")
 
     def __init__(self, authority: Authority, clock: Clock, row: DatabaseRow, holder: Holder | None) -> None:
         self._authority = authority
@@ -48,6 +48,7 @@ class Permit:
         self._writes: KvError | None = None
         self._rate: RateLimit | None = None
         self.database = row.number
+        self._uuid = row.uuid
 
     @property
     def is_plain(self) -> bool:
@@ -88,7 +89,7 @@ class Permit:
         self._generation = view.generation
         row = view.databases.get(self.database)
         self._rate = None
-        if row is None:
+        if row is None or row.uuid != self._uuid:  # a failover may have cut it off, and another have got its number
             self._reads = self._writes = NotFound("The database was deleted.")
             return
         self._reads, self._writes = refused_by_mode(row)

@@ -128,6 +128,22 @@ async def test_the_session_of_a_deleted_database_goes_with_it(backend: RemoteBac
     assert len(backend.sessions) == 1
 
 
+async def test_a_database_with_the_number_of_one_that_a_failover_cut_off_has_a_session_of_its_own(
+    backend: RemoteBackend, view: DirectoryView
+) -> None:
+    """A gateway that was cut off meanwhile learns of both in one message."""
+    await used(backend, 2)
+    (lost,) = backend.sessions
+    view.databases[2] = view.databases[2]._replace(uuid="f" * 32, name="another")
+    view.update({})
+    await used(backend, 2)
+    assert lost not in backend._sessions.values() and len(backend._sessions) == 1
+    assert dict(backend.reach(2).metadata)["kv-database"] == "f" * 32
+    async with asyncio.timeout(5):
+        while lost in backend.sessions:
+            await asyncio.sleep(0.01)
+
+
 async def test_what_the_session_of_a_deleted_database_holds_is_answered_first(
     backend: RemoteBackend, view: DirectoryView, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -292,6 +292,20 @@ async def test_the_gate_without_tokens() -> None:
     await gate.require_admin(None)
 
 
+async def test_what_is_permitted_in_a_database_that_a_failover_cut_off_is_not_in_another_of_its_number() -> None:
+    ground = Ground()
+    view = ground.authority.view
+    permit = await Gate(ground.authority, ground.clock, required=False).permit(metadata(database="orders"))
+    assert permit.refusal(write=True) is None
+    view.databases[2] = view.databases[2]._replace(name="renamed")
+    view.update({})
+    assert permit.refusal(write=True) is None
+    view.databases[2] = view.databases[2]._replace(uuid=str(uuid.uuid4()))
+    view.update({})
+    assert isinstance(permit.refusal(write=True), NotFound) and isinstance(permit.refusal(write=False), NotFound)
+    assert not permit.is_plain
+
+
 async def test_the_gate_with_tokens() -> None:
     ground = Ground(static=STATIC)
     gate = Gate(ground.authority, ground.clock, required=True)

@@ -693,9 +693,11 @@ class Answering(Session):
 
 @asynccontextmanager
 async def gateway() -> AsyncIterator[tuple[Serving, Answering]]:
-    backend = RemoteBackend("gateway", ["127.0.0.1:1"], DirectoryView())
+    view = DirectoryView()
+    view.load([], cluster_id="c")
+    backend = RemoteBackend("gateway", ["127.0.0.1:1"], view)
     session = Answering(["127.0.0.1:1"])
-    backend._sessions[1] = session
+    backend._sessions[view.databases[1].uuid] = session
     async with served(backend) as running:
         yield running, session
 

@@ -85,6 +85,7 @@ class Intake:
                 if call is None:
                     deliver(kv_pb2.OperationResult(id=operation.id, error=error_message(error)))
                 else:
+                    error.not_applied = error.not_applied and not call.sent  # of a resend: this copy was not
                     call.fail(error)
             except InvariantViolation as error:
                 self._fail(error)
@@ -114,7 +115,9 @@ class Intake:
     def _admit(self, call: Call, operation: kv_pb2.Operation) -> None:
         if operation.HasField("write"):
             # The node that took it in judged it by its database's limit; that this one's view is as new is not given.
-            limit = limits.HARD_MAX_VALUE_BYTES if call.forwarded else self._view.max_value_bytes(call.database)
+            # So it was when it was sent first: to refuse a resend would say that the first copy was not applied.
+            was_judged = call.forwarded or (call.sent and call.origin.own_session)
+            limit = limits.HARD_MAX_VALUE_BYTES if was_judged else self._view.max_value_bytes(call.database)
             validate_write(operation.write, limit)
         elif operation.HasField("read"):
             read = operation.read

@@ -147,13 +147,18 @@ class Proposals:
         return self._resolver is not None
 
     def add(self, call: Call) -> None:
-        """Queue a write, or the opening of a session; answers Unavailable when the queue is full."""
+        """Queue a write, or the opening of a session; answers Unavailable when the queue is full.
+
+        One that may have been applied is queued even above the bound, as the gateway holds it: only its resend can
+        settle it, and a refusal would say that nothing was applied.
+        """
         if call.operation is not None and not call.size_bytes:
             call.size_bytes = call.operation.ByteSize()
-        if (
+        full = (
             len(self._queue) >= limits.MAX_PROPOSAL_QUEUE_COUNT
             or self._queue_bytes + call.size_bytes > limits.MAX_PROPOSAL_QUEUE_BYTES
-        ):
+        )
+        if full and not call.sent:
             call.fail(
                 Unavailable("the leader's queue of writes is full; send less at once or retry", code="OVERLOADED")
             )

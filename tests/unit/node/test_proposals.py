@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import patch
 
 from kvnode.base import limits
 from kvnode.codec.entry import Entry, EntryKind
+from kvnode.machine.directory.view import DirectoryView
+from kvnode.machine.keyspace import DEFAULT_DATABASE
+from kvnode.machine.sessions import NODES_OWN
 from kvnode.node.calls import Call
 from kvnode.node.ports import Origin
 from kvnode.node.proposals import MAX_PENDING_ENTRIES_COUNT, PendingEntry, Proposals
@@ -137,6 +141,39 @@ async def test_a_resend_joins_the_copy_in_flight(trio: Trio) -> None:
     assert (await again.write()).versionstamp == stamp
     assert (await same_batch.write()).versionstamp == stamp
     assert number_of(await trio.get(leader, b"n")) == 1
+
+
+@on_trio
+async def test_a_full_queue_does_not_refuse_what_may_have_been_applied(trio: Trio) -> None:
+    """A refusal says that nothing was applied, and a client without request ids then writes anew."""
+    leader = await trio.leading()
+    client = await client_of(trio, leader)
+    first = await trio.ask(leader, write(add_one(b"n"), number=1), Origin(client, 1)).write()
+    with patch.object(limits, "MAX_PROPOSAL_QUEUE_COUNT", 0):
+        refused = await trio.ask(leader, write(add_one(b"n"), number=2), Origin(client, 1)).error()
+        again = await trio.ask(leader, write(add_one(b"n"), number=1, resend=True), Origin(client, 1)).write()
+    assert refused.code == "OVERLOADED" and refused.not_applied
+    assert again.versionstamp == first.versionstamp
+    assert number_of(await trio.get(leader, b"n")) == 1
+
+
+@on_trio
+async def test_a_limit_that_was_lowered_since_says_nothing_of_the_first_copy(trio: Trio) -> None:
+    """Those of this node's own session were judged before; a client only says that it sends again."""
+    leader = await trio.leading()
+    client = await client_of(trio, leader)
+    large = put(b"k", b"v" * 1_000)
+    await trio.ask(leader, write(large, number=1), Origin(client, 1)).write()
+    own = await trio.within(leader, trio.node(leader).operations.own_session.open(NODES_OWN))
+    origin = Origin(own, 1, DEFAULT_DATABASE, own_session=True)
+    first = await trio.ask(leader, write(large, number=1), origin).write()
+    with patch.object(DirectoryView, "max_value_bytes", lambda view, database: 10):
+        refused = await trio.ask(leader, write(large, number=2), Origin(client, 1)).error()
+        unknown = await trio.ask(leader, write(large, number=1, resend=True), Origin(client, 1)).error()
+        again = await trio.ask(leader, write(large, number=1, resend=True), origin).write()
+    assert refused.code == unknown.code == "VALUE_TOO_LARGE"
+    assert refused.not_applied and not unknown.not_applied
+    assert again.versionstamp == first.versionstamp
 
 
 @on_trio

@@ -11,7 +11,7 @@ from kvnode.client.numbers import parse_backoff_ms, parse_delay_ms, whole_number
 from kvnode.client.queue import QueueMessage
 from kvnode.client.results import CommitResult, Entry, parse_versionstamp
 from kvnode.client.texts import QUEUE_NAME, sendable
-from kvnode.codec.keys import KeyPart, encode_key, prefix_range
+from kvnode.codec.keys import AnyKey, KeyPart, PartSequence, encode_key, prefix_range
 from kvnode.codec.values import KvU64, encode_payload, encode_v8, encode_value
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -28,7 +28,7 @@ class CommitVersionstamp:
 
 
 COMMIT_VERSIONSTAMP: Final = CommitVersionstamp()
-WritableKey = Sequence[KeyPart | CommitVersionstamp]
+WritableKey = PartSequence[KeyPart | CommitVersionstamp]
 
 
 class AtomicOperation:
@@ -42,7 +42,7 @@ class AtomicOperation:
         self._acked: list[QueueMessage] = []
         self.request = kv_pb2.AtomicWriteRequest()
 
-    def check(self, entry_or_key: Entry | Sequence[KeyPart], versionstamp: str | None = None) -> AtomicOperation:
+    def check(self, entry_or_key: Entry | AnyKey, versionstamp: str | None = None) -> AtomicOperation:
         """Commit only if a key still has a versionstamp.
 
         Args:
@@ -79,7 +79,7 @@ class AtomicOperation:
         return self
 
     def set_expiry(
-        self, key: Sequence[KeyPart], *, expire_in: int | None = None, expire_at_ms: int | None = None
+        self, key: AnyKey, *, expire_in: int | None = None, expire_at_ms: int | None = None
     ) -> AtomicOperation:
         """Set when an entry goes away, and leave its value; its versionstamp is new, as after every write.
 
@@ -98,25 +98,25 @@ class AtomicOperation:
             raise InvalidRequest("BAD_EXPIRE_IN", f"expire_at_ms is milliseconds since 1970, not {expire_at_ms!r}.")
         return self._add_expiry(key, max(1, at))
 
-    def clear_expiry(self, key: Sequence[KeyPart]) -> AtomicOperation:
+    def clear_expiry(self, key: AnyKey) -> AtomicOperation:
         """Have an entry stay until it is deleted. Otherwise as set_expiry."""
         return self._add_expiry(key, 0)
 
-    def _add_expiry(self, key: Sequence[KeyPart], expire_at_ms: int) -> AtomicOperation:
+    def _add_expiry(self, key: AnyKey, expire_at_ms: int) -> AtomicOperation:
         kind = kv_pb2.MUTATION_TYPE_SET_EXPIRY
         self.request.mutations.add(type=kind, key=encode_key(key), expire_at_ms=expire_at_ms)
         return self
 
-    def delete(self, key: Sequence[KeyPart]) -> AtomicOperation:
+    def delete(self, key: AnyKey) -> AtomicOperation:
         """Delete a key; nothing happens if it does not exist."""
         self.request.mutations.add(type=kv_pb2.MUTATION_TYPE_DELETE, key=encode_key(key))
         return self
 
-    def delete_range(self, start: Sequence[KeyPart], end: Sequence[KeyPart]) -> AtomicOperation:
+    def delete_range(self, start: AnyKey, end: AnyKey) -> AtomicOperation:
         """Delete every key from start to end, end excluded: at most MAX_DELETE_RANGE_KEYS_COUNT of them."""
         return self._delete_encoded(encode_key(start), encode_key(end))
 
-    def delete_prefix(self, prefix: Sequence[KeyPart]) -> AtomicOperation:
+    def delete_prefix(self, prefix: AnyKey) -> AtomicOperation:
         """Delete every key below a prefix, itself excluded: at most MAX_DELETE_RANGE_KEYS_COUNT of them."""
         return self._delete_encoded(*prefix_range(prefix))
 
@@ -126,7 +126,7 @@ class AtomicOperation:
 
     def sum(
         self,
-        key: Sequence[KeyPart],
+        key: AnyKey,
         value: int | float | KvU64,
         *,
         minimum: int | float | None = None,
@@ -151,17 +151,17 @@ class AtomicOperation:
         mutation.sum_clamp = clamp
         return self
 
-    def min(self, key: Sequence[KeyPart], value: int | KvU64) -> AtomicOperation:
+    def min(self, key: AnyKey, value: int | KvU64) -> AtomicOperation:
         """Set a KvU64 to the smaller of itself and `value`."""
         self._number(kv_pb2.MUTATION_TYPE_MIN, key, value)
         return self
 
-    def max(self, key: Sequence[KeyPart], value: int | KvU64) -> AtomicOperation:
+    def max(self, key: AnyKey, value: int | KvU64) -> AtomicOperation:
         """Set a KvU64 to the larger of itself and `value`."""
         self._number(kv_pb2.MUTATION_TYPE_MAX, key, value)
         return self
 
-    def _number(self, kind: kv_pb2.MutationType, key: Sequence[KeyPart], value: int | float | KvU64) -> kv_pb2.Mutation:
+    def _number(self, kind: kv_pb2.MutationType, key: AnyKey, value: int | float | KvU64) -> kv_pb2.Mutation:
         operand: object = KvU64(value) if type(value) is int else value
         data, encoding = encode_value(operand)
         encoded = kv_pb2.Value(data=data, encoding=encoding)  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ class AtomicOperation:
         *,
         queue: str = "",
         delay: float = 0,
-        keys_if_undelivered: Sequence[Sequence[KeyPart]] = (),
+        keys_if_undelivered: Sequence[AnyKey] = (),
         backoff_schedule: Sequence[float] | None = None,
     ) -> AtomicOperation:
         """Put a message in a queue; it is there when the transaction commits.
@@ -224,7 +224,7 @@ class AtomicOperation:
 def message_of(
     value: object,
     queue: str,
-    keys_if_undelivered: Sequence[Sequence[KeyPart]],
+    keys_if_undelivered: Sequence[AnyKey],
     backoff_schedule: Sequence[float] | None,
 ) -> kv_pb2.Enqueue:
     """A message, as AtomicOperation.enqueue describes it. Raises InvalidRequest."""

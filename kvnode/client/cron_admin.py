@@ -9,7 +9,7 @@ from kvnode.client.atomic import message_of
 from kvnode.client.queue_admin import Commit
 from kvnode.client.texts import CRON_NAME, sendable
 from kvnode.client.unary import UnaryCaller
-from kvnode.codec.keys import KeyPart
+from kvnode.codec.keys import AnyKey
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
 
@@ -34,7 +34,7 @@ class CronAdmin:
         value: object = None,
         *,
         queue: str = "",
-        keys_if_undelivered: Sequence[Sequence[KeyPart]] = (),
+        keys_if_undelivered: Sequence[AnyKey] = (),
         backoff_schedule: Sequence[float] | None = None,
         allow_overlap: bool = False,
         must_be_new: bool = False,

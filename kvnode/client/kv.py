@@ -35,10 +35,8 @@ from kvnode.client.selection import CallMetadata, call_metadata
 from kvnode.client.session import Session
 from kvnode.client.unary import UnaryCaller
 from kvnode.client.watch import KeysWatch, PrefixWatch, WatchStream
-from kvnode.codec.keys import KeyPart, KeyRange, encode_key, list_range, point_range, prefix_range
+from kvnode.codec.keys import AnyKey, KeyRange, encode_key, list_range, point_range, prefix_range
 from kvnode.proto.kv.v1 import kv_pb2
-
-AnyKey = Sequence[KeyPart]
 
 
 def open_kv(

@@ -14,14 +14,35 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, SupportsIndex, TypeAlias, TypeVar
 
 from kvnode.base.errors import InvalidRequest
 from kvnode.codec.bigint import BigInt
 
 KeyPart: TypeAlias = bytes | str | int | float | bool
 Key: TypeAlias = tuple[KeyPart, ...]
+
+_Part_co = TypeVar("_Part_co", covariant=True)
+
+
+class PartSequence(Protocol[_Part_co]):
+    """A tuple or a list of parts, as type checkers see it.
+
+    A Sequence[KeyPart] would be a str too, whose parts are its characters, and bytes: `in` of these two takes less than
+    any object, which is how a checker tells them from other sequences.
+    """
+
+    def __contains__(self, item: object, /) -> bool: ...
+
+    def __getitem__(self, index: SupportsIndex, /) -> _Part_co: ...
+
+    def __iter__(self) -> Iterator[_Part_co]: ...
+
+    def __len__(self) -> int: ...
+
+
+AnyKey: TypeAlias = PartSequence[KeyPart]
 
 _BYTES, _STRING, _ZERO, _NUMBER, _FALSE, _TRUE = 0x01, 0x02, 0x14, 0x21, 0x26, 0x27
 _LONG_NEGATIVE, _LONG_POSITIVE = 0x0B, 0x1D
@@ -42,7 +63,7 @@ class KeyRange(NamedTuple):
     end: bytes
 
 
-def encode_key(key: Sequence[KeyPart]) -> bytes:
+def encode_key(key: AnyKey) -> bytes:
     """The bytes of a key.
 
     Raises:
@@ -70,16 +91,16 @@ def decode_key(data: bytes) -> Key:
     return tuple(parts)
 
 
-def prefix_range(prefix: Sequence[KeyPart]) -> KeyRange:
+def prefix_range(prefix: AnyKey) -> KeyRange:
     """All keys that begin with the parts of `prefix`, itself excluded."""
     encoded = encode_key(prefix)
     return KeyRange(encoded + b"\x00", encoded + b"\xff")
 
 
 def list_range(
-    prefix: Sequence[KeyPart] | None = None,
-    start: Sequence[KeyPart] | None = None,
-    end: Sequence[KeyPart] | None = None,
+    prefix: AnyKey | None = None,
+    start: AnyKey | None = None,
+    end: AnyKey | None = None,
 ) -> KeyRange:
     """The range that Deno's list selectors name: prefix; prefix and start; prefix and end; start and end; start alone.
 

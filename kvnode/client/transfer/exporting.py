@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from kvnode.client.kv import AnyKey, Kv
+from kvnode.client.kv import Kv
 from kvnode.client.listing import cursor_after
 from kvnode.client.transfer.rows import row_to_line
-from kvnode.codec.keys import list_range
+from kvnode.codec.keys import AnyKey, list_range
 
 
 class ExportedPage(NamedTuple):

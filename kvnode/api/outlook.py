@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvnode.base import limits
 from kvnode.codec.membership import MemberRole
 from kvnode.proto.kv.v1 import admin_pb2
 
@@ -23,18 +24,23 @@ def outlook(leader: admin_pb2.NodeStatus | None, answers: Sequence[admin_pb2.Nod
     regions = leader.status.regions
     if not regions:
         return "No other region has a copy."
-    known = [region for region in regions if region.node]
-    lags = ", ".join(f"{region.region} lags {_seconds(region.lag_ms)}" for region in known)
-    silent = " or ".join(region.region for region in regions if not region.node)
-    if silent:
+    heard = [region for region in regions if region.node and region.silent_ms < limits.REGION_SILENT_MS]
+    silent = [_silence(region) for region in regions if region.node and region.silent_ms >= limits.REGION_SILENT_MS]
+    if never := " or ".join(region.region for region in regions if not region.node):
         # It may have one all the same: an old primary region that is down while another leads, say.
-        unheard = f"no copy in {silent} has been heard of since the leader began to lead"
-        if not known:
-            return f"It is not known what would be left without the primary region: {unheard}."
-        lags = f"{lags}; {unheard}"
-    least = min(region.lag_ms for region in known)
+        silent.append(f"no copy in {never} has been heard of since the leader began to lead")
+    if not heard:
+        return f"It is not known what would be left without the primary region: {'; '.join(silent)}."
+    lags = ", ".join(f"{region.region} lags {_seconds(region.lag_ms)}" for region in heard)
+    least = min(region.lag_ms for region in heard)
     lost = f"the last {_seconds(least)} of writes" if least else "no write"
-    return f"With the whole primary region {lost} would be lost: {lags}."
+    return f"With the whole primary region {lost} would be lost: {'; '.join([lags, *silent])}."
+
+
+def _silence(region: admin_pb2.RegionProgress) -> str:
+    """Of a region that was heard of, and is not any more: its copies may be gone, however much they held."""
+    had = f"and lags {_seconds(region.lag_ms)}" if region.lag_ms else "and held every write then"
+    return f"{region.region} has not been heard of for {_seconds(region.silent_ms)}, {had}"
 
 
 def _without_leader(answers: Sequence[admin_pb2.NodeStatus]) -> str:

@@ -149,6 +149,7 @@ CHANGELOG_SHUN_MS = 10_000  # for how long it is then tried last
 CHANGELOG_ACKNOWLEDGE_INTERVAL_MS = 20
 NEIGHBOUR_SNAPSHOT_WAIT_MS = 5_000  # a replica leaves a snapshot to a neighbour that is not heard to fetch it so long
 NEIGHBOUR_SNAPSHOT_PROBE_MS = 500  # between two looks at whether a neighbour has it
+REGION_SILENT_MS = 3_000  # a region of which nothing was heard for this long may be gone, and status says so
 HELD_INTERVAL_TICKS = 2  # between two words of a voter to the leader about how far the replicas are that follow it
 MAX_HELD_MARKS_COUNT = 256
 MAX_UNREPLICATED_MS = 45_000

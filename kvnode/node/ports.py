@@ -30,6 +30,7 @@ class Held(NamedTuple):
     node_id: int
     durable_index: int  # the end of its log
     at_ms: int  # it holds what was committed by then, by a leader's wall clock; 0 = not known
+    silent_ms: int = 0  # since the replica said so
 
 
 class Awaited(NamedTuple):

@@ -83,6 +83,7 @@ class Regions:
             lease_ask=lambda: promotion.ask,
             on_lease=promotion.take,
             awaited=lambda: snapshots.coming if self.follower.awaits_snapshot else None,
+            monotonic_ms=context.clock.monotonic_ms,
         )
         self.follower = ChangelogFollower(
             settings.node_id,

@@ -51,6 +51,7 @@ class RegionLag(NamedTuple):
     durable_index: int
     lag_entries: int
     lag_ms: int
+    silent_ms: int = 0  # since any of its nodes was heard of
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class _Region:
     node_id: int = 0
     index: int = 0
     is_known: bool = False
+    heard_at_ms: int = 0
 
 
 class Replication:
@@ -94,7 +96,8 @@ class Replication:
             return
         self._see_regions()
         region_of = {member.node_id: member.region for member in self._membership().replicas}
-        for node_id, index, at_ms in rows:
+        now = self._clock.now_ms()
+        for node_id, index, at_ms, silent_ms in rows:
             region = self._regions.get(region_of.get(node_id, ""))
             if region is None or not (at_ms or index >= self._raft.commit):
                 continue
@@ -103,6 +106,7 @@ class Replication:
             if index >= region.index:
                 region.node_id, region.index = node_id, index
             region.current_at_ms = max(region.current_at_ms, at_ms)
+            region.heard_at_ms = max(region.heard_at_ms, now - silent_ms)
         self._judge()
 
     def tick(self) -> None:
@@ -121,10 +125,15 @@ class Replication:
         now, commit = self._clock.now_ms(), self._raft.commit
         return [
             RegionLag(
-                name, r.node_id, r.index, max(0, commit - r.index), max(0, now - r.current_at_ms)
+                region=name,
+                node_id=r.node_id,
+                durable_index=r.index,
+                lag_entries=max(0, commit - r.index),
+                lag_ms=max(0, now - r.current_at_ms),
+                silent_ms=max(0, now - r.heard_at_ms) if r.is_known else 0,
             )
             for name, r in sorted(self._regions.items())
-        ]  # fmt: skip
+        ]
 
     @property
     def holds_writes(self) -> bool:

@@ -136,6 +136,7 @@ def _regions(node: Node) -> list[admin_pb2.RegionProgress]:
             durable_index=lag.durable_index,
             lag_entries=lag.lag_entries,
             lag_ms=lag.lag_ms,
+            silent_ms=lag.silent_ms,
         )
         for lag in node.replication.lags()
     ]

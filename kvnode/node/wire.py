@@ -110,12 +110,15 @@ def decode_freshness(batch: peer_pb2.PeerBatch) -> Freshness | None:
 
 def encode_held(rows: Iterable[Held]) -> list[peer_pb2.Held]:
     """The wire form of how far replicas are."""
-    return [peer_pb2.Held(node_id=node_id, index=durable_index, at_ms=at_ms) for node_id, durable_index, at_ms in rows]
+    return [
+        peer_pb2.Held(node_id=row.node_id, index=row.durable_index, at_ms=row.at_ms, silent_ms=row.silent_ms)
+        for row in rows
+    ]
 
 
 def decode_held(batch: peer_pb2.PeerBatch) -> list[Held]:
     """What a batch says of how far replicas are."""
-    return [Held(row.node_id, row.index, row.at_ms) for row in batch.held]
+    return [Held(row.node_id, row.index, row.at_ms, row.silent_ms) for row in batch.held]
 
 
 def encode_lease(news: LeaseNews) -> peer_pb2.LeaseNews:

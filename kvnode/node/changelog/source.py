@@ -53,6 +53,7 @@ class Source:
         lease_ask: the newest that has reached this node.
         on_lease: told what the replica and those behind it have granted.
         awaited: the snapshot that this node awaits itself.
+        monotonic_ms: the clock by which it is told for how long the replica has been silent.
     """
 
     def __init__(
@@ -68,10 +69,13 @@ class Source:
         lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
         awaited: Callable[[], Awaited | None] = lambda: None,
+        monotonic_ms: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._lease_ask = lease_ask
         self._on_lease = on_lease
         self._awaited = awaited
+        self._monotonic_ms = monotonic_ms
+        self.heard_at_ms = monotonic_ms()
         self._holds_snapshot = request.hold_snapshot
         self.node_id = request.hello.node_id
         self._raft = raft
@@ -104,6 +108,7 @@ class Source:
 
     def acknowledge(self, request: changelog_pb2.FollowRequest) -> None:
         """The replica says what it holds."""
+        self.heard_at_ms = self._monotonic_ms()
         self.durable_index = max(self.durable_index, request.index)
         self.applied_index = max(self.applied_index, request.applied_index)
         self.held_at_ms = max(self.held_at_ms, request.held_at_ms)
@@ -216,10 +221,12 @@ class Sources:
         lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
         awaited: Callable[[], Awaited | None] = lambda: None,
+        monotonic_ms: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._lease_ask = lease_ask
         self._on_lease = on_lease
         self._awaited = awaited
+        self._monotonic_ms = monotonic_ms
         self._epochs = epochs
         self._hello = hello
         self._raft = raft
@@ -228,7 +235,7 @@ class Sources:
         self._send_snapshot = send_snapshot
         self._region = region
         self._own_id = own_id
-        self._gone: dict[int, Held] = {}  # how far those were that follow this node no more
+        self._gone: dict[int, Source] = {}  # the last streams of those that follow this node no more
         self._open: dict[Source, None] = {}  # in the order of their coming: what runs is the same in each run of a seed
 
     @property
@@ -238,14 +245,18 @@ class Sources:
 
     def held(self) -> list[Held]:
         """How far the replicas are that follow this node, and were that did: a new leader must not believe them new."""
-        now = {source.node_id: Held(source.node_id, source.durable_index, source.held_at_ms) for source in self._open}
+        open_now = {source.node_id: source for source in self._open}
         members = self._raft.membership
         self._gone = {
-            node_id: held
-            for node_id, held in self._gone.items()
-            if node_id not in now and members.get(node_id) is not None
+            node_id: source
+            for node_id, source in self._gone.items()
+            if node_id not in open_now and members.get(node_id) is not None
         }
-        return [*now.values(), *self._gone.values()]
+        now_ms = self._monotonic_ms()
+        return [
+            Held(source.node_id, source.durable_index, source.held_at_ms, max(0, int(now_ms - source.heard_at_ms)))
+            for source in (*open_now.values(), *self._gone.values())
+        ]
 
     def refusal(self, request: changelog_pb2.FollowRequest) -> str:
         """Why a replica that begins there cannot be fed from here; empty = it can."""
@@ -306,17 +317,18 @@ class Sources:
             lease_ask=self._lease_ask,
             on_lease=self._on_lease,
             awaited=self._awaited,
+            monotonic_ms=self._monotonic_ms,
         )
         before = self._gone.get(source.node_id)
         if before is not None:  # after a restart it has yet to learn what its log holds
-            source.held_at_ms = max(source.held_at_ms, before.at_ms)
+            source.held_at_ms = max(source.held_at_ms, before.held_at_ms)
         self._open[source] = None
         return source
 
     def close(self, source: Source) -> None:
         """The stream is over."""
         self._open.pop(source, None)
-        self._gone[source.node_id] = Held(source.node_id, source.durable_index, source.held_at_ms)
+        self._gone[source.node_id] = source
 
     def dismiss(self, removed: Container[int]) -> None:
         """End the streams of those who were removed from the cluster.

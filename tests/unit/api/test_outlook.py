@@ -6,10 +6,10 @@ from kvnode.api.outlook import outlook
 from kvnode.proto.kv.v1 import admin_pb2
 
 
-def cluster(*regions: tuple[str, str, int]) -> str:
+def cluster(*regions: tuple[str, str, int] | tuple[str, str, int, int]) -> str:
     leader = admin_pb2.NodeStatus()
-    for region, node, lag_ms in regions:
-        leader.status.regions.add(region=region, node=node, lag_ms=lag_ms)
+    for region, node, lag_ms, *silent_ms in regions:
+        leader.status.regions.add(region=region, node=node, lag_ms=lag_ms, silent_ms=sum(silent_ms))
     return outlook(leader)
 
 
@@ -28,6 +28,22 @@ def test_of_a_region_that_the_leader_has_not_heard_of_it_says_only_that() -> Non
     assert cluster(("asia", "", 7_000), ("europe", "e1", 210)) == (
         "With the whole primary region the last 0.2 s of writes would be lost: europe lags 0.2 s; no copy in asia has "
         "been heard of since the leader began to lead."
+    )
+
+
+def test_a_region_that_has_fallen_silent_is_not_said_to_be_current() -> None:
+    """While nothing is written, it lacks nothing that the leader knows of; its nodes may all be dead."""
+    assert cluster(("europe", "e1", 0, 12_300)) == (
+        "It is not known what would be left without the primary region: europe has not been heard of for 12.3 s, and "
+        "held every write then."
+    )
+    assert cluster(("asia", "a1", 200, 90), ("europe", "e1", 0, 12_300)) == (
+        "With the whole primary region the last 0.2 s of writes would be lost: asia lags 0.2 s; europe has not been "
+        "heard of for 12.3 s, and held every write then."
+    )
+    assert cluster(("africa", "", 0), ("europe", "e1", 1_500, 12_300)) == (
+        "It is not known what would be left without the primary region: europe has not been heard of for 12.3 s, and "
+        "lags 1.5 s; no copy in africa has been heard of since the leader began to lead."
     )
 
 

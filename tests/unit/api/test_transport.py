@@ -126,8 +126,8 @@ async def test_how_far_replicas_are_is_told_on_either_way(lane: bool, monkeypatc
         await until(lambda: p.far.held_rows == rows)
         assert not p.far.messages, "it brings no Raft message along"
         p.transport.send_held(PEER, [Held(11, 6, 1_100)])
-        p.transport.send_held(PEER, [Held(11, 7, 1_200)])
-        await until(lambda: p.far.held_rows[-1] == Held(11, 7, 1_200))
+        p.transport.send_held(PEER, [Held(11, 7, 1_200, 30)])
+        await until(lambda: p.far.held_rows[-1] == Held(11, 7, 1_200, 30))
 
 
 @pytest.mark.parametrize("lane", [True, False])

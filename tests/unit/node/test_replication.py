@@ -65,6 +65,18 @@ def test_a_region_that_holds_everything_is_current_however_long_it_is_silent() -
     assert not world.pass_ms(1)
 
 
+def test_for_how_long_a_region_has_been_silent_is_told_beside_its_lag() -> None:
+    world = World(E1, E2)
+    world.held(E1, 100, 300)
+    world.replication.take([Held(E2.node_id, 90, world.clock.now_ms(), silent_ms=400)])
+    assert world.replication.lags()[0].silent_ms == 0, "one of its nodes speaks"
+    world.pass_ms(5_000)
+    world.replication.take([Held(E1.node_id, 100, 1, 5_000), Held(E2.node_id, 90, 1, 5_400)])
+    assert world.replication.lags() == [RegionLag("europe", 11, 100, 0, 0, 5_000)]
+    world.held(E2, 90, 0)
+    assert world.replication.lags()[0].silent_ms == 0
+
+
 def test_every_region_must_be_behind_for_a_stall() -> None:
     world = World(E1, A1)
     world.held(E1, 50, 0)

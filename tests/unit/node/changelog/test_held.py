@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from kvnode.node.changelog.source import Sources
 from kvnode.node.ports import Freshness, Held
+from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
 from kvnode.raft.types import SnapshotMeta
-from tests.unit.node.changelog.test_follow import MEMBERS, World, quick, until, world
+from tests.unit.node.changelog.test_follow import MEMBERS, Peer, World, quick, until, world
+from tests.unit.node.fakes import HandClock
 
 __all__ = ["quick", "world"]  # fixtures
 
@@ -80,3 +83,27 @@ async def test_a_snapshot_counts_as_held_only_when_it_is_installed(world: World)
     world.peers[11].raft.log.persisted((), snapshot)
     world.peers[11].applied = 20
     await until(lambda: world.peers[11].applied == 22)
+
+
+def test_for_how_long_a_replica_has_been_silent_is_told_also_of_one_that_left() -> None:
+    peer, clock = Peer(2), HandClock()
+    sources = Sources(
+        peer.raft,
+        peer.freshness,
+        lambda: 1,
+        lambda _message: None,
+        region="us",
+        own_id=2,
+        monotonic_ms=clock.monotonic_ms,
+    )
+    hello = peer_pb2.Hello(node_id=11, name="n11")
+    source = sources.open(changelog_pb2.FollowRequest(hello=hello))
+    clock.pass_ms(5_000)
+    source.acknowledge(changelog_pb2.FollowRequest())
+    clock.pass_ms(100)
+    assert sources.held() == [Held(11, 0, 0, 100)]
+    sources.close(source)
+    clock.pass_ms(7_000)
+    assert sources.held() == [Held(11, 0, 0, 7_100)]
+    sources.open(changelog_pb2.FollowRequest(hello=hello))
+    assert sources.held() == [Held(11, 0, 0, 0)]

@@ -127,7 +127,7 @@ def make_plan(reports: Sequence[Report], wishes: Wishes, ballot: int) -> Plan:
     _check_alone(reports)
     _check_held(source, is_fenced=not not_fenced)
     voters = tuple(_candidates(reports, membership, source, wishes.region))
-    _check_size(membership, voters, source, wishes)
+    _check_size(reports, membership, voters, source, wishes)
     lag_ms, age_ms = _lag_ms(reports, source), _age_ms(source)
     if lag_ms > limits.MAX_FAILOVER_LAG_MS and not wishes.force:
         raise InvalidRequest(
@@ -236,17 +236,13 @@ def make_move(reports: Sequence[Report], region: str, ballot: int) -> Plan:
     if leader is None and sealed is not None:
         raise move_in_progress(sealed.name, sealed.sealed_epoch)
     if leader is None:
-        raise InvalidRequest(
-            "FAILOVER_NO_PRIMARY",
-            "no leader answers that could hand over: without --plan the region takes over with what it has",
-            phase="failover",
-        )
+        raise _no_primary(reports, decode_membership(most_advanced(reports).membership))
     if leader.region == region and any(waits_in_vain(report, latest) for report in reports):
         return make_renewal(reports, leader.node_id, ballot)
     _check_primary(reports, decode_membership(leader.membership), Wishes(region, force=True))
     membership = decode_membership(leader.membership)
     voters = tuple(_candidates(reports, membership, leader, region))
-    _check_size(membership, voters, leader, Wishes(region))
+    _check_size(reports, membership, voters, leader, Wishes(region))
     answered = {report.node_id for report in reports}
     return Plan(
         region,
@@ -293,6 +289,23 @@ def _check_region(membership: Membership, region: str) -> None:
             f"no member stands in a region '{region}': the regions are {', '.join(regions)}",
             phase="failover",
         )
+
+
+def _no_primary(reports: Sequence[Report], membership: Membership) -> InvalidRequest:
+    answered = {report.node_id for report in reports}
+    silent = [f"'{voter.name}'" for voter in membership.voters if voter.node_id not in answered]
+    if 2 * len(silent) < len(membership.voters):
+        why = "though most voters do: they may be electing one, so try again in some seconds. If they elect none"
+    else:
+        why = (
+            f"and of the voters {', '.join(silent)} did not answer this node: start them, or if they live, say it to "
+            "nodes that reach them (--endpoints). If they are gone"
+        )
+    return InvalidRequest(
+        "FAILOVER_NO_PRIMARY",
+        f"no leader answers that could hand over, {why}, leave --plan out: the region then takes over with what it has",
+        phase="failover",
+    )
 
 
 def _check_primary(reports: Sequence[Report], membership: Membership, wishes: Wishes) -> None:
@@ -362,21 +375,38 @@ def is_forked(report: Report, source: Report) -> bool:
     return report.commit_index > fork_index
 
 
-def _check_size(membership: Membership, voters: Sequence[Member], source: Report, wishes: Wishes) -> None:
+def _check_size(
+    reports: Sequence[Report], membership: Membership, voters: Sequence[Member], source: Report, wishes: Wishes
+) -> None:
     there = [member for member in membership.members if member.region == wishes.region]
     needed = min(max(1, source.wanted_commit_dcs), len({member.dc for member in there}))
     dcs = {member.dc for member in voters}
     if voters and (len(dcs) >= needed or wishes.force):
         return
-    missing = ", ".join(f"'{m.name}'" for m in there if m not in voters)
+    missing = [member for member in there if member not in voters]
     raise InvalidRequest(
         "REGION_TOO_SMALL",
         f"of the nodes in '{wishes.region}' too few can take over: they stand in {len(dcs)} data center(s), and "
-        f"{needed} are needed; {missing} did not answer, lag behind what '{source.name}' still has in its log, or "
-        f"hold what an earlier failover has left behind, and have to follow '{source.name}' as replicas first. "
-        "Start them" + (", or say --force to go on with fewer" if voters else ""),
+        f"{needed} are needed; {'; '.join(_shortcomings(reports, missing, source))}"
+        + (". Or say --force to go on with fewer" if voters else ""),
         phase="failover",
     )
+
+
+def _shortcomings(reports: Sequence[Report], missing: Sequence[Member], source: Report) -> Iterable[str]:
+    """Why those nodes cannot vote, and what to do about it."""
+    by_id = {report.node_id: report for report in reports}
+    for member in missing:
+        report = by_id.get(member.node_id)
+        if report is None:
+            reason = "did not answer: start it, or say it to a node that reaches it"
+        elif is_forked(report, source):
+            reason = (
+                f"holds what an earlier failover has left behind, and first has to follow '{source.name}' as a replica"
+            )
+        else:
+            reason = f"lags behind what '{source.name}' still has in its log, and first has to follow it as a replica"
+        yield f"'{member.name}' {reason}"
 
 
 def _lag_ms(reports: Sequence[Report], source: Report) -> int:

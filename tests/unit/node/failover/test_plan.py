@@ -64,6 +64,26 @@ def code(reports: Sequence[Report], region: str = "eu", **wishes: bool) -> str:
     return caught.value.code
 
 
+def test_who_is_missing_and_why_is_said_of_each() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        plan([report(5, 10), report(6, first_index=500)])
+    assert "'n4' did not answer: start it" in caught.value.message
+    assert "'n5' lags behind what 'n6' still has in its log" in caught.value.message
+    assert "earlier failover" not in caught.value.message
+
+
+def test_a_move_without_a_leader_names_the_voters_that_do_not_answer() -> None:
+    """From a region that is cut off it looks as if the primary one was gone."""
+    with pytest.raises(InvalidRequest) as caught:
+        make_move(REPLICAS, "eu", 7)
+    assert caught.value.code == "FAILOVER_NO_PRIMARY"
+    assert "of the voters 'n1', 'n2', 'n3' did not answer" in caught.value.message
+    assert "--endpoints" in caught.value.message
+    with pytest.raises(InvalidRequest) as caught:
+        make_move([*REPLICAS, report(1), report(2)], "eu", 7)
+    assert "electing" in caught.value.message and "'n3'" not in caught.value.message
+
+
 REPLICAS = [report(node_id) for node_id in (*EU, *ASIA)]
 
 

@@ -108,7 +108,6 @@ class _Notes:
         self._source = source
         self._progress = None if str(file) == "-" else ProgressFile(file, "import")
         self._target = {"database": chosen.database, "if_absent": if_absent}
-        self._identity: Any = None
         self._position: Any = None
         self._saved_at_ms = _now_ms()
 
@@ -126,10 +125,11 @@ class _Notes:
 
     def begin(self, saved: dict[str, Any]) -> None:
         """The source is open."""
-        self._identity = self._source.identity()
-        if saved and saved.get("source") != self._identity:
+        if saved and saved.get("source") != self._source.identity(saved.get("position")):
             raise InvalidRequest(
-                "NOTHING_TO_RESUME", "the file is no longer the one that was begun with: leave --resume out."
+                "NOTHING_TO_RESUME",
+                "what was read of the file is no longer what it begins with: leave --resume out. To set the rows again "
+                "leaves the same values.",
             )
         self.count = type(self.count)(*saved.get("count", ()))
 
@@ -157,9 +157,9 @@ class _Notes:
         if self._progress is None:
             return
         position = self._source.saved(self._position)
-        noted = {**self._target, "source": self._identity, "position": position, "count": [*self.count]}
         try:
-            self._progress.save(noted)
+            source = self._source.identity(position)
+            self._progress.save({**self._target, "source": source, "position": position, "count": [*self.count]})
         except KvError as error:  # a folder that cannot be written is no reason to stop
             print(f"kvnode: {error.message}; --resume will not be possible", file=sys.stderr)
             self._progress = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import sys
@@ -42,13 +43,21 @@ class Source(Protocol):
     def saved(self, position: Any) -> Any:
         """The position as JSON."""
 
-    def identity(self) -> Any:
-        """As JSON: what changes when the source is no longer the one that was begun with."""
+    def identity(self, saved: Any) -> Any:
+        """As JSON: what changes when what lies before a position is no longer what was read.
+
+        Args:
+            saved: the position, as `saved` gave it.
+
+        Raises:
+            InvalidRequest: FILE_NOT_READ.
+        """
 
     def close(self) -> None:
         """Give its resources back."""
 
 
+_COMPARED_BYTES = 65_536  # of a file before a position: whatever moves the lines changes them
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -105,9 +114,16 @@ class LinesSource:
         """See Source."""
         return list(position)
 
-    def identity(self) -> Any:
-        """See Source."""
-        return self.total
+    def identity(self, saved: Any) -> Any:
+        """See Source. What lies behind the position may change: a line at fault is corrected, a torn file completed."""
+        if self.total is None or saved is None:
+            return None
+        end = int(saved[0])
+        start = max(0, end - _COMPARED_BYTES)
+        try:
+            return hashlib.sha256(os.pread(self._file.fileno(), end - start, start)).hexdigest()
+        except OSError as error:
+            raise InvalidRequest("FILE_NOT_READ", f"cannot read {self._path}: {error.strerror}") from None
 
     def close(self) -> None:
         """See Source."""
@@ -152,7 +168,7 @@ class SqliteSource:
         """See Source."""
         return position[0].hex()
 
-    def identity(self) -> Any:
+    def identity(self, saved: Any) -> Any:
         """See Source. A file that is in use may grow, and rows that come in behind the position are not missed."""
         return "sqlite"
 

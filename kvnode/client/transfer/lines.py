@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from kvnode.base import limits
+from kvnode.base.errors import InvalidRequest
 from kvnode.client.transfer.rows import AFTER_START_ENDING, TransferRow, bad_row, line_to_row
 
 
@@ -20,7 +22,7 @@ BEGINNING = LinePosition()
 
 
 def read_rows(file: BinaryIO, start: LinePosition = BEGINNING) -> Iterator[tuple[TransferRow, LinePosition]]:
-    """The rows of a file, blank lines left out.
+    """The rows of a file, blank lines and a byte order mark left out.
 
     Args:
         file: at `start`.
@@ -35,8 +37,20 @@ def read_rows(file: BinaryIO, start: LinePosition = BEGINNING) -> Iterator[tuple
         offset_bytes += len(line)
         if len(line) > limits.MAX_IMPORT_LINE_BYTES:
             raise bad_row(f"line {lines_count}", f"a line has at most {limits.MAX_IMPORT_LINE_BYTES} bytes")
+        if lines_count == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)  # as editors on Windows write it
         if line.strip():
-            yield line_to_row(line, f"line {lines_count}"), LinePosition(offset_bytes, lines_count)
+            yield _to_row(line, lines_count), LinePosition(offset_bytes, lines_count)
+
+
+def _to_row(line: bytes, number: int) -> TransferRow:
+    try:
+        return line_to_row(line, f"line {number}")
+    except InvalidRequest as error:
+        if line.endswith(b"\n"):
+            raise
+        torn = "the file ends in this line, without a newline: it may have been cut off"
+        raise InvalidRequest(error.code, f"{error.message}; {torn}") from error
 
 
 class Tail(NamedTuple):

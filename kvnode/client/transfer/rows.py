@@ -84,6 +84,8 @@ def line_to_row(line: bytes, place: str) -> TransferRow:
         return TransferRow(place, _key_of(described), data, encoding, _expiry_of(described))
     except InvalidRequest as error:
         raise bad_row(place, error.message) from error
+    except json.JSONDecodeError as error:
+        raise bad_row(place, f"it is not a JSON object: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise bad_row(place, str(error) or type(error).__name__) from error
 

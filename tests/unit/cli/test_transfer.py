@@ -19,7 +19,7 @@ from tests.unit.cli.conftest import Cli
 from tests.unit.client.fake_server import FakeServer
 
 FIXTURE = Path(__file__).parents[1] / "client" / "transfer" / "fixtures" / "deno_kv.sqlite"
-BAD_LINE = '{"key": ["n"]}'.ljust(23)
+BAD_LINE = '{"key": ["n"]}'
 
 
 async def fill(server: FakeServer, count: int) -> None:
@@ -121,14 +121,25 @@ async def test_an_import_names_the_line_and_goes_on(cli: Cli, server: FakeServer
     other = await cli("import", "--resume", "--if-absent", str(file))
     assert other.status == 2 and "it was begun with" in other.err
     text = file.read_text()
-    file.write_text(text.replace(BAD_LINE, '{"key": ["x"], "value":1}'))
-    assert (await cli("import", "--resume", str(file))).status == 2  # of another size
-    file.write_text(text.replace(BAD_LINE, '{"key":["x"],"value":1}'))
+    file.write_text(text.replace(lines[7], '{"key": ["n", 7], "value": 77}'))
+    assert (await cli("import", "--resume", str(file))).status == 2  # what was read is another one
+    file.write_text(text.replace(BAD_LINE, '{"key": ["x"], "value": 1, "encoding": "v8"}'))
     server.store.applied_count = 0
     done = await cli("import", "--resume", str(file), "-o", "json")
     assert done.json["written"] == 1_301
     assert server.store.applied_count == 1
     assert (await cli("import", "-", "--resume")).status == 2
+
+
+async def test_a_torn_file_is_completed_and_gone_on_with(cli: Cli, server: FakeServer, tmp_path: Path) -> None:
+    lines = [json.dumps({"key": ["n", number], "value": number}) + "\n" for number in range(600)]
+    file = tmp_path / "rows.ndjson"
+    file.write_text("".join(lines)[:-9])
+    torn = await cli("import", str(file))
+    assert torn.status == 2 and "line 600: " in torn.err and "it may have been cut off" in torn.err
+    file.write_text("".join(lines))
+    assert (await cli("import", "--resume", str(file), "-o", "json")).json["written"] == 600
+    assert len(server.store.rows) == 600
 
 
 async def test_a_killed_import_goes_on(cli: Cli, server: FakeServer, tmp_path: Path) -> None:

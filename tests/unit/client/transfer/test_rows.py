@@ -137,6 +137,20 @@ def test_a_file_is_read_from_any_line_on():
     assert list(read_rows(io.BytesIO(b""), LinePosition())) == []
 
 
+def test_a_file_may_come_from_windows():
+    data = b"\xef\xbb\xbf" + b"".join(lines(3)).replace(b"\n", b"\r\n")
+    assert [row.key for row, _ in read_rows(io.BytesIO(data))] == [encode_key(("n", n)) for n in range(3)]
+    with pytest.raises(InvalidRequest, match=r"line 2: it is not a JSON object: .* at character 1 "):
+        list(read_rows(io.BytesIO(b"\n\xef\xbb\xbf{}\n")))
+
+
+def test_a_line_that_breaks_off_at_the_end_of_the_file_is_said_to():
+    good, torn = lines(2)
+    with pytest.raises(InvalidRequest, match=r"line 2: it is not a JSON object: .*; the file ends in this line"):
+        list(read_rows(io.BytesIO(good + torn[:20])))
+    assert len(list(read_rows(io.BytesIO(good + torn[:-1])))) == 2, "whole, but for its newline"
+
+
 def test_a_line_has_a_greatest_length(monkeypatch):
     monkeypatch.setattr("kvnode.base.limits.MAX_IMPORT_LINE_BYTES", 100)
     with pytest.raises(InvalidRequest, match="line 2: a line has at most 100 bytes"):

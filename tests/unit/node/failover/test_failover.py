@@ -50,6 +50,19 @@ async def lose_the_primary(trio: Trio, primary: list[Server]) -> None:
         trio.crash(server)
 
 
+async def lose_what_nobody_else_has(trio: Trio) -> tuple[list[Server], list[Server]]:
+    """The other region has taken over without the last five keys of the primary one, which is down."""
+    primary, replicas = await ready(trio)
+    for server in replicas:
+        trio.cut(server)
+    for number in range(5):
+        await trio.put(primary[0], b"lost %d" % number)
+    await lose_the_primary(trio, primary)
+    trio.heal()
+    await trio.within(replicas[0], trio.node(replicas[0]).coordinator.execute(DOWN))
+    return primary, replicas
+
+
 @contextmanager
 def fork_log() -> Iterator[list[str]]:
     """What nodes write to their logs about what they save and give up."""
@@ -102,14 +115,7 @@ async def test_the_other_region_takes_over_and_the_old_one_follows(trio: Trio) -
 
 @on_regions
 async def test_what_only_the_old_primary_had_is_saved_and_it_begins_anew(trio: Trio) -> None:
-    primary, replicas = await ready(trio)
-    for server in replicas:
-        trio.cut(server)
-    for number in range(5):
-        await trio.put(primary[0], b"lost %d" % number)
-    await lose_the_primary(trio, primary)
-    trio.heal()
-    await trio.within(replicas[0], trio.node(replicas[0]).coordinator.execute(DOWN))
+    primary, replicas = await lose_what_nobody_else_has(trio)
     await trio.put(replicas[0], b"new")
     for server in primary:
         trio.start(server)
@@ -229,14 +235,7 @@ async def test_a_node_that_begins_anew_answers_no_stamp_from_its_empty_state(tri
 @on_regions
 async def test_a_region_that_begins_anew_does_not_take_over_with_nothing(trio: Trio) -> None:
     """The second disaster comes before it has caught up: what the dead nodes hold is all that there is."""
-    primary, replicas = await ready(trio)
-    for server in replicas:
-        trio.cut(server)
-    for number in range(5):
-        await trio.put(primary[0], b"lost %d" % number)
-    await lose_the_primary(trio, primary)
-    trio.heal()
-    await trio.within(replicas[0], trio.node(replicas[0]).coordinator.execute(DOWN))
+    primary, replicas = await lose_what_nobody_else_has(trio)
     let_go = trio.observer.let_go
 
     def cut_then(node_id: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from random import Random
 from zlib import crc32
 
@@ -44,6 +44,10 @@ class Identity:
     epoch: int = 0
     initial_membership: bytes = b""
     storage_created: bool = False
+
+
+_FIELDS = frozenset(field.name for field in fields(Identity))
+_REQUIRED_FIELDS = frozenset(field.name for field in fields(Identity) if field.default is MISSING)
 
 
 class DataDirectory:
@@ -89,7 +93,7 @@ class DataDirectory:
         Raises:
             ConfigError: the directory belongs to a node with another name, region or data center.
             StorageFailed: the identity is damaged (IDENTITY_DAMAGED), or missing beside a log or a state
-                (IDENTITY_MISSING), or the disk failed.
+                (IDENTITY_MISSING), or of another version (IDENTITY_UNKNOWN_FORMAT), or the disk failed.
         """
         try:
             known = self._load()
@@ -182,11 +186,11 @@ def _mint(random_source: Random) -> int:
 
 def _encode(identity: Identity) -> bytes:
     """One line of JSON for people, and a line with its CRC-32."""
-    fields = asdict(identity) | {
+    described = asdict(identity) | {
         "format": FORMAT_VERSION,
         "initial_membership": base64.b64encode(identity.initial_membership).decode(),
     }
-    body = json.dumps(fields).encode()
+    body = json.dumps(described).encode()
     return b"%s\n%08x\n" % (body, crc32(body))
 
 
@@ -198,9 +202,22 @@ def _decode(data: bytes, path: str) -> Identity:
             " start it with an empty directory",
             code="IDENTITY_DAMAGED",
         )
-    fields = json.loads(body)
-    version = fields.pop("format")
+    described = json.loads(body)
+    version = described.pop("format", None)
     if version != FORMAT_VERSION:
-        raise StorageFailed(f"identity {path} has format {version}; this version of kvnode reads {FORMAT_VERSION}")
-    fields["initial_membership"] = base64.b64decode(fields["initial_membership"])
-    return Identity(**fields)
+        raise _strange(path, f"has format {version}; this version of kvnode reads {FORMAT_VERSION}")
+    if unknown := sorted(described.keys() - _FIELDS):
+        raise _strange(path, f"has fields that are unknown to this version of kvnode: {', '.join(unknown)}")
+    if missing := sorted(_REQUIRED_FIELDS - described.keys()):
+        raise _strange(path, f"lacks fields that this version of kvnode needs: {', '.join(missing)}")
+    encoded = described.pop("initial_membership", "")
+    return Identity(**described, initial_membership=base64.b64decode(encoded))
+
+
+def _strange(path: str, what: str) -> StorageFailed:
+    """A whole file of another version. To pass over what it says might forget what the node was bound to."""
+    return StorageFailed(
+        f"the identity {path} {what}. Start the node with the version of kvnode that wrote the file, most likely a "
+        "newer one; nothing was changed",
+        code="IDENTITY_UNKNOWN_FORMAT",
+    )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from random import Random
+from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -85,6 +89,39 @@ async def test_a_cut_off_file_is_a_clear_error(disk: SimulatedDisk, cut: int) ->
     disk.open(FILE).truncate(len(disk.contents(FILE)) + cut if cut < 0 else cut)
     with pytest.raises(StorageFailed, match="damaged"):
         await read(directory)
+
+
+def rewrite(disk: SimulatedDisk, change: Callable[[dict[str, Any]], object]) -> None:
+    """Another program's file: whole, with a checksum that holds."""
+    fields = json.loads(disk.contents(FILE).partition(b"\n")[0])
+    change(fields)
+    body = json.dumps(fields).encode()
+    file = disk.open(FILE)
+    file.truncate(0)
+    file.write(0, b"%s\n%08x\n" % (body, crc32(body)))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda fields: fields.update(zone="z1", rack="r1"), "unknown to this version of kvnode: rack, zone"),
+        (lambda fields: fields.pop("dc"), "lacks fields that this version of kvnode needs: dc"),
+        (lambda fields: fields.update(format=2, zone="z1"), "has format 2; this version of kvnode reads 1"),
+        (lambda fields: fields.pop("format"), "has format None; this version of kvnode reads 1"),
+    ],
+)
+async def test_a_file_of_another_version_names_what_is_strange(
+    disk: SimulatedDisk, change: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    directory = DataDirectory.open(disk, PATH)
+    await read(directory)
+    rewrite(disk, change)
+    before = disk.contents(FILE)
+    with pytest.raises(StorageFailed, match=FILE) as caught:
+        await read(directory)
+    assert caught.value.code == "IDENTITY_UNKNOWN_FORMAT" and said in caught.value.message
+    assert "version of kvnode" in caught.value.message
+    assert disk.contents(FILE) == before
 
 
 @pytest.mark.parametrize("owned", ["log", "state"])

@@ -33,6 +33,22 @@ Identify = Callable[[str], Awaitable[peer_pb2.IdentifyResponse]]
 Adopt = Callable[[str, peer_pb2.AdoptRequest], Awaitable[peer_pb2.AdoptResponse]]
 
 
+class Wait:
+    """What a node waits for that belongs to no cluster yet, as a sentence."""
+
+    def __init__(self) -> None:
+        self.text = "it is about to ask"
+
+    def for_each(self, identify: Identify) -> Identify:
+        """`identify`, which notes whom it asks."""
+
+        async def noted(address: str) -> peer_pb2.IdentifyResponse:
+            self.text = f"waiting for the node at {address}, which is to be started without --bootstrap"
+            return await identify(address)
+
+        return noted
+
+
 class Joining:
     """Answers Identify and Adopt for a node that waits to be joined.
 

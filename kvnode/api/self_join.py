@@ -43,7 +43,15 @@ class SelfJoin:
         self._wanted = admin_pb2.Member(node_id=me.node_id, address=me.address, role=role.value)
         self._asking: asyncio.Task[None] | None = None
         self._said: set[str] = set()
+        self._refused = ""
         self._attempts_count = 0
+
+    @property
+    def waits_for(self) -> str:
+        """As a sentence; empty when nobody is asked."""
+        if self._asking is None or self._asking.done():
+            return ""
+        return f"asking to be taken in, of {', '.join(sorted(self._addresses))}" + self._refused
 
     def begin(self) -> None:
         """Ask, unless there is nobody to ask or it has begun already."""
@@ -64,6 +72,7 @@ class SelfJoin:
             try:
                 await self._ask_once()
             except KvError as error:
+                self._refused = f"; the last answer: {error}"
                 self._say(error)
                 # The next one first: this one may be no member itself, or gone for good.
                 self._addresses.append(self._addresses.pop(0))

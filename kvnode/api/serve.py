@@ -23,8 +23,9 @@ from kvnode.api.connect.server import ConnectServer
 from kvnode.api.cron_metrics import CronStats
 from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.http import Tls
-from kvnode.api.join import Joining, adopt_initial_members, plan_bootstrap, wait_for_adoption
+from kvnode.api.join import Joining, Wait, adopt_initial_members, plan_bootstrap, wait_for_adoption
 from kvnode.api.ops import OpsServer
+from kvnode.api.ops_waiting import WaitingOps
 from kvnode.api.queue_http.node_queues import NodeQueues
 from kvnode.api.queue_http.server import QueueHttp
 from kvnode.api.queue_metrics import QueueStats
@@ -99,9 +100,7 @@ async def _serve(config: NodeConfig) -> int:
         asking = SelfJoin(config, _member(config, identity), tls.peers)
         try:
             if not identity.cluster_id:
-                asking.begin()
-                joined = asyncio.ensure_future(_join(config, directory, identity, tls))
-                bound = await _unless_stopped(joined, stopping)
+                bound = await _join_observed(config, directory, identity, stopping, tls, asking)
                 if bound is None:
                     return EXIT_OK
                 identity = bound
@@ -116,6 +115,26 @@ async def _serve(config: NodeConfig) -> int:
         directory.close()
 
 
+async def _join_observed(
+    config: NodeConfig,
+    directory: DataDirectory,
+    identity: Identity,
+    stopping: asyncio.Event,
+    tls: GrpcTls,
+    asking: SelfJoin,
+) -> Identity | None:
+    """Wait to be part of a cluster, and answer probes meanwhile. None = it was stopped before."""
+    wait = Wait()
+    ops = WaitingOps(config.ops_listen, lambda: asking.waits_for or wait.text)
+    await ops.start()
+    try:
+        asking.begin()
+        joined = asyncio.ensure_future(_join(config, directory, identity, tls, wait))
+        return await _unless_stopped(joined, stopping)
+    finally:
+        await ops.stop()
+
+
 async def _unless_stopped(work: asyncio.Future[Identity], stopping: asyncio.Event) -> Identity | None:
     stop = asyncio.ensure_future(stopping.wait())
     await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -128,7 +147,7 @@ async def _unless_stopped(work: asyncio.Future[Identity], stopping: asyncio.Even
     return None
 
 
-async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity, tls: GrpcTls) -> Identity:
+async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity, tls: GrpcTls, wait: Wait) -> Identity:
     me = _member(config, identity)
     if config.bootstrap:
         _log.info("bootstrapping a new cluster")
@@ -136,18 +155,16 @@ async def _join(config: NodeConfig, directory: DataDirectory, identity: Identity
             me,
             list(config.peers),
             config.min_commit_dcs,
-            partial(identify, credentials=tls.peers),
+            wait.for_each(partial(identify, credentials=tls.peers)),
             random.SystemRandom(),
             allow_unsafe=config.allow_unsafe_topology,
         )
         return await directory.bind(identity, cluster_id, FIRST_EPOCH, encode_membership(membership))
-    _log.info(
-        "this node (id %d) belongs to no cluster yet: waiting at %s to be adopted, by a node that is started with "
-        "--bootstrap and names it in --peers, or by `kvnode member add %s`",
-        me.node_id,
-        config.listen,
-        me.address,
+    wait.text = (
+        f"waiting at {config.listen} to be adopted, by a node that is started with --bootstrap and names it in "
+        f"--peers, or by `kvnode member add {me.address}`"
     )
+    _log.info("this node (id %d) belongs to no cluster yet: %s", me.node_id, wait.text)
     cluster_id, epoch, initial = await wait_for_adoption(Joining(me), config.listen, tls.server)
     return await directory.bind(identity, cluster_id, epoch, initial)
 

@@ -325,6 +325,8 @@ class Node:
             return False, f"MEMBER_REMOVED: {self._removed}"
         if not self.raft.leader_id:
             return False, "no leader is known: fewer than a majority of the voters answer, or an election is on"
+        if not self.applied_index and self.member.role is not MemberRole.VOTER:
+            return False, "waiting for the first copy of the cluster's data"
         behind = self.raft.commit - self.applied_index
         if behind > limits.MAX_BATCH_TRANSACTIONS_COUNT:
             return False, f"catching up: {behind} entries to apply"

@@ -25,6 +25,7 @@ from kvnode.storage import snapshot_transfer
 from tests.raft.harness import members
 from tests.simulation.cluster import Server
 from tests.unit.node.cluster import Trio, on_trio, until
+from tests.unit.node.test_members import added, newcomer
 
 
 async def filled(trio: Trio, server: Server, count: int = 60) -> None:
@@ -122,6 +123,28 @@ async def test_an_interrupted_transfer_is_resumed_where_it_broke(trio: Trio) -> 
     different.snapshot_id = "another"
     assert await trio.node(one).snapshot_sink().open(different) == 0, "the bytes of one are not those of another"
     other.close()
+
+
+@on_trio
+async def test_a_new_node_is_not_ready_before_it_has_its_first_copy(trio: Trio) -> None:
+    """It knows the leader, and would show an empty database."""
+    leader, *_ = await trio.leader_and_followers()
+    await filled(trio, leader)
+    for server in trio.servers.values():
+        await trio.within(server, trio.node(server).snapshot_now())
+    assert trio.node(leader).log.first_index() > 10
+    new = newcomer(trio)
+
+    def not_yet(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as disk:
+        disk.setattr(snapshot_transfer, "_write_all", not_yet)
+        await added(trio, new)
+        await until(lambda: trio.node(new).raft.leader_id == leader.member.node_id, 10)
+        assert trio.node(new).ready == (False, "waiting for the first copy of the cluster's data")
+    await until(lambda: trio.node(new).stats.snapshots_installed == 1, 20, "no snapshot was installed")
+    await until(lambda: trio.node(new).ready == (True, "ok"), 20)
 
 
 @on_trio

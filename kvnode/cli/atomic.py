@@ -71,7 +71,8 @@ def _read(file: Path | None) -> str:
         return (sys.stdin.buffer.read() if file is None or is_standard_input else file.read_bytes()).decode()
     except (OSError, UnicodeDecodeError) as error:
         where = "standard input" if is_standard_input else file
-        raise InvalidRequest("BAD_TRANSACTION", f"cannot read {where}: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise InvalidRequest("BAD_TRANSACTION", f"cannot read {where}: {why}") from None
 
 
 def _parse(text: str) -> dict[str, Any]:

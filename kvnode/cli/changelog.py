@@ -46,7 +46,7 @@ def _show(file: Path, output: Output | None) -> None:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise InvalidRequest("FORK_FILE_INVALID", f"cannot read {file}: {error}") from error
+        raise InvalidRequest("FORK_FILE_INVALID", f"cannot read {file}: {error.strerror}") from error
     header, entries = read_fork(data, str(file))
     if header.first_index > header.fork_index + 1:
         print(

@@ -44,7 +44,7 @@ def create(
             help="Minute, hour, day of the month, month, day of the week; numbers of the last count from 1, Sunday.",
         ),
     ],
-    value: Annotated[str, typer.Argument(metavar="[JSON]", help="What each message carries, as JSON.")] = "null",
+    value: Annotated[str, typer.Argument(metavar="JSON", help="What each message carries, as JSON.")] = "null",
     queue: Annotated[str, typer.Option("--queue", metavar="QUEUE", help="Where to; without it, 'default'.")] = "",
     overlap: Annotated[
         bool, typer.Option("--overlap", help="Send although the message of the tick before is not handled yet.")

@@ -83,7 +83,10 @@ def print_commit(result: CommitResult, output: Output | None) -> None:
         print(f"OK {result.versionstamp}")
     else:
         failed = ", ".join(str(number) for number in result.failed_checks)
-        print(f"kvnode: check {failed} did not hold; nothing was changed", file=sys.stderr)
+        print(
+            f"kvnode: check {failed} did not hold: the key's versionstamp is another one; nothing was changed",
+            file=sys.stderr,
+        )
     if not result.ok:
         raise typer.Exit(Exit.CHECK_FAILED)
 

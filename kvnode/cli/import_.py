@@ -43,9 +43,13 @@ def import_(
     Doing it again leaves the same values, so what broke off can be repeated, or gone on with by --resume. Rows whose
     time is over are left out. Versionstamps are new ones. A row at fault ends it, with its line in the error.
 
+    Of a row only "key" and "value" are needed: {"key": ["users", "ada"], "value": {"born": 1815}}
+
     Examples:
 
       kvnode import all.ndjson
+
+      kvnode import --resume all.ndjson
 
       kvnode import --if-absent - < users.ndjson
 

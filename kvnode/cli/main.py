@@ -54,6 +54,30 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("kvnode.cli.demo", "demo", NODE),
 }
 
+# What etcdctl, fdbcli and the shell call them; a mistyped name gets typer's own suggestion.
+ELSEWHERE: dict[str, str] = {
+    "put": "set",
+    "del": "delete",
+    "rm": "delete",
+    "clear": "delete",
+    "clearrange": "delete --prefix",
+    "ls": "list",
+    "scan": "list",
+    "range": "list",
+    "getrange": "list",
+    "txn": "atomic",
+    "lease": "ttl",
+    "endpoint": "status",
+    "move-leader": "leader transfer",
+    "backup": "export",
+    "snapshot": "export",
+    "restore": "import",
+    "auth": "token",
+    "user": "token",
+    "help": "--help",
+    "version": "--version",
+}
+
 
 class LazyGroup(TyperGroup):
     """Finds commands in COMMANDS."""
@@ -73,6 +97,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As typer's own, which suggests a name from the table for one that is mistyped."""
+        if args and args[0] in ELSEWHERE:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean '{PROGRAM} {ELSEWHERE[args[0]]}'?")
         if args and args[0] not in COMMANDS:
             for name in COMMANDS:
                 self.get_command(ctx, name)

@@ -64,7 +64,7 @@ def parse_queue(text: str) -> str:
 QueueArgument = Annotated[
     str,
     typer.Argument(
-        metavar="[QUEUE]",
+        metavar="QUEUE",
         parser=parse_queue,
         help="Its name; without one, the queue 'default'.",
         show_default=False,

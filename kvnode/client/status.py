@@ -67,6 +67,7 @@ _CLASS_BY_CODE: Final[dict[str, type[KvError]]] = {
     "VERSIONSTAMP_LOST": VersionstampLost,
 }
 _CONNECT_FAILED: Final = "failed to connect to all addresses"
+_HTTP1: Final = "http1.x server"
 _RETRYABLE_PHASES: Final = frozenset({"dial", "leader", "commit"})
 _RETRYABLE_CODES: Final = frozenset({"STATE_REPLACED", "SESSION_RESULTS_FULL"})
 _FINAL_CODES: Final = (
@@ -154,6 +155,8 @@ def _class_of(error: kv_pb2.Error) -> type[KvError]:
 
 def _plain(details: str) -> str:
     """gRPC's account of a failed connection, cut down to the operating system's own words."""
+    if _HTTP1 in details:
+        return "HTTP/1 is spoken there"
     if _CONNECT_FAILED in details:
         return f"could not connect: {details.rstrip('.)').rsplit(': ', 1)[-1]}"
     return details.rstrip(".")
@@ -178,6 +181,8 @@ def _classify(status: grpc.StatusCode, details: str) -> tuple[str, str, str]:
         return "NOT_A_KVNODE", "dial", what
     if status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "DEADLINE_EXCEEDED", "leader", "the node did not answer in time; try another endpoint"
+    if status is grpc.StatusCode.UNAVAILABLE and _HTTP1 in lowered:
+        return "UNAVAILABLE", "dial", "is it a node's ops port? Its port for gRPC is that of `listen` (4510)"
     if status is grpc.StatusCode.UNAVAILABLE and _CONNECT_FAILED in lowered and "socket closed" in lowered:
         return (
             "UNAVAILABLE",

@@ -28,7 +28,9 @@ def key_from_json(text: str) -> Key:
         parts = json.loads(text)
     except json.JSONDecodeError as error:
         raise InvalidRequest(
-            "BAD_KEY_JSON", f'{text!r} is not JSON ({error}). A key is an array: ["users", 1].'
+            "BAD_KEY_JSON",
+            f'{text!r} is not JSON ({error.msg} at character {error.pos + 1}). A key is an array: ["users", 1]; a '
+            "shell needs it in single quotes.",
         ) from error
     return key_from_parts(parts)
 

@@ -35,9 +35,8 @@ class LeadershipTransfer:
             return
         member = self._raft.membership.get(target)
         if member is None:
-            raise InvalidRequest(
-                "MEMBER_UNKNOWN", f"no voter {to or ''} to hand leadership to; see `kvnode member list`"
-            )
+            why = f"there is no member {to}" if to else "no other voter answers that could lead"
+            raise InvalidRequest("MEMBER_UNKNOWN", f"{why}; see `kvnode status`")
         if member.role is not MemberRole.VOTER:
             raise InvalidRequest("TRANSFER_TARGET_INVALID", self._no_voter(member))
         self._begin(target)

@@ -17,7 +17,7 @@ from kvnode.base.config import KEYS, NodeConfig
 from kvnode.base.errors import ConfigError, InvalidRequest, KvError, OutcomeUnknown, StorageFailed, Unavailable
 from kvnode.cli.duration import duration_ms, show_ms
 from kvnode.cli.exits import MEANINGS, Exit, exit_of
-from kvnode.cli.main import COMMANDS, app
+from kvnode.cli.main import COMMANDS, ELSEWHERE, app
 
 runner = CliRunner(env={"COLUMNS": "200"})
 
@@ -50,10 +50,24 @@ def test_a_mistyped_command_gets_a_suggestion() -> None:
     assert "status" in ran.output
 
 
+@pytest.mark.parametrize(("name", "here"), [("put", "set"), ("txn", "atomic"), ("version", "--version")])
+def test_what_other_stores_call_a_command_is_known(name: str, here: str) -> None:
+    ran = runner.invoke(app, [name, "x"])
+    assert ran.exit_code == 2 and f"Did you mean 'kvnode {here}'?" in ran.output
+
+
+def test_names_of_other_stores_lead_to_commands_and_hide_none() -> None:
+    assert not ELSEWHERE.keys() & COMMANDS.keys()
+    assert all(to.startswith("--") or to.split()[0] in COMMANDS for to in ELSEWHERE.values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["get", "users"], "is not JSON"),
+        (["get", "[users]"], 'at character 2). A key is an array: ["users", 1]; a shell needs it in single quotes'),
+        (["atomic", "/does/not/exist"], "cannot read /does/not/exist: No such file or directory [BAD_TRANSACTION"),
+        (["changelog", "show", "/does/not/exist"], "cannot read /does/not/exist: No such file or directory [FORK_"),
         (["get", '{"a": 1}'], "JSON array"),
         (["set", '["a"]', "{"], "bytes with --bytes"),
         (["set", '["a"]', "[" * 50_000], "nested too deep"),

@@ -75,6 +75,16 @@ def test_a_bare_status_is_classified(
     assert "; " in error.message
 
 
+def test_who_asks_an_ops_port_is_told_so() -> None:
+    details = (
+        "failed to connect to all addresses; last error: INTERNAL: ipv4:h: Failed parsing HTTP/2 (Expected SETTINGS "
+        "frame as the first frame, got frame type 80) (Trying to connect an http1.x server (HTTP status 400))"
+    )
+    error = error_from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, details), "h:1")
+    assert (error.code, error.phase, error.not_applied) == ("UNAVAILABLE", "dial", True)
+    assert error.message.startswith("HTTP/1 is spoken there; is it a node's ops port?")
+
+
 def test_what_is_worth_a_retry() -> None:
     def made(code: str, phase: str) -> kv_pb2.Error:
         return kv_pb2.Error(code=code, phase=phase)

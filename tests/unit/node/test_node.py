@@ -224,9 +224,13 @@ async def test_leadership_goes_where_it_is_sent(trio: Trio) -> None:
     leader, one, other = await trio.leader_and_followers()
     refusal = await trio.refused(one, trio.node(one).transfer_leadership(other.member.node_id))
     assert refusal.code == "NOT_LEADER" and leader.member.name in refusal.message
-    assert (await trio.refused(leader, trio.node(leader).transfer_leadership(99))).code == "MEMBER_UNKNOWN"
+    unknown = await trio.refused(leader, trio.node(leader).transfer_leadership(99))
+    assert unknown.code == "MEMBER_UNKNOWN" and "there is no member 99; see" in unknown.message
     await trio.within(leader, trio.node(leader).transfer_leadership(other.member.node_id))
     assert await trio.leading() is other
+    trio.node(other)._transfer._best_successor = lambda: 0  # type: ignore[method-assign]
+    alone = await trio.refused(other, trio.node(other).transfer_leadership(0))
+    assert alone.message.startswith("no other voter answers that could lead")
 
 
 @on_trio

@@ -113,7 +113,7 @@ def list_range(
         whole = prefix_range(prefix)
         first = whole.start if start is None else encode_key(start)
         last = whole.end if end is None else encode_key(end)
-        if first < whole.start or last > whole.end:
+        if not (whole.start <= first <= whole.end and whole.start <= last <= whole.end):
             raise InvalidRequest("BAD_SELECTOR", "The start or end of a list must lie within its prefix.")
         return KeyRange(first, last)
     if start is None:

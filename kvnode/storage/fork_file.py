@@ -94,7 +94,7 @@ def read_fork(data: bytes, path: str) -> tuple[ForkHeader, Iterator[Entry]]:
     head, newline, records = data.partition(b"\n")
     try:
         fields = json.loads(head)
-        if not newline or fields.pop("format") != _FORMAT:
+        if not newline or fields.pop("format", None) != _FORMAT:
             raise ValueError("not of a format that this version knows")
         header = ForkHeader(**fields)
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import typer
 
 from kvnode.cli.changelog import show
 from kvnode.cli.options import Output
@@ -46,3 +47,11 @@ def test_changes_of_databases_and_tokens_are_named_and_what_they_removed_is_ther
     shown = capsys.readouterr()
     assert shown.err.endswith("is there again: token abcd2345 removed, database number 7 set\n")
     assert "abcd2345" not in shown.out and "a key" in shown.out
+
+
+def test_a_file_of_another_kind_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "rows.ndjson"
+    other.write_text('{"key": ["a"], "value": 1}\n')
+    with pytest.raises(typer.Exit):
+        show(other)
+    assert "is no whole fork file: not of a format that this version knows" in capsys.readouterr().err

@@ -143,6 +143,8 @@ def test_list_selectors():
         {"prefix": ("a",), "start": ("a", "b"), "end": ("a", "c")},
         {"prefix": ("b",), "start": ("a", "b")},
         {"prefix": ("b",), "end": ("c", "b")},
+        {"prefix": ("b",), "start": ("c",)},
+        {"prefix": ("b",), "end": ("a",)},
     ],
 )
 def test_other_selectors_are_refused(arguments):

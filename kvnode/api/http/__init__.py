@@ -1,7 +1,9 @@
 """The HTTP server, behind one seam: handlers know requests and responses, nothing of the server."""
 
+from kvnode.api.http.large_body import LargeBody
 from kvnode.api.http.messages import (
     INTERNAL_ERROR,
+    Body,
     Handle,
     HttpError,
     Request,
@@ -15,9 +17,11 @@ from kvnode.api.http.server import HttpServer
 
 __all__ = [
     "INTERNAL_ERROR",
+    "Body",
     "Handle",
     "HttpError",
     "HttpServer",
+    "LargeBody",
     "Request",
     "Response",
     "Stream",

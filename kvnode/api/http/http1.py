@@ -11,9 +11,7 @@ being closed sees an error; only when there are too many is the one longest idle
 A connection ends: after an answer that says so (the client or HTTP/1.0 wants it, the body was not read whole, the
 server stops); after a request that cannot be parsed or is too slow; when the client does not read its answer. Before
 it is closed under a body that is still coming in, what comes is thrown away for a while: a reset would destroy the
-answer on its way.
-
-Deadlines are looked for by one sweep of all connections each second. It also makes the Date header.
+answer on its way. Deadlines are looked for by one sweep of all connections each second. It makes the Date header, too.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import cast
@@ -30,6 +28,7 @@ import httptools
 
 from kvnode.api.http.exchange import Exchange, WholeExchange
 from kvnode.api.http.known_heads import END, KnownHeads
+from kvnode.api.http.large_body import LargeBody
 from kvnode.api.http.messages import (
     INTERNAL_ERROR,
     BodyBudget,
@@ -172,6 +171,7 @@ class Connection(asyncio.Protocol):
         self._sniffing = shared.take_over is not None
         self._first = b""
         self._unsent_bytes = 0
+        self._rest: LargeBody | None = None  # of the answer
 
     # What the transport says.
 
@@ -190,9 +190,7 @@ class Connection(asyncio.Protocol):
         self._client_left()
         if self._serving is not None:
             self._serving.fail(HttpError(400, "The connection broke."))
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        self._writable = None  # or who waits until there is none would wait for this one for ever, and hold the loop
+        self.resume_writing()  # or who waits until it may be written would wait for ever, and hold the loop
         self._transport = None
 
     def eof_received(self) -> bool:
@@ -296,7 +294,7 @@ class Connection(asyncio.Protocol):
     def respond(self, exchange: WholeExchange, response: Response) -> None:
         """See Carrier."""
         self._write(response, head_only=False)
-        if self._writable is None:
+        if self._writable is None and self._rest is None:
             self._answered(exchange)
         else:
             self._task = self.shared.loop.create_task(self._finish(exchange))
@@ -505,6 +503,13 @@ class Connection(asyncio.Protocol):
 
     async def _finish(self, exchange: Exchange | WholeExchange) -> None:
         """On, once the client has read enough of the answer."""
+        rest, self._rest = self._rest, None
+        try:
+            if rest is not None:
+                await self._send_chunks(rest.pieces(), chunked=False)
+        except Exception:
+            _log.exception("an answer broke off")
+            self.cut()
         while self._writable is not None:
             await self._writable
         self._answered(exchange)
@@ -515,6 +520,8 @@ class Connection(asyncio.Protocol):
         closing = b"connection: close\r\n\r\n" if self._last or self.shared.stopping else b"\r\n"
         length = b"content-length: %d\r\n" % len(response.body)
         body = b"" if head_only else response.body
+        if isinstance(body, LargeBody):
+            self._rest, body = body, b""
         further = b"" if not response.headers else _header_lines(response.headers)
         self._transport.write(b"".join((self.shared.head(response), length, further, closing, body)))
 
@@ -529,7 +536,7 @@ class Connection(asyncio.Protocol):
             further = b"" if not response.headers else _header_lines(response.headers)
             self._transport.write(self.shared.head(response) + framing + further + closing)
         gone = asyncio.ensure_future(self.gone())
-        sending = asyncio.ensure_future(self._send_chunks(response, chunked=chunked))
+        sending = asyncio.ensure_future(self._send_chunks(response.chunks, chunked=chunked))
         try:
             await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -543,8 +550,8 @@ class Connection(asyncio.Protocol):
         if chunked and self._transport is not None and not isinstance(outcome, Exception):
             self._transport.write(_LAST_CHUNK)
 
-    async def _send_chunks(self, response: Stream, *, chunked: bool) -> None:
-        async for chunk in response.chunks:
+    async def _send_chunks(self, chunks: AsyncGenerator[bytes, None], *, chunked: bool) -> None:
+        async for chunk in chunks:
             if self._transport is None:
                 return
             if chunk:

@@ -34,6 +34,7 @@ from granian.server.embed import Server
 from kvnode.api.http.http2_direct import DirectServer
 from kvnode.api.http.http2_frames import MARK, MARK_BYTES
 from kvnode.api.http.known_heads import KnownHead, KnownHeads
+from kvnode.api.http.large_body import LargeBody
 from kvnode.api.http.messages import (
     INTERNAL_ERROR,
     BodyBudget,
@@ -188,12 +189,18 @@ class Http2Server:
             return
         if scope.method == "HEAD":
             response = response._replace(body=b"")
+        account = None
         if len(response.body) > limits.HTTP2_UNCOUNTED_BYTES:
             found = self.unread.find(request.header(MARK))
             if found is not None:
                 connection, stream = found
-                response = connection.reserve(stream, response)
-        protocol.response_bytes(response.status, _headers(response), response.body)
+                response, account = connection.reserve(stream, response)
+        body = response.body
+        if isinstance(body, bytes):
+            protocol.response_bytes(response.status, _headers(response), body)
+        elif account is not None:  # else its client has gone
+            headers = [*_headers(response), ("content-length", str(len(body)))]
+            await _send_large(body, protocol.response_stream(response.status, headers), account)
 
     async def _respond(self, request: _Request, scope: _Scope) -> Response | Stream:
         if self._take_whole is None or scope.method != "POST":
@@ -283,6 +290,20 @@ async def _send(chunks: AsyncGenerator[bytes, None], transport: Any, account: Ac
         except ProtocolClosed:  # the client has left, and its task that waits for that has not heard yet
             return
         await account.room()  # before the next one is made: what it shows is then as new as can be
+
+
+async def _send_large(body: LargeBody, transport: Any, account: Account) -> None:
+    """All of it is counted as unread already; granian is given no more than the client is about to take."""
+    left_bytes = len(body)
+    async for piece in body.pieces():
+        left_bytes -= len(piece)
+        try:
+            await transport.send_bytes(piece)
+        except ProtocolClosed:
+            return
+        await account.room(left_bytes)
+        if account.ended:
+            return
 
 
 def _fields_of(scope: _Scope) -> tuple[tuple[str, str], ...]:

@@ -44,6 +44,7 @@ from kvnode.api.http.http2_frames import (
 from kvnode.api.http.http2_known import KnownBlocks
 from kvnode.api.http.http2_window import FIRST_WINDOW_BYTES, MAX_WINDOW_BYTES, SharedWindow
 from kvnode.api.http.known_heads import KnownHead
+from kvnode.api.http.large_body import LargeBody
 from kvnode.api.http.messages import (
     INTERNAL_ERROR,
     BodyBudget,
@@ -68,7 +69,8 @@ _MAX_WASTED_COUNT = 10_000
 # Parts of a client's windows (Direct._may_go_on): what watches that it does not read leave of the connection's, what
 # those that it may be reading do, and how much of a stream's may be unread without telling which it is.
 _LEFT_BY_UNREAD, _LEFT_BY_WATCHES, _UNREAD = 0.3, 0.1, 1 / 3
-_NO_ERROR, _PROTOCOL_ERROR, _FLOW_CONTROL_ERROR, _REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0x0, 0x1, 0x3, 0x7, 0xB
+_NO_ERROR, _PROTOCOL_ERROR, _INTERNAL_ERROR, _FLOW_CONTROL_ERROR = 0x0, 0x1, 0x2, 0x3
+_REFUSED_STREAM, _ENHANCE_YOUR_CALM = 0x7, 0xB
 
 
 class DirectServer:
@@ -125,7 +127,7 @@ class DirectStream:
     """One request that was taken (exchange.Carrier)."""
 
     __slots__ = ("_connection", "_gone", "chunks", "complete", "deadline_s", "given_bytes", "head", "is_refused",
-                 "kept_bytes", "number", "received_bytes", "shared", "task", "unsent")  # fmt: skip
+                 "kept_bytes", "number", "received_bytes", "rest", "shared", "task", "unsent")  # fmt: skip
 
     def __init__(self, connection: Direct, number: int, head: KnownHead, deadline_s: float) -> None:
         self._connection = connection
@@ -141,6 +143,7 @@ class DirectStream:
         self.complete = False
         self.is_refused = False  # before its body was there
         self.unsent = memoryview(b"")
+        self.rest: LargeBody | None = None  # behind that
         self.task: asyncio.Task[None] | None = None
 
     def wants_body(self, expects_continue: bool) -> None:
@@ -400,7 +403,7 @@ class Direct:
         if self._streams.get(stream.number) is not stream:
             self._abandoned.discard(stream)
             return  # reset
-        response = self._accounts.reserve(stream.number, response)
+        response, _ = self._accounts.reserve(stream.number, response)
         number, body = stream.number, response.body
         block = self.shared.block(response) + content_length(len(body))
         if not body:
@@ -409,12 +412,16 @@ class Direct:
         head = frame(HEADERS, END_HEADERS, number, block)
         size = len(body)
         window = self.window
-        if size <= MAX_FRAME_BYTES and size <= self._window_bytes(stream) and size <= window.room_bytes:
+        if isinstance(body, LargeBody):
+            stream.rest, body = body, b""
+        elif size <= MAX_FRAME_BYTES and size <= self._window_bytes(stream) and size <= window.room_bytes:
             window.use(size)
             self._finish(stream, head + frame(DATA, END_STREAM, number, body))
             return
         self._to_client(head)
         stream.unsent = memoryview(body)
+        if not body and not self._refill(stream):
+            return
         self._unsent[number] = self._ready[number] = stream
         self._send_unsent()
 
@@ -490,6 +497,8 @@ class Direct:
                 del self._ready[number]
                 continue
             piece, stream.unsent = bytes(stream.unsent[:size]), stream.unsent[size:]
+            if not stream.unsent and not self._refill(stream):
+                continue
             self.window.use(size)
             stream.given_bytes -= size
             self._accounts.sent(number, size)
@@ -498,6 +507,19 @@ class Direct:
                 self._to_client(data)
             else:
                 self._finish(stream, data)
+
+    def _refill(self, stream: DirectStream) -> bool:
+        """On to the next piece of a body that is made as it is taken; False = it cannot be made, and that is all."""
+        if stream.rest is None:
+            return True
+        try:
+            stream.unsent = memoryview(stream.rest.next())
+            return True
+        except Exception:
+            _log.exception("an answer could not be made to its end")
+            self._drop(stream)
+            self._reset(stream.number, _INTERNAL_ERROR)
+            return False
 
     def _finish(self, stream: DirectStream, frames: bytes) -> None:
         """The last frames of an answer."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import parse_qs
 
+from kvnode.api.http.large_body import LargeBody
 from kvnode.base import limits
 
 TEXT = "text/plain; charset=utf-8"
@@ -54,6 +55,9 @@ class Request(Protocol):
         """Returns when the client has closed its connection or stream."""
 
 
+Body = bytes | LargeBody
+
+
 class Response(NamedTuple):
     """One response, whole.
 
@@ -62,7 +66,7 @@ class Response(NamedTuple):
     """
 
     status: int
-    body: bytes
+    body: Body
     content_type: str = TEXT
     headers: tuple[tuple[str, str], ...] = ()  # further ones
     instead: Response | None = None

@@ -32,7 +32,16 @@ class Account:
         whole: its response is one body, and not chunks that wait for each other.
     """
 
-    __slots__ = ("_connection", "_room", "ended", "moved_at_s", "owed_bytes", "unread_bytes", "whole")
+    __slots__ = (
+        "_connection",
+        "_room",
+        "_withheld_bytes",
+        "ended",
+        "moved_at_s",
+        "owed_bytes",
+        "unread_bytes",
+        "whole",
+    )
 
     def __init__(self, connection: ConnectionAccounts, *, whole: bool) -> None:
         self._connection = connection
@@ -42,6 +51,7 @@ class Account:
         self.ended = False
         self.moved_at_s = asyncio.get_running_loop().time()
         self._room: asyncio.Event | None = None
+        self._withheld_bytes = 0
 
     def hand(self, size_bytes: int) -> None:
         """Bytes are given to granian."""
@@ -68,8 +78,13 @@ class Account:
         self.ended = True
         self._wake()
 
-    async def room(self) -> None:
-        """Return once nearly all is out that was given to granian and the client may be sent more, or is gone."""
+    async def room(self, withheld_bytes: int = 0) -> None:
+        """Return once nearly all is out that was given to granian and the client may be sent more, or is gone.
+
+        Args:
+            withheld_bytes: of what is owed, that granian was not given yet.
+        """
+        self._withheld_bytes = withheld_bytes
         while not self._has_room():
             self._room = asyncio.Event()
             await self._room.wait()
@@ -84,8 +99,8 @@ class Account:
             self._room = None
 
     def _has_room(self) -> bool:
-        is_out = self.owed_bytes <= limits.MAX_HTTP2_UNREAD_CHUNKS_BYTES
-        return self.ended or (is_out and self._connection.may_go_on(self.unread_bytes))
+        is_out = self.owed_bytes - self._withheld_bytes <= limits.MAX_HTTP2_UNREAD_CHUNKS_BYTES
+        return self.ended or (is_out and (self.whole or self._connection.may_go_on(self.unread_bytes)))
 
     def eased(self) -> None:
         """The client takes more on the connection."""
@@ -128,18 +143,22 @@ class ConnectionAccounts:
             self._accounts[stream] = account
         return account
 
-    def reserve(self, stream: int, response: Response) -> Response:
-        """What is to be sent for a whole response: itself, or a small one when too much waits to be read already."""
+    def reserve(self, stream: int, response: Response) -> tuple[Response, Account | None]:
+        """What is to be sent for a whole response: itself, or a small one when too much waits to be read already.
+
+        And its account, if it has one.
+        """
         size_bytes = len(response.body)
         if size_bytes <= limits.HTTP2_UNCOUNTED_BYTES:
-            return response
+            return response, None
         if (
             self.owed_bytes + size_bytes > max(size_bytes, limits.MAX_HTTP2_UNREAD_CONNECTION_BYTES)
             or self._unread.owed_bytes + size_bytes > limits.MAX_HTTP2_UNREAD_BYTES
         ):
-            return response.instead or _REFUSAL
-        self.open(stream, whole=True).hand(size_bytes)
-        return response
+            return response.instead or _REFUSAL, None
+        account = self.open(stream, whole=True)
+        account.hand(size_bytes)
+        return response, account
 
     def sent(self, stream: int, size_bytes: int) -> None:
         """Bytes of a body have gone out."""

@@ -7,6 +7,8 @@ import random
 import pytest
 
 from kvnode.api.connect import convert
+from kvnode.api.http import LargeBody
+from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest
 from kvnode.proto.deno import datapath_pb2 as wire
 from kvnode.proto.kv.v1 import kv_pb2
@@ -39,6 +41,53 @@ def test_a_read_answer_has_nothing_that_clients_do_not_know() -> None:
     expected.ranges.add()
     assert sorted(output) == sorted(expected.SerializeToString())
     assert wire.SnapshotReadOutput.FromString(output) == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_large_read_answer_is_made_in_pieces(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONNECT_WHOLE_BYTES", 3_000)
+    monkeypatch.setattr(limits, "CONNECT_PIECE_BYTES", 1_000)
+    rng = random.Random(seed)
+    response = kv_pb2.ReadResponse(versionstamp=b"x" * 10, strongly_consistent=True, age_ms=9)
+    largest = 0
+    for count in (rng.choice((0, 1, 2, 200)), 300, rng.choice((0, 1, 100))):
+        result = response.ranges.add()
+        for _ in range(count):
+            value = rng.randbytes(rng.choice((0, 1, 10, 130, 700)))
+            largest = max(largest, len(value))
+            result.entries.add(
+                key=rng.randbytes(rng.randrange(200)),
+                value=value,
+                encoding=rng.choice((1, 2, 3)),  # type: ignore[arg-type]
+                versionstamp=rng.randbytes(10),
+                expire_at_ms=rng.choice((0, 5, 10**13)),
+            )
+    native = kv_pb2.ReadResponse.FromString(response.SerializeToString())
+    output = convert.read_output(response, strong=False)
+    assert isinstance(output, LargeBody)
+    pieces = list(iter(output.next, b""))
+    assert sum(map(len, pieces)) == len(output)
+    assert max(map(len, pieces)) < 1_000 + largest + 600  # keys and heads
+    expected = wire.SnapshotReadOutput(status=wire.SR_SUCCESS)
+    for result in native.ranges:
+        values = expected.ranges.add().values
+        for entry in result.entries:
+            values.add(
+                key=entry.key,
+                value=entry.value,
+                encoding=entry.encoding,  # type: ignore[arg-type]
+                versionstamp=entry.versionstamp,
+            )
+    found = wire.SnapshotReadOutput.FromString(b"".join(pieces))
+    assert found == expected and expected.ByteSize() == len(output)  # and nothing that is not known
+
+
+def test_a_read_answer_up_to_the_bound_is_made_at_once() -> None:
+    entry = kv_pb2.Entry(key=b"k", value=bytes(limits.CONNECT_WHOLE_BYTES // 4), encoding=3, versionstamp=bytes(10))
+    response = kv_pb2.ReadResponse(ranges=[kv_pb2.ReadRangeResult(entries=[entry] * 4)])
+    assert isinstance(convert.read_output(response, strong=True), bytes)
+    response.ranges[0].entries.add(value=b"x")
+    assert isinstance(convert.read_output(response, strong=True), LargeBody)
 
 
 @pytest.mark.parametrize("tag", [b"\x28\x01", b"\x30\x01"])

@@ -149,7 +149,7 @@ def response_too_large(size_bytes: int) -> KvError:
     """A result that no message can carry."""
     return KvError(
         "RESPONSE_TOO_LARGE",
-        f"the answer has {size_bytes} bytes, one message carries {limits.MAX_GRPC_MESSAGE_BYTES}: "
+        f"the answer has {size_bytes} bytes or more, one message carries {limits.MAX_GRPC_MESSAGE_BYTES}: "
         "lower the limit of the read and page",
         phase="read",
     )

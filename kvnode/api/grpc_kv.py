@@ -8,14 +8,17 @@ import grpc
 from grpc import aio
 
 from kvnode.api.auth.gate import Gate
-from kvnode.api.grpc_handlers import Handlers, timeout_ms
+from kvnode.api.grpc_handlers import Handlers, response_too_large, timeout_ms
 from kvnode.api.grpc_session import Session
 from kvnode.api.ports import ServedNode
+from kvnode.base import limits
 from kvnode.base.errors import Unavailable
+from kvnode.machine.read import values_bytes
 from kvnode.node.strong_read import catch_up
 from kvnode.proto.kv.v1 import kv_pb2
 
 SERVICE = "kv.v1.KV"
+_NEVER_TOO_LARGE_COUNT = limits.MAX_GRPC_MESSAGE_BYTES // limits.HARD_MAX_VALUE_BYTES - 1  # entries
 
 
 class KvService:
@@ -44,7 +47,12 @@ class KvService:
     async def _read(self, request: kv_pb2.ReadRequest, context: aio.ServicerContext) -> kv_pb2.ReadResponse:
         permit = await self._gate.permit(context.invocation_metadata())
         permit.use(request.ByteSize(), write=False)
-        return await self._node.read(request, timeout_ms(context), database=permit.database)
+        response = await self._node.read(request, timeout_ms(context), database=permit.database)
+        if sum([wanted.limit for wanted in request.ranges]) > _NEVER_TOO_LARGE_COUNT:
+            size_bytes = values_bytes(response, limits.MAX_GRPC_MESSAGE_BYTES)
+            if size_bytes > limits.MAX_GRPC_MESSAGE_BYTES:
+                raise response_too_large(size_bytes)  # before it is serialized, all in one piece
+        return response
 
     async def _atomic_write(
         self, request: kv_pb2.AtomicWriteRequest, context: aio.ServicerContext

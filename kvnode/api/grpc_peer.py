@@ -10,7 +10,7 @@ from functools import partial
 import grpc
 from grpc import aio
 
-from kvnode.api.grpc_handlers import Handlers, parse, response_too_large, results_full
+from kvnode.api.grpc_handlers import Handlers, parse
 from kvnode.api.join import Joining
 from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
 from kvnode.api.peer_lanes import Offer, PeerLanes
@@ -22,7 +22,7 @@ from kvnode.client.status import error_to_proto
 from kvnode.machine.keyspace import DEFAULT_DATABASE, SYSTEM_DATABASE
 from kvnode.machine.sessions import NODES_OWN
 from kvnode.node.message_stream import hello_to
-from kvnode.node.ports import Origin, SnapshotSink
+from kvnode.node.ports import BoundedDeliver, Origin, SnapshotSink
 from kvnode.node.removal import removal_sentence
 from kvnode.node.wire import decode_freshness, decode_held, decode_lease, decode_messages
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -183,7 +183,7 @@ async def _take_forwarded(
             else:
                 database = SYSTEM_DATABASE if forwarded.system else forwarded.database or DEFAULT_DATABASE
                 origin = Origin(forwarded.client_id, forwarded.lowest_unanswered, database, forwarded.own_session)
-                deliver = partial(_deliver, outbox, forwarded.call_id, node.name)
+                deliver = BoundedDeliver(_deliver, outbox, forwarded.call_id, node.name)
                 peers.on_forwarded(origin, forwarded.operation, deliver)
         if outbox.full:
             await outbox.room()
@@ -203,12 +203,9 @@ def _turn_away(operations: Iterable[peer_pb2.ForwardedOperation], sender: str, e
 
 def _deliver(outbox: Outbox, call_id: int, endpoint: str, result: kv_pb2.OperationResult) -> None:
     data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
-    if len(data) > MAX_RESULT_BYTES:
-        error = error_to_proto(response_too_large(len(data)), endpoint)
-        result = kv_pb2.OperationResult(id=result.id, error=error)
-        data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
-    elif not outbox.fits(len(data)) and result.HasField("read"):
-        result = kv_pb2.OperationResult(id=result.id, error=error_to_proto(results_full(), endpoint))
+    refused = outbox.cannot_take(len(data))
+    if refused is not None and (result.HasField("read") or len(data) > MAX_RESULT_BYTES):
+        result = kv_pb2.OperationResult(id=result.id, error=error_to_proto(refused, endpoint))
         data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
     outbox.put(data)
 

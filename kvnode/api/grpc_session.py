@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from grpc import aio
 
 from kvnode.api.auth.gate import Permit
-from kvnode.api.grpc_handlers import parse, response_too_large, results_full, timeout_ms
+from kvnode.api.grpc_handlers import parse, timeout_ms
 from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
 from kvnode.api.ports import ServedNode
 from kvnode.api.pump import Pump
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.client.status import error_to_proto
-from kvnode.node.ports import Origin
+from kvnode.node.ports import BoundedDeliver, Origin
 from kvnode.proto.kv.v1 import kv_pb2
 
 CLIENT_ID_BYTES = 10
@@ -44,6 +44,7 @@ class Session:
         self._context = context
         self._stopping = stopping
         self._outbox = Outbox(context.write, _RESULTS_FIELD)
+        self._deliver = BoundedDeliver(_deliver, self._outbox, node.name)
         self._client_id = b""
         self._waiting: list[kv_pb2.SessionRequest] = []  # for the client id
         self._reading: asyncio.Future[bytes] | None = None
@@ -174,15 +175,14 @@ class Session:
                 allowed.append(operation)
         return allowed
 
-    def _deliver(self, result: kv_pb2.OperationResult) -> None:
-        data = result.SerializeToString()
-        if len(data) > MAX_RESULT_BYTES:
-            error = error_to_proto(response_too_large(len(data)), self._node.name)
-            data = kv_pb2.OperationResult(id=result.id, error=error).SerializeToString()
-        elif not self._outbox.fits(len(data)) and result.HasField("read"):
-            error = error_to_proto(results_full(), self._node.name)
-            data = kv_pb2.OperationResult(id=result.id, error=error).SerializeToString()
-        self._outbox.put(data)
+
+def _deliver(outbox: Outbox, endpoint: str, result: kv_pb2.OperationResult) -> None:
+    data = result.SerializeToString()
+    refused = outbox.cannot_take(len(data))
+    if refused is not None and (result.HasField("read") or len(data) > MAX_RESULT_BYTES):
+        error = error_to_proto(refused, endpoint)
+        data = kv_pb2.OperationResult(id=result.id, error=error).SerializeToString()
+    outbox.put(data)
 
 
 def _is_eventual(request: kv_pb2.SessionRequest) -> bool:

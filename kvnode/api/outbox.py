@@ -16,7 +16,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from kvnode.api.grpc_handlers import response_too_large, results_full
 from kvnode.base import limits
+from kvnode.base.errors import KvError
 from kvnode.node.framing import frame_repeated
 
 MAX_RESULT_BYTES = limits.MAX_GRPC_MESSAGE_BYTES - limits.RESULT_HEADROOM_BYTES
@@ -65,6 +67,12 @@ class Outbox:
         self._announcements.append((message, written))
         self._wake()
         await written
+
+    def cannot_take(self, size_bytes: int) -> KvError | None:
+        """See Receiver: why a read's result of that size could not be put."""
+        if size_bytes > MAX_RESULT_BYTES:
+            return response_too_large(size_bytes)
+        return None if self.fits(size_bytes) else results_full()
 
     def fits(self, size_bytes: int) -> bool:
         """Whether a result of that size may still be put; the only one there is always may."""

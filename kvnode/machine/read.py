@@ -15,6 +15,7 @@ from kvnode.proto.kv.v1 import kv_pb2
 _RANGE_BYTES = limits.READ_RANGE_BYTES
 _ENTRY_BYTES = limits.READ_ENTRY_BYTES
 _VALUE = attrgetter("value")
+_COUNTED_COUNT = 64  # entries, at a time
 
 
 class _Scan(Protocol):
@@ -87,6 +88,21 @@ def read_within(
         if took_bytes > max_bytes:
             return None
     return took_bytes
+
+
+def values_bytes(response: kv_pb2.ReadResponse, enough_bytes: int) -> int:
+    """What the values of an answer come to; those behind the first `enough_bytes` may be left out.
+
+    Asking for a value copies it, but serializing all of a large answer costs ten times as much, in one piece.
+    """
+    size_bytes = 0
+    for result in response.ranges:
+        entries = result.entries
+        for at in range(0, len(entries), _COUNTED_COUNT):
+            size_bytes += sum(map(len, map(_VALUE, entries[at : at + _COUNTED_COUNT])))
+            if size_bytes > enough_bytes:
+                return size_bytes
+    return size_bytes
 
 
 def scan_live(scan: _Scan, start: bytes, end: bytes, limit: int, reverse: bool, log_time_ms: int) -> list[Row] | None:

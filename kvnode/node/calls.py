@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvnode.base.errors import KvError
-from kvnode.node.ports import Deliver, Origin
+from kvnode.node.ports import BoundedDeliver, Deliver, Origin
 from kvnode.proto.kv.v1 import kv_pb2
 
 OpenDeliver = Callable[[bytes, kv_pb2.Error | None], None]
@@ -55,6 +55,11 @@ class Call:
     def reads_count(self) -> int:
         """How many operations it stands for (read_batch.py)."""
         return 1
+
+    @property
+    def bounded(self) -> BoundedDeliver | None:
+        """Where its answer goes, if only so much can go there."""
+        return self.deliver if isinstance(self.deliver, BoundedDeliver) else None
 
     def answer(self, result: kv_pb2.OperationResult) -> None:
         """Deliver the result, once."""

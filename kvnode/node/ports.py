@@ -7,8 +7,10 @@ random numbers of its own; production plugs in gRPC, SQLite and the machine's cl
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
+from kvnode.base.errors import KvError
 from kvnode.codec.membership import Member
 from kvnode.machine.sessions import NODES_OWN
 from kvnode.proto.kv.internal.v1 import changelog_pb2, failover_pb2, peer_pb2
@@ -100,6 +102,22 @@ class NodeIdentity(NamedTuple):
 
 Deliver = Callable[[kv_pb2.OperationResult], None]
 """Called once for each operation, on the node's loop, with the result whose id is the operation's."""
+
+
+class Receiver(Protocol):
+    """Takes results, and at one time only so many."""
+
+    def cannot_take(self, size_bytes: int) -> KvError | None:
+        """Why it refuses a read's result of that size now; None = it does not. On any thread."""
+
+
+class BoundedDeliver(partial[None]):
+    """A Deliver whose function has a Receiver as its first argument: what that cannot take need not be read."""
+
+    def cannot_take(self, size_bytes: int) -> KvError | None:
+        """See Receiver."""
+        receiver: Receiver = self.args[0]
+        return receiver.cannot_take(size_bytes)
 
 
 class PeerHandler(Protocol):

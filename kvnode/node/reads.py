@@ -19,7 +19,7 @@ from kvnode.base.deadline import answer_margin_ms
 from kvnode.base.errors import DeadlineExceeded, InvalidRequest, KvError, TooStale
 from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.versionstamp import versionstamp
-from kvnode.machine.read import read_ranges, read_within
+from kvnode.machine.read import read_ranges, read_within, values_bytes
 from kvnode.node.barriers import Item
 from kvnode.node.calls import Answers, Call, DirectAnswers
 from kvnode.node.freshness import Confirmed, FreshnessTracker, in_words, is_within
@@ -380,14 +380,21 @@ class Reads:
         request = call.operation.read
         reached = self._freshness.reached  # the state that is read is no older
 
-        operation_id = call.operation.id
+        operation_id, bounded = call.operation.id, call.bounded
 
         def read(state: StateTables) -> tuple[kv_pb2.OperationResult, StateMeta] | None:
             if self._now_ms() >= call.deadline_ms:
                 return None  # it waited for its turn for too long: nobody needs the answer
+            if bounded is not None and (refused := bounded.cannot_take(0)) is not None:
+                raise refused
             # The state has moved on by now: the versionstamp is that of what is read.
             result = kv_pb2.OperationResult(id=operation_id)
             read_ranges(state, request, call.database, state.meta.log_time_ms, result.read)
+            # Here, and not when it is a message: serializing 65 MB holds every thread for 0.1 s and more.
+            if bounded is not None:
+                size_bytes = values_bytes(result.read, limits.MAX_GRPC_MESSAGE_BYTES)
+                if (refused := bounded.cannot_take(size_bytes)) is not None:
+                    raise refused
             return result, state.meta
 
         try:

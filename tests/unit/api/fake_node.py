@@ -12,7 +12,7 @@ from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.node.directory import Directory
 from kvnode.node.member_wire import member_to_wire
-from kvnode.node.ports import Deliver, Freshness, Held, LeaseNews, NodeIdentity, Origin
+from kvnode.node.ports import BoundedDeliver, Deliver, Freshness, Held, LeaseNews, NodeIdentity, Origin
 from kvnode.node.stats import Stats
 from kvnode.node.watch import WatchHub
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -114,6 +114,7 @@ class FakeNode:
         self.hold = False
         self.held: list[Callable[[], None]] = []
         self.batches: list[tuple[int, Origin]] = []
+        self.bounded: list[bool] = []  # of each batch, whether its results go where only so many can
         self.read_error: BaseException | None = None
         self.timeouts: list[int] = []
         self.opened = 0
@@ -139,6 +140,7 @@ class FakeNode:
 
     def submit(self, operations: Sequence[kv_pb2.Operation], origin: Origin, deliver: Deliver) -> None:
         self.batches.append((len(operations), origin))
+        self.bounded.append(isinstance(deliver, BoundedDeliver))
         for operation in operations:
             if self.hold:
                 self.held.append(lambda operation=operation: deliver(self._answer(operation)))

@@ -16,7 +16,7 @@ from kvnode.base.errors import ConfigError, KvError, OutcomeUnknown, TooStale, U
 from kvnode.client.status import error_from_rpc, is_retryable
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.api.fake_node import FakeNode
-from tests.unit.api.serving import served, until
+from tests.unit.api.serving import Served, served, until
 
 READ, WRITE = "/kv.v1.KV/Read", "/kv.v1.KV/AtomicWrite"
 SESSION, WATCH = "/kv.v1.KV/Session", "/kv.v1.KV/Watch"
@@ -133,6 +133,25 @@ async def test_an_answer_too_large_for_a_message_is_an_error() -> None:
         results = await client.results(1)
         assert results[1].error.code == "RESPONSE_TOO_LARGE"
         client.call.cancel()
+
+
+async def test_an_answer_too_large_for_a_message_is_not_serialized_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(request: kv_pb2.ReadRequest, timeout_ms: int, *, database: int) -> kv_pb2.ReadResponse:
+        entries = [kv_pb2.Entry(key=b"k", value=bytes(1_000))] * request.ranges[0].limit
+        return kv_pb2.ReadResponse(ranges=[kv_pb2.ReadRangeResult(entries=entries)])
+
+    async def listed(s: Served, count: int) -> kv_pb2.ReadResponse:
+        wanted = kv_pb2.ReadRange(start=b"k", end=b"l", limit=count)
+        return await s.call(READ, kv_pb2.ReadRequest(ranges=[wanted]), kv_pb2.ReadResponse)
+
+    async with served() as s:
+        monkeypatch.setattr(limits, "MAX_GRPC_MESSAGE_BYTES", 100_000)
+        monkeypatch.setattr(s.node, "read", read)
+        with pytest.raises(aio.AioRpcError) as caught:
+            await listed(s, 1_000)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "the answer has 128000 bytes or more" in caught.value.details()  # as far as they were counted
+        assert len((await listed(s, 90)).ranges[0].entries) == 90
 
 
 async def test_session_pipelines_and_coalesces_results() -> None:
@@ -296,6 +315,7 @@ async def test_one_message_of_large_reads_does_not_hold_more_results_than_a_stre
         assert results[21].HasField("write")
         refused = [number for number in range(1, 21) if results[number].HasField("error")]
         assert len(refused) == 18
+        assert s.node.bounded == [True], "what cannot be taken is read all the same"
         error = results[refused[0]].error
         assert (error.code, error.phase, error.not_applied) == ("SESSION_RESULTS_FULL", "read", True)
         assert is_retryable(error)

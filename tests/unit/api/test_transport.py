@@ -351,6 +351,7 @@ async def test_forwarded_operations_are_answered_and_their_origin_travels() -> N
         await until(lambda: len(p.results) == 3)
         assert [result.id for result in p.results] == [1, 2, 3]
         assert p.far.forwarded == [(Origin(b"0123456789", n, 3, n == 2), n) for n in (1, 2, 3)]
+        assert all(p.far.bounded), "what cannot be taken is read all the same"
 
 
 async def test_many_forwards_of_one_pass() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 
 from kvnode.base import limits
+from kvnode.base.errors import KvError
 from kvnode.codec.versionstamp import split, versionstamp
 from kvnode.machine.epochs import EpochRow
+from kvnode.node.ports import BoundedDeliver
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import MessageKind
 from tests.unit.node.cluster import (
     CHECK_FAILED,
+    NO_SESSION,
     SUCCESS,
     Trio,
     absent,
@@ -82,6 +85,48 @@ async def test_a_large_read_whose_turn_comes_too_late_is_not_made(trio: Trio) ->
     asked = trio.ask(one, kv_pb2.Operation(id=1, read=request, timeout_ms=100))
     error = await asked.error()
     assert error.code == "DEADLINE_EXCEEDED" and error.not_applied
+
+
+class Narrow:
+    """Takes results of at most so many bytes (ports.Receiver)."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.looked_at: list[int] = []
+        self.taken: list[kv_pb2.OperationResult] = []
+
+    def cannot_take(self, size_bytes: int) -> KvError | None:
+        self.looked_at.append(size_bytes)
+        return KvError("NARROW", "by the test", phase="read") if size_bytes > self.most_bytes else None
+
+    def take(self, result: kv_pb2.OperationResult) -> None:
+        self.taken.append(result)
+
+
+@on_trio
+async def test_what_cannot_be_taken_is_not_read_and_not_sent(trio: Trio) -> None:
+    leader, one, _ = await trio.leader_and_followers()
+    await trio.ask(leader, write(*(put(b"k%03d" % n, bytes(100)) for n in range(300)))).write()
+    await trio.everywhere()
+    wanted = kv_pb2.ReadRange(start=b"k", end=b"l", limit=300)
+    keys = kv_pb2.ReadRange(start=b"k", end=b"l", limit=300, keys_only=True)
+    for server, consistency in ((leader, kv_pb2.CONSISTENCY_STRONG), (one, kv_pb2.CONSISTENCY_EVENTUAL)):
+        for ranges, most_bytes, looked_at, code in (
+            ([wanted], -1, [0], "NARROW"),  # nothing was read
+            ([wanted, wanted], 59_999, [0, 60_000], "NARROW"),
+            ([wanted, wanted], 60_000, [0, 60_000], ""),
+            ([keys], 0, [0, 0], ""),
+        ):
+            request = kv_pb2.ReadRequest(ranges=ranges, consistency=consistency)
+            narrow = Narrow(most_bytes)
+            deliver = BoundedDeliver(Narrow.take, narrow)
+            operation = kv_pb2.Operation(id=1, read=request)
+            server.process.context.run(trio.node(server).submit, [operation], NO_SESSION, deliver)
+            await until(lambda narrow=narrow: bool(narrow.taken), 30.0, "it was not answered")  # type: ignore[misc]
+            (result,) = narrow.taken
+            assert (narrow.looked_at, result.error.code, result.HasField("error")) == (looked_at, code, bool(code))
+            assert sum(len(found.entries) for found in result.read.ranges) == (0 if code else 300 * len(ranges))
+        assert not trio.node(server).failed.done()
 
 
 @on_trio

@@ -77,8 +77,10 @@ class Handlers:
         async def call(data: bytes, context: aio.ServicerContext) -> bytes:
             async def work() -> bytes:
                 response = (await serve(parse(request_type, data), context)).SerializeToString()
-                if len(response) > limits.MAX_GRPC_MESSAGE_BYTES:
-                    raise response_too_large(len(response))
+                size_bytes = len(response)
+                if size_bytes > limits.MAX_GRPC_MESSAGE_BYTES:
+                    del response  # or it would live as long as the error's traceback
+                    raise response_too_large(size_bytes)
                 return response
 
             return await self._guard(context, work)

@@ -51,6 +51,7 @@ class KvService:
         if sum([wanted.limit for wanted in request.ranges]) > _NEVER_TOO_LARGE_COUNT:
             size_bytes = values_bytes(response, limits.MAX_GRPC_MESSAGE_BYTES)
             if size_bytes > limits.MAX_GRPC_MESSAGE_BYTES:
+                del response  # or it would live as long as the error's traceback
                 raise response_too_large(size_bytes)  # before it is serialized, all in one piece
         return response
 

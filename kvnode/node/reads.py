@@ -394,6 +394,7 @@ class Reads:
             if bounded is not None:
                 size_bytes = values_bytes(result.read, limits.MAX_GRPC_MESSAGE_BYTES)
                 if (refused := bounded.cannot_take(size_bytes)) is not None:
+                    del result  # or it would live as long as the error's traceback
                     raise refused
             return result, state.meta
 

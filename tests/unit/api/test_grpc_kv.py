@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -135,10 +138,23 @@ async def test_an_answer_too_large_for_a_message_is_an_error() -> None:
         client.call.cancel()
 
 
-async def test_an_answer_too_large_for_a_message_is_not_serialized_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """What is in a cycle stays."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def test_an_answer_too_large_for_a_message_is_neither_serialized_nor_kept(
+    monkeypatch: pytest.MonkeyPatch, no_collection: None
+) -> None:
+    made: list[kv_pb2.ReadResponse] = []
+
     async def read(request: kv_pb2.ReadRequest, timeout_ms: int, *, database: int) -> kv_pb2.ReadResponse:
         entries = [kv_pb2.Entry(key=b"k", value=bytes(1_000))] * request.ranges[0].limit
-        return kv_pb2.ReadResponse(ranges=[kv_pb2.ReadRangeResult(entries=entries)])
+        made.append(kv_pb2.ReadResponse(ranges=[kv_pb2.ReadRangeResult(entries=entries)]))
+        return made[-1]
 
     async def listed(s: Served, count: int) -> kv_pb2.ReadResponse:
         wanted = kv_pb2.ReadRange(start=b"k", end=b"l", limit=count)
@@ -152,6 +168,9 @@ async def test_an_answer_too_large_for_a_message_is_not_serialized_first(monkeyp
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "the answer has 128000 bytes or more" in caught.value.details()  # as far as they were counted
         assert len((await listed(s, 90)).ranges[0].entries) == 90
+        await until(lambda: sys.getrefcount(made[1]) == 2)
+        references_count = sys.getrefcount(made[0])
+        assert references_count == 2, "something keeps an answer that was not given"
 
 
 async def test_session_pipelines_and_coalesces_results() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.codec.versionstamp import split, versionstamp
 from kvnode.machine.epochs import EpochRow
+from kvnode.node import reads
 from kvnode.node.ports import BoundedDeliver
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
@@ -127,6 +130,34 @@ async def test_what_cannot_be_taken_is_not_read_and_not_sent(trio: Trio) -> None
             assert (narrow.looked_at, result.error.code, result.HasField("error")) == (looked_at, code, bool(code))
             assert sum(len(found.entries) for found in result.read.ranges) == (0 if code else 300 * len(ranges))
         assert not trio.node(server).failed.done()
+
+
+@on_trio
+async def test_an_answer_that_cannot_be_taken_is_not_kept(trio: Trio) -> None:
+    _, one, _ = await trio.leader_and_followers()
+    wanted = kv_pb2.ReadRange(start=b"k", end=b"l", limit=300)
+    request = kv_pb2.ReadRequest(ranges=[wanted], consistency=kv_pb2.CONSISTENCY_EVENTUAL)
+    narrow = Narrow(0)
+    made: list[kv_pb2.OperationResult] = []
+    make, measure = kv_pb2.OperationResult, reads.values_bytes
+
+    def kept(**fields: object) -> kv_pb2.OperationResult:
+        made.append(make(**fields))  # type: ignore[arg-type]
+        return made[-1]
+
+    gc.disable()  # what is in a cycle stays
+    kv_pb2.OperationResult, reads.values_bytes = kept, lambda response, enough_bytes: 1  # type: ignore[misc, assignment]
+    try:
+        operation = kv_pb2.Operation(id=1, read=request)
+        deliver = BoundedDeliver(Narrow.take, narrow)
+        one.process.context.run(trio.node(one).submit, [operation], NO_SESSION, deliver)
+        await until(lambda: bool(narrow.taken), 30.0, "it was not answered")
+        assert narrow.taken[0].error.code == "NARROW"
+        references_count = sys.getrefcount(made[0])
+        assert len(made) == 2 and references_count == 2, "something keeps the answer"
+    finally:
+        kv_pb2.OperationResult, reads.values_bytes = make, measure  # type: ignore[misc]
+        gc.enable()
 
 
 @on_trio

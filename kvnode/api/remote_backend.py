@@ -15,7 +15,7 @@ from typing import NamedTuple
 import grpc
 
 from kvnode.base import limits
-from kvnode.base.errors import NotFound, Unavailable
+from kvnode.base.errors import KvError, NotFound, Unavailable
 from kvnode.client.pending import Load
 from kvnode.client.selection import CallMetadata, call_metadata
 from kvnode.client.session import Session
@@ -97,6 +97,10 @@ class RemoteBackend:
     async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
         """One read: a strong one by way of the leader, an eventual one from the node that the session is at."""
         return (await self._call(request, database)).read
+
+    async def read_large(self, request: kv_pb2.ReadRequest, refused: KvError, *, database: int) -> kv_pb2.ReadResponse:
+        """See Backend. There is no state here that could be read."""
+        raise refused
 
     async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
         """One atomic write, held and settled. Raises KvError."""

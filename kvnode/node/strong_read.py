@@ -21,17 +21,24 @@ class Reader(Protocol):
 async def catch_up(node: Reader, timeout_ms: int) -> None:
     """Return once the local state holds everything acknowledged before the call. Raises KvError.
 
-    A strong read (by the leader, on whichever node that is) names the versionstamp up to which everything is
-    acknowledged. If a failover cuts that off before it comes here, the leader of the history that goes on is asked: the
-    caller knows of no versionstamp, so none of its own is lost. Each turn takes a failover, so there are few.
+    If a failover cuts off what the leader names before it comes here, the leader of the history that goes on is asked:
+    the caller knows of no versionstamp, so none of its own is lost. Each turn takes a failover, so there are few.
     """
     while True:
-        strong = await node.read(kv_pb2.ReadRequest(ranges=[_PROBE]), timeout_ms)
+        stamp = await acknowledged(node, timeout_ms)
         try:
-            await reach(node, strong.versionstamp, timeout_ms)
+            await reach(node, stamp, timeout_ms)
         except VersionstampLost:
             continue
         return
+
+
+async def acknowledged(node: Reader, timeout_ms: int) -> bytes:
+    """The versionstamp up to which everything was acknowledged before the call. Raises KvError.
+
+    A strong read (by the leader, on whichever node that is) names it.
+    """
+    return (await node.read(kv_pb2.ReadRequest(ranges=[_PROBE]), timeout_ms)).versionstamp
 
 
 async def reach(node: Reader, versionstamp: bytes, timeout_ms: int) -> None:

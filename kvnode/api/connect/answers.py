@@ -28,6 +28,8 @@ def refusal(error: KvError) -> Response:
         return Response(400, error.message.encode())
     if error.code == "VERSIONSTAMP_LOST":  # for good: a client would send a 503 again
         return Response(409, f"{error.message} [{error.code}]".encode())
+    if error.code == "RESPONSE_TOO_LARGE":  # and so will be the next one
+        return Response(400, f"{error.message} [{error.code}]".encode())
     return Response(503, f"{_UNAVAILABLE} ({error.message} [{error.code}])".encode())
 
 

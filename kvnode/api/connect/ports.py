@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from kvnode.base.errors import KvError
 from kvnode.node.ports import Deliver
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -64,6 +65,9 @@ class Access(Protocol):
         """What came of a request that was authorized without its size, for the token's limit; refuses nothing."""
 
 
+RESPONSE_TOO_LARGE = "RESPONSE_TOO_LARGE"  # more than a message between nodes, or from the cluster to a gateway
+
+
 class Backend(Protocol):
     """Answers requests: the node itself, or a gateway without data."""
 
@@ -82,6 +86,9 @@ class Backend(Protocol):
 
     async def read(self, request: kv_pb2.ReadRequest, *, database: int) -> kv_pb2.ReadResponse:
         """One read; request.consistency says strong or eventual. Raises KvError."""
+
+    async def read_large(self, request: kv_pb2.ReadRequest, refused: KvError, *, database: int) -> kv_pb2.ReadResponse:
+        """A strong read that the leader has refused as RESPONSE_TOO_LARGE, as strongly. Raises KvError."""
 
     async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
         """One atomic write, held and settled. Raises KvError, whose not_applied says whether a 503 is honest."""

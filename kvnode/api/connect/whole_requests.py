@@ -24,7 +24,7 @@ from kvnode.api.connect import convert
 from kvnode.api.connect.answers import refusal
 from kvnode.api.connect.heads import bearer_token, is_data_path, wrong_version
 from kvnode.api.connect.metrics import ConnectStats
-from kvnode.api.connect.ports import Access, Backend, DatabaseMode, Grant
+from kvnode.api.connect.ports import RESPONSE_TOO_LARGE, Access, Backend, DatabaseMode, Grant
 from kvnode.api.connect.read_headers import MAX_STALENESS, MIN_VERSIONSTAMP, response_headers
 from kvnode.api.http import INTERNAL_ERROR, HttpError, Request, Response, WholeRequest
 from kvnode.base.errors import KvError, OutcomeUnknown
@@ -88,7 +88,7 @@ class WholeRequests:
             return False
         self._stats.under_way += 1
         self._stats.received(plan.method, len(request.content))
-        under_way = _UnderWay(self, request, plan)
+        under_way = _UnderWay(self, request, plan, grant.database.number)
         try:
             self._begin(under_way, grant)
         except KvError as error:
@@ -155,6 +155,9 @@ class WholeRequests:
         self._finish(under_way, _new(Response, (200, body, PROTOBUF, headers, None)))
 
     def _fail(self, under_way: _UnderWay, error: KvError) -> None:
+        if error.code == RESPONSE_TOO_LARGE and under_way.plan.strong and not under_way.plan.is_write:
+            self._read_large(under_way, error)
+            return
         if error.not_applied or not under_way.plan.is_write:
             self._finish(under_way, refusal(error))
             return
@@ -167,6 +170,29 @@ class WholeRequests:
                 self._count(under_way, 0)
 
         under_way.request.serve_by(leave_open)
+
+    def _read_large(self, under_way: _UnderWay, refused: KvError) -> None:
+        under_way.done = True
+
+        async def read_large(request: Request) -> Response:
+            status = 0
+            try:
+                response = await self._large(under_way, refused)
+                status = response.status
+                self._stats.sent(under_way.plan.method, len(response.body))
+                return response
+            finally:
+                self._count(under_way, status)
+
+        under_way.request.serve_by(read_large)
+
+    async def _large(self, under_way: _UnderWay, refused: KvError) -> Response:
+        try:
+            read = convert.read_request(under_way.request.content, strong=True)
+            found = await self._backend.read_large(read, refused, database=under_way.database)
+        except KvError as error:
+            return refusal(error)
+        return Response(200, convert.read_output(found, strong=under_way.plan.called_strong), PROTOBUF)
 
     def _unforeseen(self, under_way: _UnderWay, error: Exception) -> None:
         """Of a write nobody knows what became of it."""
@@ -190,12 +216,13 @@ class WholeRequests:
 class _UnderWay:
     """A request that was taken."""
 
-    __slots__ = ("_whole_requests", "began", "done", "plan", "request")
+    __slots__ = ("_whole_requests", "began", "database", "done", "plan", "request")
 
-    def __init__(self, whole_requests: WholeRequests, request: WholeRequest, plan: _Plan) -> None:
+    def __init__(self, whole_requests: WholeRequests, request: WholeRequest, plan: _Plan, database: int) -> None:
         self._whole_requests = whole_requests
         self.request = request
         self.plan = plan
+        self.database = database
         self.began = time.perf_counter()
         self.done = False
 

@@ -134,6 +134,10 @@ class FakeBackend:
             response.ranges.add(entries=[row] if row else [])
         return response
 
+    async def read_large(self, request: kv_pb2.ReadRequest, refused: KvError, *, database: int) -> kv_pb2.ReadResponse:
+        self.error = None
+        return await self.read(request, database=database)
+
     async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
         self.writes.append((request, database))
         await self.go.wait()

@@ -272,11 +272,14 @@ class SimulatedTask(asyncio.Task[Any]):
 
 
 def _make_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], context: contextvars.Context | None = None
+    loop: asyncio.AbstractEventLoop,
+    coroutine: Coroutine[Any, Any, Any],
+    context: contextvars.Context | None = None,
+    name: str | None = None,  # from CPython 3.14 on; before, the loop names the task afterwards
 ) -> asyncio.Task[Any]:
     assert isinstance(loop, SimulatedLoop)
     context = context or contextvars.copy_context()
-    task = SimulatedTask(coroutine, loop=loop, context=context)
+    task = SimulatedTask(coroutine, loop=loop, name=name, context=context)
     task.process = context.get(_PROCESS)
     loop.adopt(task)
     return task

@@ -136,6 +136,7 @@ def test_while_a_snapshot_is_installed_pieces_wait() -> None:
     replica.raft.log.restore(SnapshotMeta(10, 3, MEMBERS))
     assert replica.raft.receive_committed(Committed(5, 1, 0, 0, (data(1),)))
     assert replica.raft.receive_committed(Committed(5, 1, 0, 0, ())), "a notice"
+    assert replica.raft.receive_committed(Committed(5, 1, 9, 3, (data(10, term=3),))), "the snapshot holds it"
     beyond = Committed(5, 1, 10, 3, (data(11),))
     assert not replica.raft.receive_committed(beyond), "it was not taken in, so it has to come again"
     assert replica.raft.last_index == 10

@@ -6,6 +6,7 @@ import pytest
 
 from kvnode.base.errors import InvalidRequest
 from kvnode.codec.entry import Entry, EntryKind
+from kvnode.codec.epoch import EpochStart, epoch_entry
 from kvnode.codec.membership import Membership, encode_membership
 from kvnode.raft.configuration import MembershipHistory, bootstrap_log, check_change
 from tests.raft.harness import members
@@ -68,6 +69,17 @@ def test_history_follows_the_log() -> None:
     history.prune(5)
     assert not history.truncate(6)
     assert history.at(5) == four
+
+
+def test_who_votes_no_more_still_counts_as_a_voter_in_its_own_epoch_alone() -> None:
+    """He may hold the only log that can win; behind the beginning of another epoch no log of the old one can."""
+    history = MembershipHistory(THREE, 3)
+    assert not history.was_voter(1)
+    history.append(entry(5, members("2:b 3:c", 2)))
+    assert history.was_voter(1)
+    begun = MembershipHistory(THREE, 3)
+    begun.append(epoch_entry(EpochStart(2, 1, "r", members("2:b 3:c", 2), 3, False), 4))
+    assert not begun.was_voter(1)
 
 
 def test_bootstrap() -> None:

@@ -102,6 +102,18 @@ def test_who_has_promised_takes_no_part_in_what_came_before() -> None:
     assert not cluster[2].has_ready(), "not even a refusal is said"
 
 
+def test_what_was_answered_and_not_yet_sent_is_taken_back_by_the_promise() -> None:
+    cluster = led()
+    raft = cluster[2]
+    term, last = raft.term, raft.last_index
+    more = (Entry(term, last + 1, EntryKind.DATA, b"x"),)
+    raft.step(Message(MessageKind.HEARTBEAT, 2, 1, term, commit=last, round=99))
+    raft.step(Message(MessageKind.APPEND, 2, 1, term, log_term=raft.log.last_term, index=last, entries=more))
+    raft.promise(2, BALLOT)
+    ready = cluster.nodes[2].begin()
+    assert not ready.messages and not cluster.nodes[2].finish()
+
+
 def test_a_leader_that_promises_steps_down() -> None:
     cluster = led()
     cluster[1].propose(b"under way")
@@ -142,6 +154,24 @@ def test_an_old_voter_follows_and_drops_what_was_not_committed() -> None:
     feed(cluster, 1, source=4)
     assert raft.membership == cluster[4].membership and not raft.fenced
     assert all_entries(raft, 1) == all_entries(cluster[4], 1)
+
+
+def test_a_membership_that_was_not_committed_goes_with_the_tail_that_an_epoch_replaces() -> None:
+    cluster = led()
+    feed(cluster, 4)
+    feed(cluster, 5)
+    cluster.isolate(1)
+    cluster[1].propose(b"nobody has it")
+    cluster[1].propose_membership(members(LAYOUT + " 6:f/learner"))
+    cluster.settle()
+    cluster.heal()
+    fail_over(cluster, moved(cluster, voters=(4, 5)), 4, 5)
+    cluster[1].promise(2, BALLOT)
+    cluster.settle()
+    fork = cluster[1].log.commit
+    entries = all_entries(cluster[4], fork + 1)
+    assert cluster[1].receive_committed(Committed(cluster[4].term, 4, fork, cluster[4].log.term(fork) or 0, entries))
+    assert cluster[1].membership == cluster[4].membership and all_entries(cluster[1], fork + 1) == entries
 
 
 def test_what_is_committed_is_not_dropped() -> None:

@@ -51,7 +51,7 @@ def test_empty_appends_take_no_place() -> None:
 
 def test_rejected_while_replicating() -> None:
     peer = replicating(3)
-    peer.sent(9, 6, 60)
+    peer.sent(9, 6, 200)
     assert not peer.reject(3, 0), "of what is known to match: stale"
     assert peer.reject(9, 5)
     assert (peer.state, peer.next) == (PeerState.PROBE, 4)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.machine.directory import changes
 from kvnode.machine.directory.rows import Right, TokenRow
 from kvnode.machine.keyspace import DEFAULT_DATABASE, database_prefix
+from kvnode.machine.queue.keys import queue_space
 from kvnode.node.directory_changes import change_directory
 from kvnode.node.directory_keeper import DirectoryKeeper
 from kvnode.node.ports import Origin
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.simulation.cluster import Server
 from tests.unit.node.cluster import Trio, on_trio, put, until, write
+from tests.unit.node.fakes import HandClock
 
 TIMEOUT_MS = 10_000
 
@@ -242,3 +248,22 @@ async def test_a_snapshot_brings_the_directory(trio: Trio) -> None:
     await trio.everywhere()
     assert trio.node(one).directory.view.databases == trio.node(leader).directory.view.databases
     await fill(trio, one, number, 1)
+
+
+async def test_the_queues_of_a_deleted_database_go_before_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lease that runs out may write a dead letter into the database: what is cleared last stays clear."""
+    cleared: list[int] = []
+    changed: list[object] = []
+
+    async def wrote(request: object, timeout_ms: int, *, database: int) -> None:
+        cleared.append(database)
+
+    async def noted(build: object) -> None:
+        changed.append(build)
+
+    node: Any = SimpleNamespace(is_leader=True, write=wrote)
+    keys: Any = SimpleNamespace(scan_keys=lambda start, end, limit: [])
+    keeper = DirectoryKeeper(node, keys, HandClock(), random.Random(5))
+    monkeypatch.setattr(keeper, "_change", noted)
+    await keeper._purge(7)
+    assert cleared == [queue_space(7), 7] and len(changed) == 1

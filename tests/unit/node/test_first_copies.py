@@ -28,4 +28,5 @@ def test_an_entry_that_took_the_place_of_another_is_looked_at_anew() -> None:
     assert copies.body(7, [(call(b"a", 1), "old")], call(b"a", 1)) == "old"
     assert copies.body(7, [(call(b"a", 1), "new")], call(b"a", 1)) == "new"
     copies.forget(7)
+    assert not copies._of_entry
     assert copies.body(7, [], call(b"a", 1)) is None

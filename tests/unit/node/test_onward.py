@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.codec.membership import Member, MemberRole, Membership
@@ -112,3 +114,15 @@ def test_a_node_does_not_ask_itself() -> None:
     bench = Bench(node_id=3, leader_id=3)
     bench.go()
     assert bench.sent[0][0] == 1
+
+
+def test_what_is_settled_elsewhere_takes_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_READS_ONWARD_COUNT", 1)
+    bench = Bench()
+    call = bench.go()
+    bench.go()
+    assert len(bench.sent) == 1 and bench.gave_up == ["too many reads wait for other nodes already"]
+    call.answer(OK)  # its deadline has passed, say; nobody will answer what was sent
+    bench.onward.sweep(bench.now_ms)
+    bench.go()
+    assert len(bench.sent) == 2

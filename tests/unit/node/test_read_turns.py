@@ -94,6 +94,19 @@ async def fill(trio: Trio, server: Server, count: int = 20) -> None:
     await trio.everywhere()
 
 
+async def test_the_first_deadline_counts_whoever_came_last() -> None:
+    turns = ReadTurns(lambda: None)
+    soon, later = (KeptCall(large(number, EVENTUAL), timeout_ms) for number, timeout_ms in ((1, 100), (2, 5_000)))
+    turns.wait(soon, strong=False)
+    turns.wait(later, strong=False)
+    for now_ms in (99, 100):
+        assert not soon.results
+        turns.sweep(now_ms, lambda call: DeadlineExceeded("by the test", phase="read"))
+    assert soon.error.code == "DEADLINE_EXCEEDED" and not later.results and len(turns) == 1
+    turns.sweep(5_000, lambda call: DeadlineExceeded("by the test", phase="read"))
+    assert later.error.code == "DEADLINE_EXCEEDED" and not len(turns)
+
+
 @on_trio
 async def test_of_what_one_message_asks_a_pass_of_the_loop_answers_a_bounded_part(trio: Trio) -> None:
     leader, one, _ = await trio.leader_and_followers()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvnode.base import limits
-from kvnode.base.errors import KvError
+from kvnode.base.errors import KvError, StorageFailed
 from kvnode.base.invariant import InvariantViolation
 from kvnode.codec.epoch import EpochStart, encode_epoch_start
 from kvnode.node.guard import Guard
@@ -330,3 +330,48 @@ async def test_a_core_that_breaks_on_a_snapshot_ends_the_node() -> None:
     with pytest.raises(InvariantViolation):
         await ground.arrive(10, "any")
     assert len(ground.failures) == 1
+
+
+async def test_an_accepted_snapshot_that_a_later_one_has_replaced_is_let_go() -> None:
+    """Or no other transfer would ever begin again."""
+    ground = Receiving()
+
+    def newest(message: Message) -> None:
+        ground.log.snapshot = SimpleNamespace(index=message.index)
+
+    ground.step = newest  # type: ignore[method-assign]
+    transfers = [ground.arrive(10, "older")]
+    await asyncio.sleep(0.01)
+    transfers.append(ground.arrive(20, "newer"))
+    await asyncio.sleep(0.01)
+    await ground.install(20)
+    await asyncio.wait_for(asyncio.gather(*transfers), 1)
+    assert ground.installed == [Path("newer")] and not ground.snapshots.coming.size_bytes
+    assert not ground.snapshots._accepted
+
+
+async def test_a_snapshot_that_cannot_be_read_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file may be gone; the next attempt must not fail for the same reason."""
+    reported: list[bool] = []
+    made: list[int] = []
+    node: Any = SimpleNamespace(
+        report_snapshot=lambda node_id, ok: reported.append(ok),
+        first_index=lambda: 1,
+        send_snapshot=lambda to, source: asyncio.sleep(0, True),
+    )
+
+    async def create_snapshot() -> Any:
+        made.append(1)
+        return SimpleNamespace(index=9, term=1, membership=b"")
+
+    def source(snapshot: object, message: Message, stats: Stats) -> Any:
+        if len(made) == 1:
+            raise StorageFailed("its file is gone")
+        return SimpleNamespace(close=lambda: None)
+
+    node.create_snapshot = create_snapshot
+    monkeypatch.setattr("kvnode.node.snapshots.FileSource", source)
+    snapshots = Snapshots(node, node, node, node, Stats(), lambda: None, Guard(pytest.fail))
+    for _ in range(2):
+        await snapshots.send(Message(MessageKind.SNAPSHOT, 2, 1, 1, 1, 9))
+    assert reported == [False, True] and len(made) == 2

@@ -147,6 +147,18 @@ def test_recent_entries_stay_under_their_bound_and_in_order() -> None:
     assert recent.first_index() == 1
 
 
+def test_recent_entries_that_were_forgotten_take_no_room() -> None:
+    recent = RecentEntries(20_000)
+    for _ in range(10):
+        recent.clear()
+        for index in range(1, 11):
+            recent.append(entry(index, 1, b"x" * 1_500))
+        recent.truncate(5)
+        for index in range(6, 11):
+            recent.append(entry(index, 2, b"x" * 1_500))
+        assert recent.first_index() == 1
+
+
 def test_term_runs() -> None:
     runs = TermRuns(5, 2)
     for index, term in ((6, 2), (7, 3), (8, 3), (9, 7)):

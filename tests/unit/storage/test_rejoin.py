@@ -46,6 +46,19 @@ async def test_a_fork_file_is_durable_once_it_is_saved() -> None:
     assert file.read(0, file.size()) == data
 
 
+async def test_the_folder_of_fork_files_is_durable_with_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync_directory = SimulatedDisk.sync_directory
+
+    async def noted(self: SimulatedDisk, path: str) -> None:
+        synced.append(path)
+        await sync_directory(self, path)
+
+    monkeypatch.setattr(SimulatedDisk, "sync_directory", noted)
+    await saved(SimulatedDisk(Random(1)))
+    assert synced == ["data/forks", "data"]
+
+
 @pytest.mark.parametrize("hurt", ["cut", "flip", "head", "other"])
 async def test_a_damaged_fork_file_says_so(hurt: str) -> None:
     path, data = await saved(SimulatedDisk(Random(1)))
@@ -59,6 +72,13 @@ async def test_a_damaged_fork_file_says_so(hurt: str) -> None:
         _, entries = read_fork(spoiled, path)
         list(entries)
     assert caught.value.code == "FORK_FILE_INVALID"
+
+
+class Forgetful(Random):
+    """Of what was applied and not made durable a crash leaves nothing."""
+
+    def randint(self, a: int, b: int) -> int:
+        return a
 
 
 def state_at(directory: Path) -> SimulatedState:
@@ -86,7 +106,7 @@ async def test_whenever_it_crashes_the_node_begins_anew_and_keeps_its_promises(t
             pass
         disk.stop_at = None
         await end_tasks()
-        disk, state = disk.crash(), state.kill()
+        disk, state = disk.crash(), state.crash(Forgetful())
         log = await Log.open("data/log", disk, segment_bytes=4_096)
         await rejoin_if_decided(disk, "data", log, state)  # type: ignore[arg-type]
         assert log.damage is None and (log.first_index(), log.last_index()) == (1, 0)

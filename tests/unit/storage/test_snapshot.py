@@ -16,6 +16,7 @@ from kvnode.base.invariant import InvariantViolation
 from kvnode.storage.snapshot import hash_file
 from kvnode.storage.snapshot_transfer import SnapshotReader, SnapshotReceiver
 from kvnode.storage.state import State
+from kvnode.storage.state_mark import DurableMark
 from tests.unit.storage.state_helpers import fill, flip_bit, opened, put, row
 
 
@@ -53,6 +54,23 @@ async def test_a_snapshot_beside_apply_is_consistent(tmp_path: Path, monkeypatch
             assert await other.scrub()
             fill(other, snapshot.index + 1, index)
             assert other.meta == state.meta
+
+
+async def test_a_mark_that_an_earlier_attempt_left_says_nothing_of_what_is_installed(tmp_path: Path) -> None:
+    """By its word the state that is installed now would have lost what was durable."""
+    async with opened(tmp_path / "one") as state:
+        fill(state, 1, 10)
+        snapshot = await state.create_snapshot()
+        async with opened(tmp_path / "two") as other:
+            leftover = DurableMark(tmp_path / "two" / "state-2.mark")
+            leftover.write(1_000)
+            leftover.close()
+            other.incoming_directory.mkdir()
+            received = snapshot.path.rename(other.incoming_directory / "received")
+            await other.install_snapshot(received, index=10, term=1)
+            assert other.durable_applied == 10
+    async with opened(tmp_path / "two") as other:
+        assert other.meta.applied_index == 10
 
 
 async def test_only_the_newest_is_kept_and_its_readers_read_on(tmp_path: Path) -> None:
@@ -270,6 +288,7 @@ _KILLED = """
 import asyncio, os, pathlib, signal, sys
 from kvnode.base.clock import SystemClock
 from kvnode.storage.state import State
+from kvnode.storage.state_mark import DurableMark
 
 directory, snapshot, deadly = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
 calls = 0

@@ -52,7 +52,7 @@ class Checkpointer:
         """Connect to the file at `path`, which a writer has open."""
         worker = await Worker.open(lambda: connect_copier(path))
         try:
-            pin = await worker.run(lambda _: connect_reader(path))
+            pin = await worker.run(lambda _: connect_reader(path, may_stay_open=True))
         except BaseException:
             await worker.close()
             raise

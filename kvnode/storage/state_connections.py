@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
@@ -62,13 +62,28 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def connect_reader(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
-    """A read-only connection. `immutable` is for a file that nobody writes: no locks, no files beside it.
+class _Unclosed(sqlite3.Connection):
+    """Ends with the last reference to it. From 3.13 on Python warns of any other that nobody closes."""
+
+    def __del__(self) -> None:
+        with suppress(sqlite3.Error):  # it was never open
+            self.close()
+
+
+def connect_reader(path: Path, *, immutable: bool = False, may_stay_open: bool = False) -> sqlite3.Connection:
+    """A read-only connection.
 
     Raises sqlite3.Error; then nothing stays open.
+
+    Args:
+        immutable: for a file that nobody writes: no locks, no files beside it.
+        may_stay_open: it may be left to end with the last reference to it.
     """
     uri = f"file:{quote(str(path))}?mode=ro" + ("&immutable=1" if immutable else "")
-    connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    named: dict[str, Any] = {"factory": _Unclosed} if may_stay_open else {}
+    connection: sqlite3.Connection = sqlite3.connect(
+        uri, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, **named
+    )
     with _closed_on_failure(connection):
         _set_up(connection, STATE_READER_CACHE_BYTES)
     return connection

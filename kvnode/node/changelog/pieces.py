@@ -5,6 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
+from google.protobuf.message import DecodeError
+
 from kvnode.base import limits
 from kvnode.codec.entry import Entry
 from kvnode.node.wire import decode_entry
@@ -32,12 +34,16 @@ def take_entries(response: changelog_pb2.FollowResponse) -> Committed:
     """What the core wants of a response.
 
     Raises:
-        ValueError: the entries cannot be decompressed, are more than a piece may hold, or are of an unknown kind.
+        ValueError: the entries cannot be decompressed or read, are more than a piece may hold, or of an unknown kind.
     """
     raw = response.entries
     if response.compressed:
         raw = _decompress(raw)
-    entries = [decode_entry(entry) for entry in changelog_pb2.ChangelogEntries.FromString(raw).entries]
+    try:
+        encoded = changelog_pb2.ChangelogEntries.FromString(raw)
+    except DecodeError as error:  # which is no ValueError
+        raise ValueError(f"a piece of the changelog cannot be read: {error}") from error
+    entries = [decode_entry(entry) for entry in encoded.entries]
     for position, entry in enumerate(entries):
         if entry.index != response.previous_index + 1 + position:
             raise ValueError(f"entry {entry.index} stands where {response.previous_index + 1 + position} belongs")

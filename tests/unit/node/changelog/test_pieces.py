@@ -46,6 +46,10 @@ def test_bad_pieces_are_refused() -> None:
         take_entries(torn(b"not zlib"))
     with pytest.raises(ValueError, match=str(limits.MAX_GRPC_MESSAGE_BYTES)):
         take_entries(torn(zlib.compress(bytes(limits.MAX_GRPC_MESSAGE_BYTES + 1))))
+    with pytest.raises(ValueError, match="cannot be read"):
+        take_entries(changelog_pb2.FollowResponse(entries=b"\xff"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        take_entries(torn(zlib.compress(b"\xff")))
     gap = changelog_pb2.FollowResponse(previous_index=5, previous_term=1)
     put_entries(gap, [Entry(1, 7, EntryKind.DATA, b"")], compress=False)
     with pytest.raises(ValueError, match="entry 7 stands where 6 belongs"):

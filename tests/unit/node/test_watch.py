@@ -152,6 +152,18 @@ async def test_what_was_shown_goes_with_its_time_in_the_frame_that_shows_what_ca
     assert await nothing_comes(watch)
 
 
+async def test_the_time_of_what_was_overwritten_takes_nothing_from_what_took_its_place() -> None:
+    world = World()
+    world.run({b"a": b"1"}, expire_at_ms=2_000)
+    watch = world.keys(b"a", b"b")
+    await take(watch)
+    world.run({b"a": b"2"})
+    assert shown(await take(watch)) == [(b"a", b"2"), None]
+    world.state.meta = world.state.meta._replace(log_time_ms=2_000)
+    world.run({b"b": b"1"})
+    assert shown(await take(watch)) == [None, (b"b", b"1")]
+
+
 async def test_a_slow_reader_is_not_shown_what_has_expired_since_it_was_written() -> None:
     world = World()
     watch = world.keys(b"a", b"b")
@@ -179,6 +191,24 @@ async def test_of_a_range_too_what_has_expired_goes_with_what_came_after() -> No
     world.run({b"p1": b"5"})
     world.run({b"p1": None})
     assert shown(await take(watch)) == [(b"p1", None)]
+
+
+async def test_of_a_range_that_is_read_anew_everything_may_expire_again() -> None:
+    """What was installed may be of another history, in which the key lives longer."""
+    world = World()
+    world.run({b"p1": b"1"}, expire_at_ms=2_000)
+    watch = world.range(b"p", b"q")
+    await take(watch)
+    world.state.meta = world.state.meta._replace(log_time_ms=2_000)
+    world.run({b"p2": b"2"})
+    assert shown(await take(watch)) == [(b"p1", None), (b"p2", b"2")]
+    full = PREFIX + b"p1"
+    world.state.rows[full] = world.state.rows[full]._replace(expire_at_ms=3_000)
+    world.hub.resync()
+    assert (await take(watch)).resync
+    world.state.meta = world.state.meta._replace(log_time_ms=3_000)
+    world.run({b"p3": b"3"})
+    assert shown(await take(watch)) == [(b"p1", None), (b"p3", b"3")]
 
 
 async def test_a_range_is_read_anew_when_too_much_has_expired_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -403,6 +433,7 @@ async def test_there_is_room_for_so_many(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(limits, "MAX_WATCHES_COUNT", 3)
     monkeypatch.setattr(limits, "MAX_PREFIX_WATCHES_COUNT", 1)
     world = World()
+    world.range(b"a", b"b").close()
     world.range(b"a", b"b")
     with pytest.raises(Unavailable, match="ranges"):
         world.range(b"c", b"d")

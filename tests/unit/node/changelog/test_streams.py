@@ -1,4 +1,4 @@
-"""Each stream that a follower opens it closes: one that is left open goes on being fed."""
+"""A follower and its streams: each that it opens it closes (or it would go on being fed), and none takes news back."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class World:
     def __init__(self, first: dict[int, changelog_pb2.FollowResponse | None]) -> None:
         self.first = first
         self.streams: dict[int, Stream] = {}
-        log = SimpleNamespace(snapshot=None, stable=0, term=lambda index: 0)
+        self.log = log = SimpleNamespace(snapshot=None, stable=0, term=lambda index: 0)
         raft: Any = SimpleNamespace(fenced=False, leader_id=0, log=log, receive_committed=lambda piece: True)
         transport: Any = self
-        freshness: Any = None
+        freshness: Any = SimpleNamespace(heard=lambda freshness, applied_index: None)
         self.follower = ChangelogFollower(
             ME, "r", lambda: MEMBERS, lambda: 1, raft, freshness, lambda: 0, transport, HandClock(), lambda: None
         )
@@ -100,3 +100,14 @@ async def test_a_search_that_ends_in_vain_closes_what_it_has_found() -> None:
             await asyncio.sleep(0)
         await _abandon(search)
         assert not world.open, f"given up in pass {passes} of the loop"
+
+
+def test_older_news_of_another_source_take_nothing_back() -> None:
+    world = World({})
+    (member, *_) = MEMBERS.members
+    for sent_at_ms in (2_000, 1_000):
+        response = changelog_pb2.FollowResponse(term=1)
+        response.freshness.commit_index, response.freshness.sent_at_ms = 5, sent_at_ms
+        assert world.follower._take(member, response)
+    world.log.stable = 5
+    assert world.follower._where(member).held_at_ms == 2_000

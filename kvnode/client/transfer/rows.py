@@ -86,7 +86,9 @@ def line_to_row(line: bytes, place: str) -> TransferRow:
         raise bad_row(place, error.message) from error
     except json.JSONDecodeError as error:
         raise bad_row(place, f"it is not a JSON object: {error.msg} at character {error.pos + 1}") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except RecursionError as error:  # whose text is another with each Python
+        raise bad_row(place, "it is nested too deeply") from error
+    except (ValueError, TypeError) as error:
         raise bad_row(place, str(error) or type(error).__name__) from error
 
 

@@ -98,7 +98,7 @@ BAD = [
     (b'{"key": ["a"], "value": {"$date": "soon"}}', "stands for no value"),
     (b'{"encoded_key": 7, "value": 1}', "text of base64"),
     (b"\xff\xfe", "decode"),
-    (b"[" * 100_000, "recursion"),
+    (b"[" * 100_000, "nested too deeply"),
 ]
 
 

@@ -70,7 +70,7 @@ def test_names_of_other_stores_lead_to_commands_and_hide_none() -> None:
         (["changelog", "show", "/does/not/exist"], "cannot read /does/not/exist: No such file or directory [FORK_"),
         (["get", '{"a": 1}'], "JSON array"),
         (["set", '["a"]', "{"], "bytes with --bytes"),
-        (["set", '["a"]', "[" * 50_000], "nested too deep"),
+        (["set", '["a"]', "[" * 50_000 + "]" * 50_000], "nested too deep"),
         (["queue", "send", "{"], "bytes with --bytes"),
         (["queue", "send"], "give the value as an argument"),
         (["queue", "send", "1", "--backoff-schedule", ""], "is no duration"),

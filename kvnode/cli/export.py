@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -138,8 +138,16 @@ class _Target:
             ) from None
         except OSError as error:
             raise self._unwritable(error) from None
-        with self._file:
+        try:
             yield
+        except BaseException:
+            with suppress(OSError):  # what a write has failed with: closing tries to write the same once more
+                self._file.close()
+            raise
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._unwritable(error) from None
 
     def write(self, lines: bytes, rows_count: int, after_start_count: int, start_versionstamp: str) -> None:
         """Add rows. A page is handed to the system whole, so that what is left after a kill is lines and one torn."""

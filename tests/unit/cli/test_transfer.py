@@ -196,6 +196,13 @@ async def test_an_export_that_breaks_off_says_how_to_go_on(cli: Cli, server: Fak
     assert (await cli("export", "--resume", str(file), "-o", "json")).json["rows"] == 2_500
 
 
+async def test_a_full_disk_is_named_whatever_the_file_still_holds_back(cli: Cli, server: FakeServer) -> None:
+    """What could not be written stays in the file's buffer, and fails once more when the file is closed."""
+    await fill(server, 3)
+    done = await cli("export", "--force", "/dev/full")
+    assert done.status == 2 and "cannot write /dev/full: No space left on device" in done.err
+
+
 @pytest.mark.parametrize("content", ["", "not a database", '{"key": ["a"], "value": 1}\n'])
 async def test_a_file_that_is_no_database(cli: Cli, tmp_path: Path, content: str) -> None:
     (tmp_path / "x").write_text(content)

@@ -33,7 +33,7 @@ MAX_PROPOSAL_QUEUE_BYTES = 128 * 1_048_576
 # Raft.
 TICK_MS = 50
 ELECTION_TIMEOUT_TICKS = 20  # 1 s, randomized up to twice this
-FOLLOWER_APPLY_DELAY_MS = 10  # while entries come, a follower applies what is committed this much later at most
+APPLY_DELAY_MS = 10  # while entries come, what is committed is applied this much later at most
 COMMIT_NOTICE_DELAY_MS = 5  # a leader without an append to carry it tells its followers the commit index after this
 HEARTBEAT_TICKS = 2
 MAX_INFLIGHT_APPENDS_COUNT = 128

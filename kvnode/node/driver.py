@@ -4,14 +4,15 @@ One cycle, and what it costs on a leader of three with a batch waiting:
 
 1. flush: all waiting writes become one entry; all waiting reads join one ReadIndex round.
 2. send `messages`: one append a peer leaves before our own fsync, which runs while it travels.
-3. apply what was committed before (one SQLite transaction), which answers its clients.
+3. answer the writers of what was committed before, and apply it (one SQLite transaction) if that is due.
 4. persist: one write, one fsync, whatever the number of transactions.
 5. send `messages_after_persist` (a follower's acknowledgement: one message), tell the core.
 
-A follower persists and acknowledges before it applies: the leader's commit waits for that acknowledgement, and
-nobody waits for a follower's apply. While entries come, it applies what has gathered at most
-FOLLOWER_APPLY_DELAY_MS later, in one state transaction: a transaction costs as much as four rows. A commit that comes
-alone, the last of a burst, is applied at once; so is everything while a read waits for a versionstamp.
+Nobody waits for an apply but who reads: a follower's acknowledgement says that it has persisted, and a leader's
+writers are answered when their entry is committed. So while entries come, what is committed gathers and is applied at
+most APPLY_DELAY_MS later, in one state transaction: a transaction costs as much as four rows. What comes alone, the
+last of a burst, is applied at once, behind the answers; so is everything while a read waits at the leader's barrier,
+or anywhere for a versionstamp.
 
 While the fsync runs on its own thread, the loop takes in new requests and messages, which make the next batch: the
 slower the disk, the larger the batches.
@@ -45,9 +46,9 @@ from kvnode.storage.state import State
 # Entries applied in one state transaction, after which the loop has its turn: enough to share its cost, few enough to
 # hold the loop only briefly. One entry may exceed it.
 MAX_APPLY_RUN_BYTES = 65_536
-MAX_GATHERED_BYTES = 262_144  # committed, on a follower, and not yet applied because more is coming
+MAX_GATHERED_BYTES = 262_144  # committed, and not yet applied because more is coming
 
-APPLY_DELAY_S = limits.FOLLOWER_APPLY_DELAY_MS / 1_000
+APPLY_DELAY_S = limits.APPLY_DELAY_MS / 1_000
 MAINTENANCE_INTERVAL_S = 0.005  # a look costs 5 us, and the WAL grows by 250 KB at most in this time
 NOTICE_DELAY_S = limits.COMMIT_NOTICE_DELAY_MS / 1_000
 
@@ -163,8 +164,8 @@ class Driver:
             await self._install(ready.snapshot)
         leads = raft.is_leader
         self._take_committed(ready.committed)
-        if leads and self._committed:
-            await self._turn(applied)
+        if leads and self._committed and not self._may_gather(ready):
+            await self._turn(True)  # the answers leave first
             applied = True
             self._apply()
         await self._persist(ready)
@@ -198,18 +199,30 @@ class Driver:
         self._raft.release_notices()
         self.wake()
 
-    def _may_gather(self, ready: Ready) -> bool:
-        """Whether what is committed may wait for more: more entries are coming, and nobody waits for these."""
+    def _may_gather(self, ready: Ready | None = None) -> bool:
+        """Whether what is committed may wait for more: more entries are coming, and nobody waits for these.
+
+        Args:
+            ready: what this cycle works on; None between two, on a leader.
+        """
         committed = self._committed
-        if not ready.entries or self._raft.is_leader or self._applier.awaited:
+        is_more_coming = self._proposals.pending_count if self._raft.is_leader else ready and ready.entries
+        if not is_more_coming or not self._gathers:
             return False
         if sum([len(entry.data) for entry in committed]) >= MAX_GATHERED_BYTES:
             return False
-        if any(entry.kind is not EntryKind.DATA for entry in ready.committed):
+        if any(entry.kind is not EntryKind.DATA for entry in committed):
             return False
         if self._apply_timer is None:
             self._apply_timer = asyncio.get_running_loop().call_later(APPLY_DELAY_S, self._apply_gathered)
         return True
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether nobody waits for the state."""
+        if self._applier.awaited:
+            return False
+        return not self._raft.is_leader or (self._proposals.resolving and not self._barriers)
 
     def _apply_gathered(self) -> None:
         self._apply_timer = None
@@ -239,7 +252,10 @@ class Driver:
     @property
     def _apply_due(self) -> bool:
         """Whether something is to be applied without waiting for more."""
-        return bool(self._committed) and (self._gathered or self._raft.is_leader or self._applier.awaited)
+        if not self._committed:
+            return False
+        is_alone = self._raft.is_leader and not self._proposals.pending_count
+        return self._gathered or is_alone or not self._gathers
 
     def _apply(self) -> None:
         """Apply one run; what is left has its turn in the next cycle, or when this node is woken during its fsync."""
@@ -269,12 +285,18 @@ class Driver:
     def _take_committed(self, entries: Sequence[Entry]) -> None:
         if entries:
             self._committed.extend(entries)
+            self._proposals.committed(entries, self._applier.clock.monotonic_ms())
             self._handed_out()
 
     def _send_urgent(self) -> None:
         confirmed = self._take_urgent()
         if self._raft.is_leader and self._committed:
-            self._apply()  # the others' acknowledgements committed it while our disk is busy with the next batch
+            # The others' acknowledgements committed it while our disk is busy with the next batch.
+            if self._gathered or not self._gathers:
+                self._apply()
+            elif not self._may_gather():
+                self._gathered = True
+                asyncio.get_running_loop().call_soon(self.wake)  # the answers leave first
         if confirmed:
             self._barriers.applied(self._state.meta.applied_index)
 

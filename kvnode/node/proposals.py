@@ -1,8 +1,13 @@
-"""From waiting writes to log entries, and from applied entries to answers.
+"""From waiting writes to log entries, and from committed entries to answers.
 
     add() ─► queue ─► flush(): resolve all that wait, then claims for consumers, into ONE entry ─► pending[index]
                                         │ a negative verdict: to the ReadIndex barrier with the prefix it was judged on
-    applied(entry): pending[index].term == entry.term ? answer : not applied, send it again
+    committed(entry): pending[index].term == entry.term ? answer : wait for
+    applied(entry):   pending[index].term == entry.term ? answer : not applied, send it again
+
+What a transaction comes to was settled when it was resolved, and a committed entry stays: nobody has to wait for the
+leader's own apply to be told. Whoever reads strongly after that waits for it at the barrier. Only writes to the system
+database are answered when they are applied, because this node itself goes by what it has applied of that.
 
 A leader resolves nothing before an entry of its own term is committed and applied: the tail that it inherited may
 hold writes and request ids that the overlay does not know. When leadership is lost the resolver (and its overlay)
@@ -22,7 +27,7 @@ from kvnode.base import limits
 from kvnode.base.errors import KvError, NotFound, OutcomeUnknown, Unavailable
 from kvnode.base.invariant import invariant
 from kvnode.codec.entry import Entry
-from kvnode.machine.keyspace import DEFAULT_DATABASE
+from kvnode.machine.keyspace import DEFAULT_DATABASE, SYSTEM_DATABASE
 from kvnode.machine.queue.arrivals import QueueId
 from kvnode.machine.resolve import Batch, RequestId, Resolver
 from kvnode.machine.sessions import NODES_OWN
@@ -34,7 +39,7 @@ from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.raft import Raft
 
-# Entries proposed and not yet applied. More would only make each batch smaller; fewer would leave the disk idle
+# Entries proposed and not yet committed. More would only make each batch smaller; fewer would leave the disk idle
 # while the followers' acknowledgements travel.
 MAX_PENDING_ENTRIES_COUNT = 4
 _new = tuple.__new__  # a NamedTuple in half the time
@@ -47,7 +52,7 @@ _CHECK_FAILED = kv_pb2.ATOMIC_WRITE_STATUS_CHECK_FAILED
 
 
 class PendingEntry(NamedTuple):
-    """An entry of ours on its way. `waiters` are answered when it is applied."""
+    """An entry of ours on its way. `waiters` are answered when it is committed."""
 
     term: int
     size_bytes: int
@@ -129,6 +134,7 @@ class Proposals:
         self._queue_bytes = 0
         self._pending: dict[int, PendingEntry] = {}
         self._pending_bytes = 0
+        self._answered: dict[int, PendingEntry] = {}  # committed, and not yet applied
         self._first_copies = FirstCopies()
 
     @property
@@ -138,7 +144,7 @@ class Proposals:
 
     @property
     def pending_count(self) -> int:
-        """Entries proposed here and not yet settled."""
+        """Entries proposed here and not yet settled; what is committed is."""
         return len(self._pending)
 
     @property
@@ -363,12 +369,14 @@ class Proposals:
     def _join(self, verdict: InFlight, index: int, call: Call, waiters: list[tuple[Call, object]]) -> None:
         """A resend of something in the overlay: answer it with the first copy."""
         assert call.operation is not None
-        target = waiters if verdict.index == index else None
-        pending = self._pending.get(verdict.index)
-        if target is None and pending is not None:
-            target = pending.waiters
+        answered = self._answered.get(verdict.index)
+        pending = answered or self._pending.get(verdict.index)
+        target = waiters if verdict.index == index else None if pending is None else pending.waiters
         if target is not None:
             body = self._first_copies.body(verdict.index, target, call)
+            if body is not None and answered is not None:
+                self._answers.answer(call, result_of(call, body))  # type: ignore[arg-type]
+                return
             if body is not None:
                 target.append((call, body))
                 return
@@ -384,24 +392,45 @@ class Proposals:
 
     def _take(self, index: int) -> PendingEntry | None:
         pending = self._pending.pop(index, None)
-        self._first_copies.forget(index)
         if pending is not None:
             self._pending_bytes -= pending.size_bytes
+        self._first_copies.forget(index)
         return pending
 
     # The way out.
 
+    def committed(self, entries: Iterable[Entry], now_ms: float) -> None:
+        """Answer those who wait for these entries, unless an entry changes what this node goes by."""
+        if not self._pending:
+            return
+        for entry in entries:
+            pending = self._pending.get(entry.index)
+            if pending is None or pending.term != entry.term:
+                continue
+            if SYSTEM_DATABASE in [call.database for call, _ in pending.waiters]:
+                continue
+            del self._pending[entry.index]
+            self._pending_bytes -= pending.size_bytes
+            self._answered[entry.index] = pending  # a resend that comes before the state knows it finds it here
+            self._answer(pending.waiters, now_ms)
+
     def applied(self, entry: Entry, now_ms: float) -> None:
-        """Settle what waited for this entry. The resolver has been told separately (applied_to)."""
+        """Settle what still waits for this entry. The resolver has been told separately (applied_to)."""
+        if self._answered.pop(entry.index, None) is not None:
+            self._first_copies.forget(entry.index)
+            return
         pending = self._take(entry.index)
         if pending is None:
             return
         if pending.term != entry.term:
             self._reroute([call for call, _ in pending.waiters], False)
             return
+        self._answer(pending.waiters, now_ms)
+
+    def _answer(self, waiters: list[tuple[Call, object]], now_ms: float) -> None:
         observe, answers = self._stats.commit_latency_ms.observe, self._answers
         are_direct = answers.are_direct
-        for call, body in pending.waiters:
+        for call, body in waiters:
             if call.operation is None:
                 answers.opened(call, body)  # type: ignore[arg-type]
                 continue
@@ -419,6 +448,9 @@ class Proposals:
 
     def skipped_to(self, index: int) -> None:
         """A snapshot replaced everything up to `index`: only request ids can tell what became of our entries."""
+        for at in [at for at in self._answered if at <= index]:
+            del self._answered[at]
+            self._first_copies.forget(at)
         for at in [at for at in self._pending if at <= index]:
             pending = self._take(at)
             if pending is not None:

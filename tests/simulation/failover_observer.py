@@ -62,9 +62,9 @@ class EpochObserver(Observer):
                 self.of_epochs[start.epoch] = start.membership
                 self.memberships.append(start.membership)
 
-    def _may_count(self, entry: Entry) -> Sequence[Membership]:
+    def _may_count(self, term: int) -> Sequence[Membership]:
         """The memberships of the entry's own epoch, and of those behind it, which may commit what they were given."""
-        epoch = epoch_of_term(entry.term)
+        epoch = epoch_of_term(term)
         behind = [membership for later, membership in self.of_epochs.items() if later >= epoch]
         begun = list(self.of_epochs.values())
         plain = [membership for membership in self.memberships if membership not in begun][-3:]
@@ -90,7 +90,9 @@ class EpochObserver(Observer):
         known = self.committed.get(index)
         if known is not None and _epoch_of(known) == epoch:
             return True
-        return any(at == index and _epoch_of(entry) == epoch for (at, _), entry in self.ended.items())
+        if any(at == index and _epoch_of(entry) == epoch for (at, _), entry in self.ended.items()):
+            return True
+        return self._may_be_applied(index, lambda term: (epoch_of_term(term) or 1) == epoch)
 
     def histories(self) -> list[dict[int, Entry]]:
         """As an observer's.

@@ -271,18 +271,17 @@ def trust_every_clock() -> Patch:
 
 
 def settle_by_index_alone() -> Patch:
-    """A write is acknowledged when any entry is applied at its index."""
-    original = Proposals.applied
+    """A write is acknowledged when any entry is committed at its index."""
+    original = Proposals.committed
 
-    def applied(self: Proposals, entry: Any, now_ms: float) -> None:
-        pending = self._pending.get(entry.index)
-        if pending is not None:
-            entry = entry._replace(term=pending.term)
-        original(self, entry, now_ms)
+    def committed(self: Proposals, entries: Any, now_ms: float) -> None:
+        for entry in entries:
+            pending = self._pending.get(entry.index)
+            original(self, [entry if pending is None else entry._replace(term=pending.term)], now_ms)
 
     @contextmanager
     def both() -> Iterator[None]:
-        with replaced(Proposals, "applied", applied), replaced(Proposals, "_supersede", lambda self, index: None):
+        with replaced(Proposals, "committed", committed), replaced(Proposals, "_supersede", lambda self, index: None):
             yield
 
     return both()

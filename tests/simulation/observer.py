@@ -115,8 +115,19 @@ class Observer:
         self.trace.update(text.encode())
 
     def is_committed(self, stamp: bytes) -> bool:
-        """Whether some node has applied the entry of that versionstamp."""
-        return split(stamp)[1] in self.committed
+        """Whether some node has applied the entry of that versionstamp, or might: enough voters hold it durably."""
+        index = split(stamp)[1]
+        return index in self.committed or self._may_be_applied(index, lambda term: True)
+
+    def _may_be_applied(self, index: int, is_meant: Callable[[int], bool]) -> bool:
+        """Whether an entry at `index`, of a term that is meant, is durable where a commit asks for it."""
+        terms = {log.terms[index] for log in self.durable.values() if index in log.terms}
+        return any(
+            self._is_durable(index, term, membership)
+            for term in terms
+            if is_meant(term)
+            for membership in self._may_count(term)
+        )
 
     def is_lost(self, stamp: bytes) -> bool:
         """Whether a versionstamp is of a history that has ended."""
@@ -224,8 +235,8 @@ class Observer:
         if self.digests.setdefault(index, digest) != digest:
             self.fail("digest", f"node {node_id} has another digest than the others at index {index}")
 
-    def _may_count(self, entry: Entry) -> Sequence[Membership]:
-        """The memberships by one of which an entry may have been committed."""
+    def _may_count(self, term: int) -> Sequence[Membership]:
+        """The memberships by one of which an entry of that term may have been committed."""
         return self.memberships[-3:]
 
     def _commit(self, node_id: int, entry: Entry) -> None:
@@ -233,8 +244,8 @@ class Observer:
             self.fail("state-machine", f"node {node_id} applied entry {entry.index}, and nobody the one before")
         self.committed[entry.index] = entry
         self.note(f"{entry.index}/{entry.term}/{entry.kind.value}/{len(entry.data)};")
-        memberships = self._may_count(entry)
-        if not any(self._is_durable(entry, membership) for membership in memberships):
+        memberships = self._may_count(entry.term)
+        if not any(self._is_durable(entry.index, entry.term, membership) for membership in memberships):
             holders = [node for node, log in sorted(self.durable.items()) if log.holds(entry.index, entry.term)]
             self.fail("commit-durable", f"entry {entry.index}/{entry.term} was applied, durable only on {holders}")
         elif all(self._usurper(entry, membership) for membership in memberships):
@@ -243,12 +254,12 @@ class Observer:
         if entry.kind is EntryKind.DATA:
             self._account(entry)
 
-    def _is_durable(self, entry: Entry, membership: Membership) -> bool:
+    def _is_durable(self, index: int, term: int, membership: Membership) -> bool:
         voters = membership.voters
         holders = [
             member
             for member in voters
-            if member.node_id in self.durable and self.durable[member.node_id].holds(entry.index, entry.term)
+            if member.node_id in self.durable and self.durable[member.node_id].holds(index, term)
         ]
         needed_dcs = min(membership.min_commit_dcs, len({member.dc for member in voters}))
         return 2 * len(holders) > len(voters) and len({member.dc for member in holders}) >= needed_dcs

@@ -9,7 +9,9 @@ import pytest
 from kvnode.api.connect.answers import refusal
 from kvnode.api.connect.node_backend import NodeBackend
 from kvnode.base.errors import KvError, Unavailable, VersionstampLost
+from kvnode.proto.deno import datapath_pb2 as wire
 from kvnode.proto.kv.v1 import kv_pb2
+from tests.unit.api.connect.support import connected, data_headers, get_bytes, path, serving
 
 STAMP = b"\x00\x01" + bytes(7) + b"\x05"
 TOO_LARGE = KvError("RESPONSE_TOO_LARGE", "by the test", phase="read")
@@ -92,6 +94,26 @@ async def test_what_a_failover_cuts_off_meanwhile_is_asked_for_again() -> None:
     assert len(node.asked) == 6
     node.lost_count = 1
     assert await ask(node, "read_large", 1_000, min_versionstamp=STAMP[:-1] + b"\x06") == "VERSIONSTAMP_LOST"
+
+
+@pytest.mark.parametrize("consistency", ["strong", "eventual"])
+async def test_a_strong_read_that_no_message_carries_is_made_where_the_data_is(consistency: str) -> None:
+    async with serving() as running:
+        running.backend.rows[1, b"k"] = kv_pb2.Entry(key=b"k", value=b"v", encoding=1, versionstamp=STAMP)
+        async with connected(running) as client:
+            read, headers = path("snapshot_read", consistency), data_headers()
+            await client.request(read, headers, get_bytes())
+            running.backend.error = KvError("RESPONSE_TOO_LARGE", "by the test", phase="read")
+            before = running.backend.begun
+            answer = await client.request(read, headers, get_bytes())
+            assert running.backend.begun == before + 1, "it was taken without a task"
+        if consistency == "strong":
+            found = wire.SnapshotReadOutput.FromString(answer.body)
+            assert answer.status == 200 and found.ranges[0].values[0].value == b"v"
+            assert found.read_is_strongly_consistent
+        else:
+            assert answer.status == 400
+        assert running.stats.under_way == 0
 
 
 def test_what_no_message_can_carry_is_not_sent_again() -> None:

@@ -361,26 +361,6 @@ async def test_an_access_that_fails_in_a_way_that_nobody_foresaw(monkeypatch: py
         assert running.stats.under_way == 0
 
 
-@pytest.mark.parametrize("consistency", ["strong", "eventual"])
-async def test_a_strong_read_that_no_message_carries_is_made_where_the_data_is(consistency: str) -> None:
-    async with serving() as running:
-        running.backend.rows[1, b"k"] = kv_pb2.Entry(key=b"k", value=b"v", encoding=1, versionstamp=STAMP)
-        async with connected(running) as client:
-            read, headers = path("snapshot_read", consistency), data_headers()
-            await client.request(read, headers, GET)
-            running.backend.error = KvError("RESPONSE_TOO_LARGE", "by the test", phase="read")
-            before = running.backend.begun
-            answer = await client.request(read, headers, GET)
-            assert running.backend.begun == before + 1, "it was taken without a task"
-        if consistency == "strong":
-            found = wire.SnapshotReadOutput.FromString(answer.body)
-            assert answer.status == 200 and found.ranges[0].values[0].value == b"v"
-            assert found.read_is_strongly_consistent
-        else:
-            assert answer.status == 400
-        assert running.stats.under_way == 0
-
-
 # Writes whose outcome is unknown, and what nobody foresaw.
 
 

@@ -1,0 +1,102 @@
+"""A leader answers writers when their entry is committed, and applies it when somebody waits for it, or soon after."""
+
+from __future__ import annotations
+
+import asyncio
+
+from kvnode.base import limits
+from kvnode.machine.keyspace import SYSTEM_DATABASE
+from kvnode.node.ports import Origin
+from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.raft.messages import MessageKind
+from tests.simulation.cluster import Server
+from tests.unit.node.cluster import Asked, Trio, add_one, number_of, on_trio, put, read, until, value_of, write
+
+
+async def committed_while_more_comes(trio: Trio, leader: Server, number: int, origin: Origin) -> tuple[Asked, Asked]:
+    """A sum in an entry that is committed, and another write behind it whose acknowledgements are held."""
+    node = trio.node(leader)
+    index = node.raft.last_index + 1
+
+    def acknowledges_more(source: int, target: int, batch: peer_pb2.PeerBatch) -> bool:
+        return any(message.kind == MessageKind.APPEND_RESPONSE and message.index > index for message in batch.messages)
+
+    trio.wire.holds = acknowledges_more
+    first = trio.ask(leader, write(add_one(b"n"), number=number), origin)
+    await until(lambda: node.raft.last_index == index, 1)
+    behind = trio.ask(leader, write(put(b"behind")))
+    await until(lambda: node.raft.commit == index, 1)
+    return first, behind
+
+
+async def session(trio: Trio, leader: Server) -> Origin:
+    return Origin(await trio.within(leader, trio.node(leader).open_session()), 1)
+
+
+@on_trio
+async def test_writers_do_not_wait_for_the_apply(trio: Trio) -> None:
+    leader = await trio.leading()
+    node, origin = trio.node(leader), await session(trio, leader)
+    first, behind = await committed_while_more_comes(trio, leader, 1, origin)
+    assert first.done and not behind.done
+    assert node.applied_index < node.raft.commit
+    await asyncio.sleep((limits.APPLY_DELAY_MS + 1) / 1_000)
+    assert node.applied_index == node.raft.commit, "what is gathered is applied soon"
+    trio.wire.release()
+    await behind.write()
+    assert len(first.results) == 1
+
+
+@on_trio
+async def test_a_strong_read_sees_what_was_answered_and_not_yet_applied(trio: Trio) -> None:
+    leader = await trio.leading()
+    node, origin = trio.node(leader), await session(trio, leader)
+    first, _ = await committed_while_more_comes(trio, leader, 1, origin)
+    assert first.done and node.applied_index < node.raft.commit
+    trio.wire.holds = None
+    found = await trio.ask(leader, read(b"n")).read()
+    assert number_of(value_of(found)) == 1
+
+
+@on_trio
+async def test_a_resend_between_answer_and_apply_has_the_first_answer(trio: Trio) -> None:
+    leader = await trio.leading()
+    node, origin = trio.node(leader), await session(trio, leader)
+    first, behind = await committed_while_more_comes(trio, leader, 1, origin)
+    again = trio.ask(leader, write(add_one(b"n"), number=1, resend=True), origin)
+    await until(lambda: again.done, limits.APPLY_DELAY_MS / 2_000, "its first copy is committed")
+    assert node.applied_index < node.raft.commit
+    trio.wire.release()
+    await behind.write()
+    assert (await again.write()).versionstamp == (await first.write()).versionstamp
+    assert number_of(await trio.get(leader, b"n")) == 1
+
+
+@on_trio
+async def test_a_write_to_the_system_database_is_answered_when_it_is_applied(trio: Trio) -> None:
+    """This node judges tokens and databases by what it has applied: whoever was told must find it so."""
+    leader = await trio.leading()
+    node = trio.node(leader)
+    first, behind = await committed_while_more_comes(trio, leader, 1, Origin(b"", 0, SYSTEM_DATABASE))
+    assert node.applied_index < node.raft.commit and not first.done
+    await until(lambda: first.done, 1)
+    assert node.applied_index == node.raft.commit
+    trio.wire.release()
+    await behind.write()
+
+
+@on_trio
+async def test_a_loaded_leader_applies_several_entries_at_once(trio: Trio) -> None:
+    leader = await trio.leading()
+    node = trio.node(leader)
+    entries, transactions = node.raft.last_index, node.stats.apply_ms.count
+
+    async def writer(name: bytes) -> None:
+        for number in range(40):
+            await trio.ask(leader, write(put(name, b"%d" % number))).write()
+            await asyncio.sleep(0.0003 * len(name))
+
+    await asyncio.gather(*[writer(b"w" * (number + 1)) for number in range(4)])
+    entries = node.raft.last_index - entries
+    transactions = node.stats.apply_ms.count - transactions
+    assert transactions <= entries * 2 // 3, f"{entries} entries in {transactions} transactions"

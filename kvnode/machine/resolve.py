@@ -168,8 +168,7 @@ class Batch:
         size_bytes: of the payload, never underestimated.
         crons_late_ms: of each tick of a cron that it fires, how late that is.
         arrived: queues to which it brings messages that are due.
-        overlay, resolver: of the term.
-        counters: of its queues.
+        overlay, resolver: of the term; counters: of its queues.
     """
 
     __slots__ = (
@@ -227,13 +226,16 @@ class Batch:
         for order, row in self.counters.close():
             self.set_row(transactions[order], row)
 
-    def add(self, write: kv_pb2.AtomicWriteRequest, database: int, request: RequestId | None) -> Verdict:
+    def add(
+        self, write: kv_pb2.AtomicWriteRequest, database: int, request: RequestId | None, *, is_blind: bool = False
+    ) -> Verdict:
         """Judge one transaction, and put it in the batch if it holds.
 
         Args:
             write: already validated against the limits (validate.py).
             database: the number of the database it is for.
             request: names it, so that a copy of it is not applied again; None for a write that nobody sends again.
+            is_blind: validate_write said so: there is nothing but mutations in it.
         """
         window = None
         if request is not None:
@@ -242,7 +244,7 @@ class Batch:
                 return admitted
             window = admitted
         prefix = database_prefix(database)
-        if write.checks:
+        if not is_blind and write.checks:
             failed = self._failed_checks(write, prefix)
             if failed:
                 return self._check_failed(failed, request, window)
@@ -256,7 +258,7 @@ class Batch:
                 self._mutate(transaction, mutation, database, prefix, stamp)
                 if self.size_bytes - size_bytes > limits.MAX_RESOLVED_TRANSACTION_BYTES:
                     raise resolved_too_large()
-            if write.actions or write.enqueues:
+            if not is_blind and (write.actions or write.enqueues):
                 results = self._queues(transaction, write, database, stamp, size_bytes)
         except KvError as error:
             self.overlay.rollback(mark)

@@ -23,8 +23,8 @@ class Call:
         forwarded: it came from another node and must not be forwarded again.
     """
 
-    __slots__ = ("attempt", "database", "deadline_ms", "deliver", "done", "forwarded", "leased", "open_deliver",
-                 "operation", "origin", "sent", "size_bytes", "started_ms")  # fmt: skip
+    __slots__ = ("attempt", "database", "deadline_ms", "deliver", "done", "forwarded", "is_blind", "leased",
+                 "open_deliver", "operation", "origin", "sent", "size_bytes", "started_ms")  # fmt: skip
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Call:
         self.started_ms = started_ms
         self.deadline_ms = started_ms + timeout_ms
         self.forwarded = forwarded
+        self.is_blind = False  # a write for which no state has to be read: validate_write said so
         self.leased = False  # confirmed by the leader lease, which is looked at again before the answer
         self.sent = operation is not None and operation.resend
         self.attempt = 0

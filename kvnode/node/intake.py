@@ -118,7 +118,7 @@ class Intake:
             # So it was when it was sent first: to refuse a resend would say that the first copy was not applied.
             was_judged = call.forwarded or (call.sent and call.origin.own_session)
             limit = limits.HARD_MAX_VALUE_BYTES if was_judged else self._view.max_value_bytes(call.database)
-            validate_write(operation.write, limit)
+            call.is_blind = validate_write(operation.write, limit)
         elif operation.HasField("read"):
             read = operation.read
             validate_read(read)

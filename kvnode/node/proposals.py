@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from kvnode.base import limits
@@ -43,7 +44,7 @@ from kvnode.raft.raft import Raft
 # while the followers' acknowledgements travel.
 MAX_PENDING_ENTRIES_COUNT = 4
 _new = tuple.__new__  # a NamedTuple in half the time
-_TRANSACTION_FROM_COUNT = 3  # from so many operations on, SQLite's transaction around their reads is worth its cost
+_TRANSACTION_FROM_COUNT = 3  # from so many operations on that read, SQLite's transaction around that is worth its cost
 
 Body = Accepted | kv_pb2.AtomicWriteResponse | kv_pb2.Error | kv_pb2.OperationResult
 """What a waiter will be told: a verdict or an answer, which becomes a result when it is given; or a whole result."""
@@ -246,7 +247,9 @@ class Proposals:
                 self._stats.cron_late_ms.observe(late_ms)
         if self._claims_waited and resolver.settled:
             self._resolve_claims(batch, waiters)
-        with self._due.reading() if len(self._queue) >= _TRANSACTION_FROM_COUNT else nullcontext():
+        waiting = islice(self._queue, limits.MAX_BATCH_TRANSACTIONS_COUNT)
+        readers_count = len([call for call in waiting if not call.is_blind])
+        with self._due.reading() if readers_count >= _TRANSACTION_FROM_COUNT else nullcontext():
             self._resolve_queue(resolver, batch, index, waiters, negatives)
         self._claims.arrived(batch.arrived)
         if resolver.settled:
@@ -312,7 +315,7 @@ class Proposals:
         if client_id:
             owner = NODES_OWN if own_session else database  # as Origin.session_owner, without the call
             request = _new(RequestId, (client_id, operation.id, lowest, operation.resend, owner))
-        verdict = batch.add(operation.write, database, request)
+        verdict = batch.add(operation.write, database, request, is_blind=call.is_blind)
         kind = type(verdict)
         if kind is Accepted:
             waiters.append((call, verdict))

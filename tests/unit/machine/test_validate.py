@@ -91,6 +91,24 @@ def test_writes_within_the_limits(request_):
     validate_write(request_)
 
 
+def test_sets_and_deletes_alone_are_blind():
+    """The leader reads no state for them, so whatever else is there must not be overlooked."""
+    some = [mutation(SET, KEY, b"v"), mutation(SET, KEY, b"v", 3, expire_at_ms=9), mutation(DELETE, KEY)]
+    assert validate_write(write(*some))
+    for other in (
+        mutation(SUM, KEY, bytes(8), LE64),
+        mutation(SUFFIX, KEY, b"v"),
+        mutation(SET_EXPIRY, KEY),
+        mutation(DELETE_RANGE, KEY, end_key=KEY),
+    ):
+        assert not validate_write(write(*some, other))
+    assert not validate_write(write(*some, checks=[(KEY, b"")]))
+    enqueue = kv_pb2.Enqueue(payload=kv_pb2.Value(data=b"v", encoding=1))
+    assert not validate_write(kv_pb2.AtomicWriteRequest(mutations=some, enqueues=[enqueue]))
+    leave = kv_pb2.QueueAction(purge=kv_pb2.QueuePurge(max_count=1))
+    assert not validate_write(kv_pb2.AtomicWriteRequest(mutations=some, actions=[leave]))
+
+
 @pytest.mark.parametrize(("code", "request_"), BAD_WRITES)
 def test_writes_beyond_them(code, request_):
     with pytest.raises(InvalidRequest) as caught:

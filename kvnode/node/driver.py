@@ -220,9 +220,10 @@ class Driver:
     @property
     def _gathers(self) -> bool:
         """Whether nobody waits for the state."""
-        if self._applier.awaited:
+        proposals = self._proposals
+        if self._applier.awaited or proposals.awaits_apply:
             return False
-        return not self._raft.is_leader or (self._proposals.resolving and not self._barriers)
+        return not self._raft.is_leader or (proposals.resolving and not self._barriers)
 
     def _apply_gathered(self) -> None:
         self._apply_timer = None

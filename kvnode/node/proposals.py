@@ -6,8 +6,9 @@
     applied(entry):   pending[index].term == entry.term ? answer : not applied, send it again
 
 What a transaction comes to was settled when it was resolved, and a committed entry stays: nobody has to wait for the
-leader's own apply to be told. Whoever reads strongly after that waits for it at the barrier. Only writes to the system
-database are answered when they are applied, because this node itself goes by what it has applied of that.
+leader's own apply to be told. Whoever reads strongly after that waits for it at the barrier. Answered when it is
+applied, which then is at once, is an entry of which this node itself goes by what it has applied: one that writes to
+the system database, or holds a claim, since who looks for messages would find those again that it has taken.
 
 A leader resolves nothing before an entry of its own term is committed and applied: the tail that it inherited may
 hold writes and request ids that the overlay does not know. When leadership is lost the resolver (and its overlay)
@@ -53,11 +54,12 @@ _CHECK_FAILED = kv_pb2.ATOMIC_WRITE_STATUS_CHECK_FAILED
 
 
 class PendingEntry(NamedTuple):
-    """An entry of ours on its way. `waiters` are answered when it is committed."""
+    """An entry of ours on its way. `waiters` are answered when it is committed, or, if `is_late`, applied."""
 
     term: int
     size_bytes: int
     waiters: list[tuple[Call, object]]  # a Body, or a client id
+    is_late: bool = False
 
 
 class DueSource(Protocol):
@@ -136,6 +138,7 @@ class Proposals:
         self._pending: dict[int, PendingEntry] = {}
         self._pending_bytes = 0
         self._answered: dict[int, PendingEntry] = {}  # committed, and not yet applied
+        self._late_index = 0  # the last committed entry whose waiters wait for its apply
         self._first_copies = FirstCopies()
 
     @property
@@ -147,6 +150,11 @@ class Proposals:
     def pending_count(self) -> int:
         """Entries proposed here and not yet settled; what is committed is."""
         return len(self._pending)
+
+    @property
+    def awaits_apply(self) -> bool:
+        """Whether somebody waits for a committed entry to be applied."""
+        return self._late_index > 0
 
     @property
     def resolving(self) -> bool:
@@ -245,15 +253,14 @@ class Proposals:
             self._stats.expired_keys += batch.tick(due)
             for late_ms in batch.crons_late_ms:
                 self._stats.cron_late_ms.observe(late_ms)
-        if self._claims_waited and resolver.settled:
-            self._resolve_claims(batch, waiters)
+        has_claims = self._claims_waited and resolver.settled and self._resolve_claims(batch, waiters)
         waiting = islice(self._queue, limits.MAX_BATCH_TRANSACTIONS_COUNT)
         readers_count = len([call for call in waiting if not call.is_blind])
         with self._due.reading() if readers_count >= _TRANSACTION_FROM_COUNT else nullcontext():
             self._resolve_queue(resolver, batch, index, waiters, negatives)
         self._claims.arrived(batch.arrived)
-        if resolver.settled:
-            self._resolve_claims(batch, waiters)
+        if resolver.settled and self._resolve_claims(batch, waiters):
+            has_claims = True
         self._claims_waited = self._claims.has_claims
         proposed = batch.transactions_count
         if proposed:
@@ -261,7 +268,8 @@ class Proposals:
             self._supersede(index)
             at = self._raft.propose(payload)
             invariant(at == index, f"a batch resolved for index {index} landed at {at}")
-            self._pending[index] = PendingEntry(self._raft.term, len(payload), waiters)
+            is_late = has_claims or SYSTEM_DATABASE in [call.database for call, _ in waiters]
+            self._pending[index] = PendingEntry(self._raft.term, len(payload), waiters, is_late)
             self._pending_bytes += len(payload)
             self._stats.proposals += proposed
             self._stats.batch_transactions.observe(proposed)
@@ -322,7 +330,9 @@ class Proposals:
             return
         self._not_accepted(verdict, index, call, waiters, negatives)
 
-    def _resolve_claims(self, batch: Batch, waiters: list[tuple[Call, object]]) -> None:
+    def _resolve_claims(self, batch: Batch, waiters: list[tuple[Call, object]]) -> bool:
+        """Returns whether there are any."""
+        before = batch.transactions_count
         while _takes_more(batch) and (call := self._claims.next_claim()) is not None:
             assert call.operation is not None
             write = call.operation.write
@@ -336,6 +346,7 @@ class Proposals:
                 result.write.status = _SUCCESS
                 result.write.versionstamp = accepted.versionstamp
                 waiters.append((call, result))
+        return batch.transactions_count > before
 
     def _not_accepted(
         self,
@@ -403,14 +414,15 @@ class Proposals:
     # The way out.
 
     def committed(self, entries: Iterable[Entry], now_ms: float) -> None:
-        """Answer those who wait for these entries, unless an entry changes what this node goes by."""
+        """Answer those who wait for these entries, unless they wait for the apply."""
         if not self._pending:
             return
         for entry in entries:
             pending = self._pending.get(entry.index)
             if pending is None or pending.term != entry.term:
                 continue
-            if SYSTEM_DATABASE in [call.database for call, _ in pending.waiters]:
+            if pending.is_late:
+                self._late_index = entry.index
                 continue
             del self._pending[entry.index]
             self._pending_bytes -= pending.size_bytes
@@ -419,6 +431,7 @@ class Proposals:
 
     def applied(self, entry: Entry, now_ms: float) -> None:
         """Settle what still waits for this entry. The resolver has been told separately (applied_to)."""
+        self._late_applied(entry.index)
         if self._answered.pop(entry.index, None) is not None:
             self._first_copies.forget(entry.index)
             return
@@ -429,6 +442,10 @@ class Proposals:
             self._reroute([call for call, _ in pending.waiters], False)
             return
         self._answer(pending.waiters, now_ms)
+
+    def _late_applied(self, index: int) -> None:
+        if index >= self._late_index:
+            self._late_index = 0
 
     def _answer(self, waiters: list[tuple[Call, object]], now_ms: float) -> None:
         observe, answers = self._stats.commit_latency_ms.observe, self._answers
@@ -451,6 +468,7 @@ class Proposals:
 
     def skipped_to(self, index: int) -> None:
         """A snapshot replaced everything up to `index`: only request ids can tell what became of our entries."""
+        self._late_applied(index)
         for at in [at for at in self._answered if at <= index]:
             del self._answered[at]
             self._first_copies.forget(at)

@@ -31,9 +31,11 @@ async def test_disturbances_end_in_time_while_nobody_answers() -> None:
 @pytest.mark.parametrize("times", [Times(leader_every=0, consumer_every=0, cut_at=0), Times(leader_every=0.01)])
 async def test_an_interrupted_drill_leaves_no_producer_behind(tmp_path: Path, times: Times) -> None:
     """It would write to a journal that is closed: a traceback, once in some hundred interruptions."""
+    begun: list[int] = []
     ended: list[int] = []
 
     async def enqueue(value: object, **_more: object) -> None:
+        begun.append(number_of(value))
         try:
             await asyncio.sleep(60)
         finally:
@@ -47,13 +49,15 @@ async def test_an_interrupted_drill_leaves_no_producer_behind(tmp_path: Path, ti
         raise KeyError("the disturbances have failed")
 
     drill = Drill.__new__(Drill)
-    drill._options = Options(messages=8, callers=4, times=times, disturb_for_s=0.1 if times.leader_every else 60.0)
+    drill._options = Options(messages=8, callers=4, times=times, disturb_for_s=0.5 if times.leader_every else 60.0)
     drill._say, drill._summary, drill._journal = print, Summary(), Journal(tmp_path / "producer.jsonl")
     drill._cluster = SimpleNamespace(nodes={}, leader=interrupt)  # type: ignore[assignment]
     drill._where = SimpleNamespace()  # type: ignore[assignment]
     kv = SimpleNamespace(enqueue=enqueue, queues=SimpleNamespace(status=status))
     through = asyncio.ensure_future(drill._through(kv, []))  # type: ignore[arg-type]
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(20):
+        while len(begun) < 4 or (times.leader_every and not through.done()):
+            await asyncio.sleep(0.01)
     through.cancel()
     with pytest.raises((asyncio.CancelledError, KeyError)):
         await through

@@ -1,6 +1,6 @@
 """From committed entries to the state and everything that hangs on it.
 
-A run of committed entries becomes one state transaction, on the loop's own thread: resolve reads the same
+A run of committed entries is applied in one piece, on the loop's own thread: resolve reads the same
 connection, so that what it sees is exactly the applied index (design.md, sections 2 and 4).
 """
 

@@ -4,13 +4,13 @@ One cycle, and what it costs on a leader of three with a batch waiting:
 
 1. flush: all waiting writes become one entry; all waiting reads join one ReadIndex round.
 2. send `messages`: one append a peer leaves before our own fsync, which runs while it travels.
-3. answer the writers of what was committed before, and apply it (one SQLite transaction) if that is due.
+3. answer the writers of what was committed before, and apply it if that is due.
 4. persist: one write, one fsync, whatever the number of transactions.
 5. send `messages_after_persist` (a follower's acknowledgement: one message), tell the core.
 
 Nobody waits for an apply but who reads: a follower's acknowledgement says that it has persisted, and a leader's
 writers are answered when their entry is committed. So while entries come, what is committed gathers and is applied at
-most APPLY_DELAY_MS later, in one state transaction: a transaction costs as much as four rows. What comes alone, the
+most APPLY_DELAY_MS later, in one piece: a piece costs as much as four rows. What comes alone, the
 last of a burst, is applied at once, behind the answers; so is everything while a read waits at the leader's barrier,
 or anywhere for a versionstamp.
 
@@ -43,13 +43,14 @@ from kvnode.raft.types import Ready, SnapshotMeta
 from kvnode.storage.log import Log
 from kvnode.storage.state import State
 
-# Entries applied in one state transaction, after which the loop has its turn: enough to share its cost, few enough to
+# Entries applied in one piece, after which the loop has its turn: enough to share its cost, few enough to
 # hold the loop only briefly. One entry may exceed it.
 MAX_APPLY_RUN_BYTES = 65_536
 MAX_GATHERED_BYTES = 262_144  # committed, and not yet applied because more is coming
 
 APPLY_DELAY_S = limits.APPLY_DELAY_MS / 1_000
 MAINTENANCE_INTERVAL_S = 0.005  # a look costs 5 us, and the WAL grows by 250 KB at most in this time
+WRITE_HOLD_S = limits.WRITE_HOLD_MS / 1_000
 NOTICE_DELAY_S = limits.COMMIT_NOTICE_DELAY_MS / 1_000
 
 
@@ -100,6 +101,8 @@ class Driver:
         self._notice_timer: asyncio.TimerHandle | None = None
         self._apply_timer: asyncio.TimerHandle | None = None
         self._gathered = False  # the timer has run out
+        self._hold_timer: asyncio.TimerHandle | None = None
+        self._held = False  # likewise
         self._maintain_at = 0.0  # not looked at before
         self._committed: list[Entry] = []  # delivered by the core, not yet applied
         self._applying = False
@@ -121,7 +124,7 @@ class Driver:
     def stop(self) -> None:
         """Return from run() after the present cycle."""
         self._stopping = True
-        for timer in (self._notice_timer, self._apply_timer):
+        for timer in (self._notice_timer, self._apply_timer, self._hold_timer):
             if timer is not None:
                 timer.cancel()
         self._wake.set()
@@ -153,7 +156,7 @@ class Driver:
             self._apply()
         if raft.own_term_committed and not self._proposals.resolving and not raft.sealed and self._all_data_applied():
             self._proposals.begin_leadership()
-        more_waits = self._proposals.flush()
+        more_waits = self._flush()
         self._barriers.flush()
         self._barriers.applied(self._state.meta.applied_index)  # what the lease has confirmed needs no round
         if not raft.has_ready():
@@ -183,6 +186,24 @@ class Driver:
         if self._notice_timer is None and raft.holds_notice:
             self._notice_timer = asyncio.get_running_loop().call_later(NOTICE_DELAY_S, self._release_notices)
         return True
+
+    def _flush(self) -> bool:
+        """Propose what waits, unless it is few that may wait a moment for more; returns whether more waits."""
+        proposals = self._proposals
+        more_waits = proposals.flush(may_hold=not self._held)
+        self._held = False
+        if proposals.is_holding:
+            if self._hold_timer is None:
+                self._hold_timer = asyncio.get_running_loop().call_later(WRITE_HOLD_S, self._hold_over)
+        elif self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        return more_waits
+
+    def _hold_over(self) -> None:
+        self._hold_timer = None
+        self._held = True
+        self._wake.set()
 
     async def _turn(self, is_due: bool) -> None:
         """Before the loop is held by an apply: it was by another one, or an acknowledgement is to leave first."""

@@ -44,6 +44,9 @@ from kvnode.raft.raft import Raft
 # Entries proposed and not yet committed. More would only make each batch smaller; fewer would leave the disk idle
 # while the followers' acknowledgements travel.
 MAX_PENDING_ENTRIES_COUNT = 4
+# While an entry of at least so many transactions is under way, fewer than that, and fewer than so many, wait for more.
+_HOLDING_FROM_COUNT = 4
+_WORTH_AN_ENTRY_COUNT = 64  # from here on an entry's own cost is nothing beside its transactions'
 _new = tuple.__new__  # a NamedTuple in half the time
 _TRANSACTION_FROM_COUNT = 3  # from so many operations on that read, SQLite's transaction around that is worth its cost
 
@@ -138,6 +141,7 @@ class Proposals:
         self._pending: dict[int, PendingEntry] = {}
         self._pending_bytes = 0
         self._answered: dict[int, PendingEntry] = {}  # committed, and not yet applied
+        self.is_holding = False  # writes that came while a larger entry is under way
         self._late_index = 0  # the last committed entry whose waiters wait for its apply
         self._first_copies = FirstCopies()
 
@@ -208,17 +212,25 @@ class Proposals:
 
     # The way in.
 
-    def flush(self, *, tick: bool = False) -> bool:
+    def flush(self, *, tick: bool = False, may_hold: bool = False) -> bool:
         """Propose what waits, as one entry; with `tick`, also what has fallen due.
+
+        With `may_hold` a few writes may be left for more to come, as in Nagle's algorithm (RFC 896), and `is_holding`
+        says so: who answers 64 callers at once has one of them back before the others, and its entry would cost as
+        much as theirs. They go when what is under way is committed, or when the caller says so.
 
         Returns:
             True when more waits: the loop is to have its turn before the next entry.
         """
         raft = self._raft
+        self.is_holding = False
         if self._resolver is None or raft.transferring or raft.sealed:
             return False
         if not raft.is_leader or raft.term != self._resolver_term:
             return False  # leadership was lost a moment ago; the driver has yet to notice it and take the queue back
+        self.is_holding = may_hold and self._may_hold(self._resolver)
+        if self.is_holding:
+            return False
         while (self._queue or tick or self._claims.has_claims or not self._resolver.settled) and self._has_room():
             waited = len(self._queue)
             proposed = self._propose_batch(self._resolver, tick=tick)
@@ -236,6 +248,13 @@ class Proposals:
         next_expiry = self._due.next_expiry()
         if next_expiry is not None and next_expiry <= self._log_time():
             self.flush(tick=True)
+
+    def _may_hold(self, resolver: Resolver) -> bool:
+        waiting = len(self._queue)
+        if not 0 < waiting < _WORTH_AN_ENTRY_COUNT or not self._pending or not resolver.settled:
+            return False
+        under_way = sum([len(pending.waiters) for pending in self._pending.values()])
+        return under_way >= _HOLDING_FROM_COUNT and waiting < under_way
 
     def _has_room(self) -> bool:
         return (

@@ -20,7 +20,7 @@ def scan_within(
 ) -> list[Row] | None:
     """As StateTables.scan; None, found out within a few rows, if the values have more than `max_bytes`."""
     bounds = (bytearray(start), bytearray(end), limit)  # why not bytes: see state_tables.py
-    found = tables.connection.execute(_REVERSE if reverse else _FORWARD, bounds)
+    found = tables.execute(_REVERSE if reverse else _FORWARD, bounds)
     rows: list[Row] = []
     while page := found.fetchmany(_PAGE_COUNT):
         max_bytes -= sum(map(len, map(_VALUE, page)))

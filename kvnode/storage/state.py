@@ -109,11 +109,16 @@ class State:
         self._closing = True
         async with self._copying, self._exclusive:
             try:
-                await close_all([self._duties.close, self._file.close])
+                await close_all([self._commit_last, self._duties.close, self._file.close])
             finally:
                 if self._lock_descriptor >= 0:
                     os.close(self._lock_descriptor)
                     self._lock_descriptor = -1
+
+    async def _commit_last(self) -> None:
+        if self._failed is None:
+            with storage_errors(self._file.path):
+                self._file.commit()
 
     def _check_open(self) -> None:
         if self._closing:
@@ -176,6 +181,7 @@ class State:
             Unavailable: code READ_TOO_LONG, when it takes longer than MAX_READ_TRANSACTION_MS.
             StorageFailed: the file cannot be read.
         """
+        self._commit()
         file = self._file
         with storage_errors(file.path):
             return await file.readers.read(read)
@@ -211,7 +217,9 @@ class State:
         epoch: int,
         membership: bytes | None = None,
     ) -> StateMeta:
-        """Apply a run of entries in one transaction, on the caller's thread; see StateTables.apply.
+        """Apply a run of entries, on the caller's thread; see StateTables.apply.
+
+        Reads see it at once. It is committed with more that comes (state_commit.py), or before whatever needs the file.
 
         Raises:
             StorageFailed: the disk is full or failed; nothing was changed, and nothing more can be applied.
@@ -219,18 +227,33 @@ class State:
         invariant(not self._exclusive.locked(), "apply while a checkpoint or an install is under way")
         if self._failed is not None:
             raise StorageFailed(self._failed)
-        file = self._file
-        try:
-            return file.tables.apply(
+        file, is_copied = self._file, self._copying.locked()  # a copy goes on only between two transactions
+        with self._failing():
+            meta = file.tables.apply(
                 writes,
                 applied_index=applied_index,
                 applied_term=applied_term,
                 log_time_ms=log_time_ms,
                 epoch=epoch,
                 membership=membership,
+                commit=is_copied,
             )
+            if not is_copied:
+                file.applied(len(writes), sum([len(row.value) for row in writes.values() if row is not None]))
+            return meta
+
+    def _commit(self) -> None:
+        """Have the file show what is applied."""
+        if not self._file.tables.is_committed:
+            with self._failing():
+                self._file.commit()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.Error as error:
-            failure = storage_error(error, file.path)
+            failure = storage_error(error, self._file.path)
             self._failed = f"nothing is applied after a failed write: {failure.message}"
             raise failure from error
 
@@ -276,6 +299,7 @@ class State:
             True if all is well. Otherwise `damage` says what was found.
         """
         async with self._copying:
+            self._commit()
             file, scrub = self._file, Scrub()
             file.tables.observer = scrub.observe
             try:
@@ -311,6 +335,7 @@ class State:
             StorageFailed: the disk is full or failed; the state itself goes on.
         """
         async with self._copying:
+            self._commit()
             directory = self._generations.directory / _SNAPSHOTS
             source = self._file.tables.connection
             newest = self._snapshot.path if self._snapshot else None

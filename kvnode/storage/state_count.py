@@ -64,7 +64,7 @@ def _count_for_a_while(tables: StateTables, clock: Clock, start: bytes, end: byt
     judged_at_ms = meta.log_time_ms if log_time_ms is None else log_time_ms
     total, at = 0, start
     while True:
-        seen, last, alive = tables.connection.execute(_COUNT, (judged_at_ms, at, end, _PAGE_ROWS_COUNT)).fetchone()
+        seen, last, alive = tables.execute(_COUNT, (judged_at_ms, at, end, _PAGE_ROWS_COUNT)).fetchone()
         total += alive
         if seen < _PAGE_ROWS_COUNT:
             return _Part(total, None, meta)

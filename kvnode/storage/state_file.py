@@ -10,6 +10,7 @@ from kvnode.base.clock import Clock
 from kvnode.storage.durable_files import sync_directory
 from kvnode.storage.generations import Generations
 from kvnode.storage.state_checkpoint import Checkpointer
+from kvnode.storage.state_commit import CommitPace
 from kvnode.storage.state_connections import (
     Readers,
     close_all,
@@ -33,6 +34,8 @@ class StateFile:
     def __init__(self, generations: Generations, number: int, clock: Clock) -> None:
         self.number = number
         self.path = generations.path(number)
+        self._clock = clock
+        self._pace = CommitPace(clock)
         self.durable = 0
         self.readers = Readers(self.path, clock)
         self._mark_path = generations.mark_path(number)
@@ -95,10 +98,23 @@ class StateFile:
         """Whether the write-ahead log holds at least that, checkpointed or not."""
         return self._wal.holds(size_bytes)
 
+    def applied(self, rows_count: int, size_bytes: int) -> None:
+        """Rows were written, with values of that size: commit, if it is time. Raises sqlite3.Error."""
+        if self._pace.applied(rows_count, size_bytes):
+            self.commit()
+
+    def commit(self) -> None:
+        """Commit what was applied, if it is not. Raises sqlite3.Error."""
+        if not self.tables.is_committed:
+            begun_ms = self._clock.monotonic_ms()
+            self.tables.commit()
+            self._pace.committed(self._clock.monotonic_ms() - begun_ms)
+
     async def make_durable(self) -> None:
-        """Fsync all that is applied at the call, off the loop, while the loop may go on applying."""
-        applied = self.tables.meta.applied_index
+        """Commit and fsync all that is applied at the call, off the loop, while the loop may go on applying."""
         with storage_errors(self.path):
+            self.commit()
+            applied = self.tables.meta.applied_index
             await self._checkpointer.prepare()
             self._note_durable(applied)
 
@@ -116,8 +132,9 @@ class StateFile:
 
     async def copy(self) -> None:
         """The part of a checkpoint during which nothing may be applied; `settle` is due after it."""
-        applied = self.tables.meta.applied_index
         with storage_errors(self.path):
+            self.commit()
+            applied = self.tables.meta.applied_index
             await self._checkpointer.copy()
             self._note_durable(applied)
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from kvnode.base.invariant import invariant
 from kvnode.codec.row import Row
@@ -48,8 +48,8 @@ SCHEMA = (
 )
 _INSERT_META = "INSERT INTO meta VALUES (1, ?, 0, 0, 0, 0, zeroblob(16), x'')"
 _SELECT_META = "SELECT applied_index, applied_term, log_time_ms, epoch, membership, digest, format FROM meta"
-_UPDATE_META = """UPDATE meta SET applied_index = ?, applied_term = ?, log_time_ms = ?, epoch = ?, digest = ?,
-    membership = coalesce(?, membership)"""
+_UPDATE_META = """UPDATE meta SET applied_index = ?, applied_term = ?, log_time_ms = ?, epoch = ?, membership = ?,
+    digest = ?"""
 
 _COLUMNS = "key, value, encoding, versionstamp, expire_at_ms"
 _GET = f"SELECT {_COLUMNS} FROM rows WHERE key = ?"
@@ -85,6 +85,10 @@ class StateMeta(NamedTuple):
     digest: int = 0
 
 
+def _refuse(*_: object) -> NoReturn:
+    raise sqlite3.OperationalError("a failed write has lost what was applied since the last commit")
+
+
 class StateTables:
     """The tables on one open connection (isolation_level None), which stays its caller's to close.
 
@@ -98,29 +102,37 @@ class StateTables:
 
     def __init__(self, connection: sqlite3.Connection, *, create: bool = False) -> None:
         self.connection = connection
-        self._execute = connection.execute
+        self.execute = connection.execute
         self.observer: WriteObserver | None = None  # called with (index, key, digest change) for each write
         self._gone: list[bytes] = []  # digests that the statements of this apply have taken out
         connection.create_function("gone", 1, self._gone.append)
+        self._is_reading = False
+        self._is_open = False  # a transaction with applies that are not committed
+        self._has_lost = False  # some of those
         if create:
             self._create()
         self._meta = self.load_meta()
 
     def _create(self) -> None:
-        self._execute("BEGIN IMMEDIATE")
+        self.execute("BEGIN IMMEDIATE")
         for statement in SCHEMA:
-            self._execute(statement)
-        self._execute(_INSERT_META, (STATE_FORMAT,))
-        self._execute("COMMIT")
+            self.execute(statement)
+        self.execute(_INSERT_META, (STATE_FORMAT,))
+        self.execute("COMMIT")
 
     @property
     def meta(self) -> StateMeta:
         """The meta row as of the last load or apply through this object."""
         return self._meta
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether the file shows all that was applied."""
+        return not self._is_open and not self._has_lost
+
     def load_meta(self) -> StateMeta:
         """Read the meta row anew: on a connection whose file another one writes, as of this read transaction."""
-        found = self._execute(_SELECT_META).fetchone()
+        found = self.execute(_SELECT_META).fetchone()
         if found is None or found[6] != STATE_FORMAT or len(found[5]) != DIGEST_BYTES:
             what = "has no meta row" if found is None else f"has format {found[6]!r}, and {STATE_FORMAT} is known here"
             raise sqlite3.DatabaseError(f"the state {what}")
@@ -131,33 +143,38 @@ class StateTables:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """One read transaction around many reads: a get costs 2.7 us in it, 5.5 us alone. No apply inside."""
-        self._execute("BEGIN")
+        is_own = not self._is_open
+        if is_own:
+            self.execute("BEGIN")
+        self._is_reading = True
         try:
             yield
         finally:
-            self._execute("ROLLBACK")
+            self._is_reading = False
+            if is_own:
+                self.execute("ROLLBACK")
 
     def get(self, key: bytes) -> Row | None:
         """The row of that key, expired or not."""
-        found = self._execute(_GET, (_blob(key),)).fetchone()
+        found = self.execute(_GET, (_blob(key),)).fetchone()
         return None if found is None else Row._make(found)
 
     def scan(self, start: bytes, end: bytes, limit: int, *, reverse: bool = False) -> list[Row]:
         """At most `limit` rows with start <= key < end in key order, or from the end; expired ones included."""
-        found = self._execute(_SCAN_REVERSE if reverse else _SCAN, (_blob(start), _blob(end), limit))
+        found = self.execute(_SCAN_REVERSE if reverse else _SCAN, (_blob(start), _blob(end), limit))
         return [Row._make(row) for row in found.fetchall()]
 
     def scan_keys(self, start: bytes, end: bytes, limit: int) -> list[bytes]:
         """At most `limit` keys with start <= key < end, in order."""
-        return [key for (key,) in self._execute(_SCAN_KEYS, (_blob(start), _blob(end), limit)).fetchall()]
+        return [key for (key,) in self.execute(_SCAN_KEYS, (_blob(start), _blob(end), limit)).fetchall()]
 
     def due(self, now_ms: int, limit: int) -> list[tuple[bytes, int]]:
         """At most `limit` (key, expire_at_ms) with expire_at_ms <= now_ms, ordered by time, then key."""
-        return self._execute(_DUE, (now_ms, limit)).fetchall()
+        return self.execute(_DUE, (now_ms, limit)).fetchall()
 
     def next_expiry(self) -> int | None:
         """The earliest expire_at_ms of any row, or None when nothing expires."""
-        found: int | None = self._execute(_NEXT_EXPIRY).fetchone()[0]
+        found: int | None = self.execute(_NEXT_EXPIRY).fetchone()[0]
         return found
 
     def apply(
@@ -169,8 +186,12 @@ class StateTables:
         log_time_ms: int,
         epoch: int,
         membership: bytes | None = None,
+        commit: bool = True,
     ) -> StateMeta:
-        """Write rows and meta in one transaction; on any error nothing is changed.
+        """Write rows and meta in one transaction, which those before it may have begun.
+
+        On any error nothing is changed. If that loses applies which were not committed, every later use raises
+        sqlite3.OperationalError: nobody is to read an older state than he has seen.
 
         Args:
             writes: by key, the row to store or None to delete.
@@ -180,28 +201,48 @@ class StateTables:
             log_time_ms: the log's time at that entry.
             epoch: the epoch at that entry.
             membership: the encoded membership, or None to leave it as it is.
+            commit: or leave it to `commit`; until then only reads through this object see what was applied.
 
         Returns:
-            The meta row as committed, with the digest of the whole state.
+            The meta row as applied, with the digest of the whole state.
         """
         before = self._meta
         founding = applied_index == 0 and before == StateMeta()  # epoch and first membership of a new state
         rises = applied_index > before.applied_index or founding
         invariant(rises, f"apply of index {applied_index} after {before.applied_index}")
-        invariant(not self.connection.in_transaction, "apply inside of a read transaction")
-        execute = self._execute
-        execute("BEGIN IMMEDIATE")
+        invariant(not self._is_reading, "apply inside of a read transaction")
+        is_first = not self._is_open
+        if is_first:
+            self.execute("BEGIN IMMEDIATE")  # refused where applies were lost
         try:
             digest = (before.digest + self._write(writes, applied_index)) % DIGEST_MODULUS
-            stored = digest.to_bytes(DIGEST_BYTES, "little")
-            execute(_UPDATE_META, (applied_index, applied_term, log_time_ms, epoch, stored, membership))
-            execute("COMMIT")
+            kept = before.membership if membership is None else membership
+            self._meta = StateMeta(applied_index, applied_term, log_time_ms, epoch, kept, digest)
+            self._is_open = True
+            if commit:
+                self._commit()
         except BaseException:
-            self._roll_back()
+            self._meta = before
+            self._roll_back(loses_applies=not is_first)
             raise
-        kept = before.membership if membership is None else membership
-        self._meta = StateMeta(applied_index, applied_term, log_time_ms, epoch, kept, digest)
         return self._meta
+
+    def commit(self) -> None:
+        """Commit what was applied, if it is not. On an error all that was not committed is lost, as `apply` has it."""
+        if self.is_committed:
+            return
+        invariant(not self._is_reading, "a commit inside of a read transaction")
+        try:
+            self._commit()
+        except BaseException:
+            self._roll_back(loses_applies=True)
+            raise
+
+    def _commit(self) -> None:
+        *facts, digest = self._meta
+        self.execute(_UPDATE_META, (*facts, digest.to_bytes(DIGEST_BYTES, "little")))
+        self.execute("COMMIT")
+        self._is_open = False
 
     def _write(self, writes: Mapping[bytes, Row | None], index: int) -> int:
         """Write the rows inside the open transaction; returns the change of the digest, not reduced."""
@@ -228,10 +269,14 @@ class StateTables:
     def _observe(self, observer: WriteObserver, index: int, writes: Mapping[bytes, Row | None]) -> None:
         """Before the rows are written."""
         for key, row in writes.items():
-            old = self._execute(_DIGEST, (_blob(key),)).fetchone()
+            old = self.execute(_DIGEST, (_blob(key),)).fetchone()
             change = digest_sum([] if row is None else [row_digest(row)]) - digest_sum(old or [])
             observer(index, key, change)
 
-    def _roll_back(self) -> None:
+    def _roll_back(self, *, loses_applies: bool) -> None:
         if self.connection.in_transaction:  # SQLite rolls back by itself on some errors, a full disk among them
-            self._execute("ROLLBACK")
+            self.execute("ROLLBACK")
+        self._is_open = False
+        if loses_applies:
+            self._has_lost = True
+            self.execute = _refuse

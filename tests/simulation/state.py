@@ -25,6 +25,7 @@ from kvnode.base.limits import DURABLE_APPLIED_INTERVAL_MS
 from kvnode.codec.row import Row
 from kvnode.storage.bounded_scan import scan_within
 from kvnode.storage.snapshot import SnapshotFile, hash_file
+from kvnode.storage.state_commit import CommitPace
 from kvnode.storage.state_count import RangeCount
 from kvnode.storage.state_errors import damaged
 from kvnode.storage.state_scrub import Scrub, go_on, scrub_page
@@ -108,6 +109,8 @@ class SimulatedState:
         self._tables = _empty()
         self._disk = _Disk()
         self._tail: list[_Applied] = []
+        self._committed_count = 0  # of the tail
+        self._pace = CommitPace(clock)
         self._exclusive = asyncio.Lock()
         self._failed: str | None = None
         self._durable_at_ms = clock.monotonic_ms()
@@ -116,7 +119,7 @@ class SimulatedState:
 
     def crash(self, random_source: random.Random) -> SimulatedState:
         """The state that a restart finds: rolled back to any point from the last durable one to now."""
-        kept = random_source.randint(0, len(self._tail))
+        kept = random_source.randint(0, self._committed_count)
         state = SimulatedState(self._directory, clock=self._clock, latency_s=self._latency_s, fault=self._fault)
         state._release()
         state._tables, state._disk = self._disk.read(), self._disk
@@ -127,10 +130,14 @@ class SimulatedState:
         return state
 
     def kill(self) -> SimulatedState:
-        """The state that a restart finds after kill -9: the operating system has all that was applied."""
+        """The state that a restart finds after kill -9: the operating system has all that was committed."""
         state = SimulatedState(self._directory, clock=self._clock, latency_s=self._latency_s, fault=self._fault)
         state._release()
-        state._tables, state._disk, state._tail = self._tables, self._disk, self._tail
+        state._tables, state._disk, state._tail = self._disk.read(), self._disk, self._tail[: self._committed_count]
+        state._committed_count = len(state._tail)
+        for applied in state._tail:
+            state._tables.apply(applied.writes, **applied.arguments)
+        self._release()
         return state
 
     def _release(self) -> None:
@@ -138,12 +145,19 @@ class SimulatedState:
 
     def _replace(self, image: bytes) -> None:
         self._release()
-        self._tables, self._tail = _from_image(image), []
+        self._tables, self._tail, self._committed_count = _from_image(image), [], 0
         self._disk = _Disk(image, self.meta.applied_index)
+
+    def _commit(self) -> None:
+        self._committed_count = len(self._tail)
+        if not self._tables.is_committed:
+            self._tables.commit()
+            self._pace.committed(0)
 
     async def close(self) -> None:
         """What is applied stays, as in an orderly end of the process."""
         async with self._exclusive:
+            self._commit()
             self._release()
 
     @property
@@ -206,8 +220,11 @@ class SimulatedState:
             "epoch": epoch,
             "membership": membership,
         }
-        meta = self._tables.apply(writes, **arguments)
+        meta = self._tables.apply(writes, **arguments, commit=False)
         self._tail.append(_Applied(dict(writes), arguments))
+        size_bytes = sum([len(row.value) for row in writes.values() if row is not None])
+        if self._pace.applied(len(writes), size_bytes) or self._tables.observer is not None:
+            self._commit()
         return meta
 
     def _run(self, operation: str) -> None:
@@ -236,14 +253,17 @@ class SimulatedState:
 
     async def make_durable(self) -> None:
         self._durable_at_ms = self._clock.monotonic_ms()
+        self._commit()
         until = self.meta.applied_index
         await asyncio.sleep(self._latency_s())
         self._run("sync")
         synced = [applied for applied in self._tail if applied.arguments["applied_index"] <= until]
         self._disk.take(synced)
         del self._tail[: len(synced)]
+        self._committed_count -= len(synced)
 
     async def scrub(self) -> bool:
+        self._commit()
         scrub, tables = Scrub(), self._tables
 
         async def read_page(after: bytes) -> Any:
@@ -269,6 +289,7 @@ class SimulatedState:
     async def create_snapshot(self) -> SnapshotFile:
         await asyncio.sleep(self._latency_s())
         self._run("snapshot")
+        self._commit()
         meta = self.meta
         name = f"{meta.applied_term}-{meta.applied_index}-{meta.digest % 2**64:016x}"
         path = self._directory / "snapshots" / f"{name}.db"

@@ -36,15 +36,20 @@ def row(key: bytes, value: bytes = b"value", expire_at_ms: int = 0) -> Row:
     return Row(key, value, 1, b"\0" * 10, expire_at_ms)
 
 
-def put(state: State, index: int, writes: Mapping[bytes, Row | None]) -> StateMeta:
-    return state.apply(writes, applied_index=index, applied_term=1, log_time_ms=index * 10, epoch=0)
+def put(state: State, index: int, writes: Mapping[bytes, Row | None], *, commit: bool = True) -> StateMeta:
+    meta = state.apply(writes, applied_index=index, applied_term=1, log_time_ms=index * 10, epoch=0)
+    if commit:
+        state._commit()
+    return meta
 
 
-def fill(state: State, first: int, last: int, rows_count: int = 10, value_bytes: int = 100) -> None:
+def fill(
+    state: State, first: int, last: int, rows_count: int = 10, value_bytes: int = 100, *, commit: bool = True
+) -> None:
     """One apply for each index from first to last, over 1,000 keys, the same whenever it is called."""
     for index in range(first, last + 1):
         keys = [b"key%03d" % ((index * 7 + number * 13) % 1_000) for number in range(rows_count)]
-        put(state, index, {key: row(key, b"%d" % index * (value_bytes // 4)) for key in keys})
+        put(state, index, {key: row(key, b"%d" % index * (value_bytes // 4)) for key in keys}, commit=commit)
 
 
 def flip_bit(path: Path, at: int) -> None:

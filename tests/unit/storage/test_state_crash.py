@@ -27,11 +27,12 @@ state_duties.DURABLE_APPLIED_INTERVAL_MS = 20
 async def main():
     state = await State.open(pathlib.Path(sys.argv[1]), clock=SystemClock())
     snapshots = asyncio.create_task(make_snapshots(state))
-    index = state.meta.applied_index
+    index = committed = state.meta.applied_index
     while not snapshots.done():
         index += 1
-        fill(state, index, index)
-        os.write(1, b"%d %d\\n" % (index, state.durable_applied))
+        fill(state, index, index, commit=False)
+        committed = index if state._file.tables.is_committed else max(committed, state.durable_applied)
+        os.write(1, b"%d %d %d\\n" % (index, committed, state.durable_applied))
         if state.maintenance_due:
             await state.maintain()
         else:
@@ -46,27 +47,29 @@ asyncio.run(main())
 """
 
 
-def _run_and_kill(directory: Path, lifetime_s: float) -> tuple[int, int]:
-    """Returns the last (applied, durable) that the process had told before it was killed."""
+def _run_and_kill(directory: Path, lifetime_s: float) -> tuple[int, int, int]:
+    """Returns the last (applied, committed, durable) that the process had told before it was killed."""
     with subprocess.Popen([sys.executable, "-c", _PROGRAM, str(directory)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(lifetime_s)
         os.kill(process.pid, signal.SIGKILL)
         told = process.stdout.read().split(b"\n")
-    complete = [line for line in told if len(line.split()) == 2][:-1]
-    applied, durable = complete[-1].split()
-    return int(applied), int(durable)
+    complete = [line for line in told if len(line.split()) == 3][:-1]
+    applied, committed, durable = map(int, complete[-1].split())
+    return applied, committed, durable
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_kill_9_mid_apply(tmp_path: Path, seed: int) -> None:
     lifetimes = random.Random(seed)
     for _ in range(2):
-        applied, durable = await asyncio.to_thread(_run_and_kill, tmp_path / "state", lifetimes.uniform(0.1, 0.6))
+        lifetime_s = lifetimes.uniform(0.1, 0.6)
+        applied, committed, durable = await asyncio.to_thread(_run_and_kill, tmp_path / "state", lifetime_s)
         async with opened(tmp_path / "state") as state:
             reached = state.meta.applied_index
-            assert reached >= applied >= durable, "a killed process loses nothing that it had committed"
+            assert applied >= committed >= durable
+            assert reached >= committed, "a killed process loses nothing that it had committed"
             assert state.durable_applied == reached
             assert await state.scrub(), state.damage
             assert state.meta.log_time_ms == reached * 10

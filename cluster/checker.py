@@ -46,7 +46,7 @@ from cluster.history import (
     Unknown,
     Write,
 )
-from cluster.replay import Model, ModelRow, matches
+from cluster.replay import Model, ModelRow, NoNumber, matches
 from kvnode.codec.versionstamp import VERSIONSTAMP_BYTES
 
 DEFAULT_CLOCK_SLACK_MS = 500
@@ -207,7 +207,10 @@ class _Checker:
                 f"{item.versionstamp.hex() or 'absent'} and it was {present.hex() or 'absent'}",
                 number,
             )
-        self.model.apply(write, stamp)
+        try:
+            self.model.apply(write, stamp)
+        except NoNumber as wrong:
+            self._violation("number-type", f"committed at {stamp.hex()}: {wrong}", number)
 
     def _replay_read(self, number: int, read: Read, seen: Seen, position: int) -> None:
         if read.min_versionstamp and position < int.from_bytes(read.min_versionstamp, "big"):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from cluster.history import Mutation, MutationKind, Range, SeenEntry, Write
 
 _U64 = 1 << 64
+_U64_BYTES = 8
 
 
 class ModelRow(NamedTuple):
@@ -36,6 +37,10 @@ class UnsupportedHistory(ValueError):
     """The workload did something whose effect a replay cannot know."""
 
 
+class NoNumber(ValueError):
+    """A write was committed that had to fail: sum, min or max on what is no number."""
+
+
 class Model:
     """The key space at one position of the commit order."""
 
@@ -45,7 +50,7 @@ class Model:
         self._keys: list[bytes] = []
 
     def apply(self, write: Write, versionstamp: bytes) -> None:
-        """Apply a committed write's mutations, in their order."""
+        """Apply a committed write's mutations, in their order. Raises NoNumber; then some of them are not applied."""
         position = int.from_bytes(versionstamp, "big")
         for mutation in write.mutations:
             self._mutate(mutation, versionstamp, position)
@@ -100,12 +105,14 @@ class Model:
             return mutation.value
         if row.expire_at_ms:
             raise UnsupportedHistory(f"arithmetic on {mutation.key!r}, which expires: its result is not determined")
+        if len(row.value) != _U64_BYTES:
+            raise NoNumber(f"{mutation.kind.name} of {mutation.key!r}, whose value has {len(row.value)} bytes")
         stored, operand = int.from_bytes(row.value, "little"), int.from_bytes(mutation.value, "little")
         if mutation.kind is MutationKind.SUM:
             result = (stored + operand) % _U64
         else:
             result = min(stored, operand) if mutation.kind is MutationKind.MIN else max(stored, operand)
-        return result.to_bytes(8, "little")
+        return result.to_bytes(_U64_BYTES, "little")
 
     def _put(self, key: bytes, row: ModelRow | None, position: int) -> None:
         if row is None:

@@ -74,6 +74,12 @@ def test_sees_a_commit_before_one_that_had_ended() -> None:
     assert rules([commit(0, 1, put(b"a", VALUE), 6), commit(2, 3, put(b"b", OTHER), 5)]) == {"commit-order"}
 
 
+@pytest.mark.parametrize("kind", [MutationKind.SUM, MutationKind.MIN, MutationKind.MAX])
+def test_sees_arithmetic_on_what_is_no_number(kind: MutationKind) -> None:
+    wrong = Write((), (Mutation(kind, b"a", le64(1)),))
+    assert rules([commit(0, 1, put(b"a", VALUE), 5), commit(2, 3, wrong, 6)]) == {"number-type"}
+
+
 def test_concurrent_commits_may_stand_either_way() -> None:
     assert not rules([commit(0, 3, put(b"a", VALUE), 6), commit(2, 4, put(b"b", OTHER), 5)])
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from kvnode.base.errors import KvError
 from kvnode.node.calls import Call
+from kvnode.node.holding import may_hold
 from kvnode.node.leader_lease import LeaderLease
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
@@ -62,6 +63,8 @@ class Barriers:
         self.generation = 0  # another with each round: what has one generation is confirmed by one
         self._unsent: list[Item] = []
         self._rounds: dict[int, list[Item]] = {}
+        self._under_way: dict[int, int] = {}  # calls of each round, those that share one counted
+        self.is_holding = False  # calls that came while a larger round is under way
         self._confirmed: list[Item] = []
 
     def __len__(self) -> int:
@@ -76,8 +79,12 @@ class Barriers:
         """Let `call` be answered after the next round and once `min_index` is applied."""
         self._unsent.append(Item(min_index, call, negative))
 
-    def flush(self) -> None:
-        """Begin a round for all that wait for one, unless the lease confirms them now."""
+    def flush(self, *, holds: bool = False) -> None:
+        """Begin a round for all that wait for one, unless the lease confirms them now.
+
+        With `holds` a few may be left for more to come (holding.py), and `is_holding` says so.
+        """
+        self.is_holding = False
         if not self._unsent or not self._raft.is_leader:
             return
         if self._lease.holds():
@@ -85,9 +92,14 @@ class Barriers:
             return
         if len(self._rounds) >= MAX_OPEN_ROUNDS_COUNT:
             return
+        reads_count = self._unsent_count()
+        self.is_holding = holds and may_hold(reads_count, sum(self._under_way.values()))
+        if self.is_holding:
+            return
         context = self._next_context
         self._next_context += 1
         self._rounds[context] = self._take_unsent()
+        self._under_way[context] = reads_count
         self._stats.read_rounds += 1
         self._raft.request_read(context)
 
@@ -98,6 +110,9 @@ class Barriers:
             item.call.leased = True
             self._stats.reads_leased += item.call.reads_count
         self._confirm(items, self._raft.commit)
+
+    def _unsent_count(self) -> int:
+        return sum([item.call.reads_count for item in self._unsent])
 
     def _take_unsent(self) -> list[Item]:
         """Whatever comes from here on waits for the next round."""
@@ -122,6 +137,7 @@ class Barriers:
 
     def confirmed(self, context: int, index: int) -> None:
         """A quorum acknowledged the round; its reads see everything up to `index`."""
+        self._under_way.pop(context, None)
         self._confirm(self._rounds.pop(context, ()), index)
 
     def _confirm(self, items: Iterable[Item], index: int) -> None:
@@ -147,6 +163,6 @@ class Barriers:
     def drop_rounds(self) -> None:
         """Leadership is lost: hand back everything."""
         items = self._confirmed + [item for items in self._rounds.values() for item in items] + self._take_unsent()
-        self._confirmed, self._rounds = [], {}
+        self._confirmed, self._rounds, self._under_way = [], {}, {}
         if items:
             self._lost(items)

@@ -50,7 +50,7 @@ MAX_GATHERED_BYTES = 262_144  # committed, and not yet applied because more is c
 
 APPLY_DELAY_S = limits.APPLY_DELAY_MS / 1_000
 MAINTENANCE_INTERVAL_S = 0.005  # a look costs 5 us, and the WAL grows by 250 KB at most in this time
-WRITE_HOLD_S = limits.WRITE_HOLD_MS / 1_000
+BATCH_HOLD_S = limits.BATCH_HOLD_MS / 1_000
 NOTICE_DELAY_S = limits.COMMIT_NOTICE_DELAY_MS / 1_000
 
 
@@ -157,7 +157,6 @@ class Driver:
         if raft.own_term_committed and not self._proposals.resolving and not raft.sealed and self._all_data_applied():
             self._proposals.begin_leadership()
         more_waits = self._flush()
-        self._barriers.flush()
         self._barriers.applied(self._state.meta.applied_index)  # what the lease has confirmed needs no round
         if not raft.has_ready():
             return more_waits or self._apply_due
@@ -188,13 +187,14 @@ class Driver:
         return True
 
     def _flush(self) -> bool:
-        """Propose what waits, unless it is few that may wait a moment for more; returns whether more waits."""
-        proposals = self._proposals
-        more_waits = proposals.flush(may_hold=not self._held)
+        """Begin an entry and a round for what waits, unless that is few (holding.py); returns whether more waits."""
+        proposals, barriers, holds = self._proposals, self._barriers, not self._held
+        more_waits = proposals.flush(holds=holds)
+        barriers.flush(holds=holds)
         self._held = False
-        if proposals.is_holding:
+        if proposals.is_holding or barriers.is_holding:
             if self._hold_timer is None:
-                self._hold_timer = asyncio.get_running_loop().call_later(WRITE_HOLD_S, self._hold_over)
+                self._hold_timer = asyncio.get_running_loop().call_later(BATCH_HOLD_S, self._hold_over)
         elif self._hold_timer is not None:
             self._hold_timer.cancel()
             self._hold_timer = None

@@ -37,6 +37,7 @@ from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rej
 from kvnode.node.barriers import Barriers
 from kvnode.node.calls import Answers, Call, DirectAnswers, error_message
 from kvnode.node.first_copies import FirstCopies
+from kvnode.node.holding import may_hold
 from kvnode.node.stats import Stats
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.raft import Raft
@@ -44,9 +45,6 @@ from kvnode.raft.raft import Raft
 # Entries proposed and not yet committed. More would only make each batch smaller; fewer would leave the disk idle
 # while the followers' acknowledgements travel.
 MAX_PENDING_ENTRIES_COUNT = 4
-# While an entry of at least so many transactions is under way, fewer than that, and fewer than so many, wait for more.
-_HOLDING_FROM_COUNT = 4
-_WORTH_AN_ENTRY_COUNT = 64  # from here on an entry's own cost is nothing beside its transactions'
 _new = tuple.__new__  # a NamedTuple in half the time
 _TRANSACTION_FROM_COUNT = 3  # from so many operations on that read, SQLite's transaction around that is worth its cost
 
@@ -212,12 +210,11 @@ class Proposals:
 
     # The way in.
 
-    def flush(self, *, tick: bool = False, may_hold: bool = False) -> bool:
+    def flush(self, *, tick: bool = False, holds: bool = False) -> bool:
         """Propose what waits, as one entry; with `tick`, also what has fallen due.
 
-        With `may_hold` a few writes may be left for more to come, as in Nagle's algorithm (RFC 896), and `is_holding`
-        says so: who answers 64 callers at once has one of them back before the others, and its entry would cost as
-        much as theirs. They go when what is under way is committed, or when the caller says so.
+        With `holds` a few writes may be left for more to come (holding.py), and `is_holding` says so. They go when
+        what is under way is committed, or when the caller says so.
 
         Returns:
             True when more waits: the loop is to have its turn before the next entry.
@@ -228,7 +225,7 @@ class Proposals:
             return False
         if not raft.is_leader or raft.term != self._resolver_term:
             return False  # leadership was lost a moment ago; the driver has yet to notice it and take the queue back
-        self.is_holding = may_hold and self._may_hold(self._resolver)
+        self.is_holding = holds and self._resolver.settled and self._may_hold()
         if self.is_holding:
             return False
         while (self._queue or tick or self._claims.has_claims or not self._resolver.settled) and self._has_room():
@@ -249,12 +246,8 @@ class Proposals:
         if next_expiry is not None and next_expiry <= self._log_time():
             self.flush(tick=True)
 
-    def _may_hold(self, resolver: Resolver) -> bool:
-        waiting = len(self._queue)
-        if not 0 < waiting < _WORTH_AN_ENTRY_COUNT or not self._pending or not resolver.settled:
-            return False
-        under_way = sum([len(pending.waiters) for pending in self._pending.values()])
-        return under_way >= _HOLDING_FROM_COUNT and waiting < under_way
+    def _may_hold(self) -> bool:
+        return may_hold(len(self._queue), sum([len(pending.waiters) for pending in self._pending.values()]))
 
     def _has_room(self) -> bool:
         return (

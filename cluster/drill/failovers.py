@@ -135,7 +135,8 @@ def _losses(record: Record, fork: bytes, killed_ms: float, measured: Measured) -
     """What the cut costs: the acknowledged writes behind it, and how old the first of them was."""
     gone = [call for call in record.calls if call.kind == "write" and call.ok and is_cut(call.versionstamp, fork)]
     measured.figures["writes cut"] = float(len(gone))
-    measured.figures["loss"] = max((killed_ms - call.completed_ms for call in gone), default=0.0)
+    # What was still acknowledged while the kills were on their way was lost at that moment, and not before.
+    measured.figures["loss"] = max([0.0, *(killed_ms - call.completed_ms for call in gone)])
 
 
 def _wait_returned(stage: Stage) -> None:

@@ -69,28 +69,25 @@ async def test_they_go_when_what_is_under_way_is_committed(trio: Trio) -> None:
         assert trio.node(leader).raft.last_index == index + 1
 
 
-@on_trio
-async def test_as_many_as_are_under_way_do_not_wait(trio: Trio) -> None:
+async def go_at_once(trio: Trio, more_count: int, under_way_count: int) -> None:
     leader = await trio.leading()
-    asked = await under_way(trio, leader, 10)
+    asked = await under_way(trio, leader, under_way_count)
     index = trio.node(leader).raft.last_index
-    asked += ask(trio, leader, 10)
+    asked += ask(trio, leader, more_count)
     assert await entries_after(trio, leader, HOLD_S / 2, index) == 1
     trio.wire.release()
     for each in asked:
         await each.write()
+
+
+@on_trio
+async def test_as_many_as_are_under_way_do_not_wait(trio: Trio) -> None:
+    await go_at_once(trio, 10, 10)
 
 
 @on_trio
 async def test_nobody_waits_for_a_few(trio: Trio) -> None:
-    leader = await trio.leading()
-    asked = await under_way(trio, leader, 3)
-    index = trio.node(leader).raft.last_index
-    asked += ask(trio, leader, 1)
-    assert await entries_after(trio, leader, HOLD_S / 2, index) == 1
-    trio.wire.release()
-    for each in asked:
-        await each.write()
+    await go_at_once(trio, 1, 3)
 
 
 @on_trio

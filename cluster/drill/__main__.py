@@ -18,6 +18,7 @@ from cluster.drill.drill import Drill
 from cluster.drill.failovers import run_failovers
 from cluster.drill.latency import lags, latencies
 from cluster.drill.page import page
+from cluster.drill.pauses import stolen_ms
 from cluster.drill.report import Findings, show
 from cluster.drill.rows import ROWS, SHORT, SHORT_CHANGES_COUNT, Row
 from cluster.drill.stage import Stage
@@ -64,7 +65,7 @@ async def _run(options: argparse.Namespace, rows: list[Row], console: Console) -
     regions = [region.name for region in topology.regions]
     gateways = regions[:1] if options.short else regions
     flags = ["--leader-lease"] if options.leader_lease else []
-    findings = Findings()
+    findings, stolen = Findings(), stolen_ms()
     console.print(f"{len(topology.nodes)} nodes in {len(regions)} regions, {len(gateways)} gateways")
 
     def make_stage(name: str) -> Stage:
@@ -84,6 +85,7 @@ async def _run(options: argparse.Namespace, rows: list[Row], console: Console) -
         "processor": _processor(),
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
+        "stolen_s": (stolen_ms() - stolen) / 1_000,
         "repetitions": options.repetitions,
         "leader_lease": options.leader_lease,
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from cluster.drill.bulk import bulk_write
 from cluster.drill.judge import Measured, Verdict, judge, waits
 from cluster.drill.measures import worst_wait_ms
-from cluster.drill.pauses import Pauses
+from cluster.drill.pauses import Pauses, stolen_ms
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Traffic
@@ -56,7 +56,7 @@ class Drill:
             traffic.start()
             try:
                 await asyncio.sleep(SETTLE_S)
-                began = now_ms()
+                began, stolen = now_ms(), stolen_ms()
                 async with row.fault(self._stage):
                     if row.changes_count:
                         await bulk_write(self._stage, f"bulk {self._serial}", row.changes_count)
@@ -65,13 +65,14 @@ class Drill:
                 await self._catch_up(traffic)
                 caught_up = now_ms() - ended  # the start of a process counts
                 await asyncio.sleep(AFTERWARDS_S)
-                until = now_ms()
+                until, stolen = now_ms(), stolen_ms() - stolen
             finally:
                 await traffic.stop()
         # What the fault did shows while it lasts; what its end did counts as well.
         measured = Measured(waits(traffic.record, self._stage.home, self._stage.away, began, until))
         # What the machine alone costs shows before the fault. At the return processes start, on the others' cores.
         measured.figures["own pause"] = pauses.longest_ms(began, until)
+        measured.figures["stolen"] = stolen
         home_writes = traffic.record.of("write", self._stage.home)
         measured.figures["writes before the fault"] = worst_wait_ms(home_writes, began - BEFORE_MS, began)
         measured.figures["writes before the return"] = worst_wait_ms(home_writes, began, ended)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.drill.judge import Measured, Verdict, judge, waits
-from cluster.drill.pauses import Pauses
+from cluster.drill.pauses import Pauses, stolen_ms
 from cluster.drill.record import Record
 from cluster.drill.rows import Row
 from cluster.drill.stage import Stage
@@ -79,14 +79,14 @@ async def _once(stage: Stage, row: Row) -> Measured:
                 await asyncio.to_thread(stage.cluster.kill, name)
             if victims:
                 await asyncio.sleep(DEAD_S)
-            commanded = now_ms()
+            commanded, stolen = now_ms(), stolen_ms()
             answer = await _command(stage, stage.away[0], *row.flags)
             measured.figures["command"] = now_ms() - commanded
             if victims:
                 fork = bytes.fromhex(answer["last_versionstamp"])
                 _losses(traffic.record, fork, killed, measured)
             await asyncio.sleep(AFTERWARDS_S)
-            until = now_ms()
+            until, stolen = now_ms(), stolen_ms() - stolen
             await asyncio.to_thread(
                 stage.cluster.wan.heal, cut
             )  # what was on its way arrives, of an epoch that is over
@@ -98,6 +98,7 @@ async def _once(stage: Stage, row: Row) -> Measured:
         finally:
             await traffic.stop()
     measured.figures["own pause"] = pauses.longest_ms(commanded, until)
+    measured.figures["stolen"] = stolen
     # The time counts from the command on: when an operator gives it is not the database's affair.
     measured.figures.update(waits(traffic.record, stage.home, stage.away, commanded, until))
     await verify(stage, traffic, measured, fork)

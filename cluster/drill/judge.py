@@ -19,6 +19,7 @@ class Measured:
         figures: by name: "writes" and "reads ...", the longest time that the client waited which waited longest, "all
             writes", the same over all clients together; "writes before the fault" and "before the return", the same in
             the second before it, and only while it lasted; "own pause", for how long the drill itself stood still;
+            "stolen", processor time that the host of the machine gave to others;
             "caught up", until all nodes had applied the same. Milliseconds.
         lost: acknowledged writes that the nodes do not show.
         violations: what the checker found, in sentences.

@@ -29,7 +29,8 @@ def page(findings: Findings) -> str:
     lines = [
         _INTRODUCTION,
         f"Measured on {machine['cores']} cores of a {machine['processor']}, which all processes shared, the clients' "
-        f"too (load {machine['load']:.1f} at the end); {machine['repetitions']} repetitions.\n",
+        f"too (load {machine['load']:.1f} at the end; their host took {machine['stolen_s']:.0f} s of their time); "
+        f"{machine['repetitions']} repetitions.\n",
         *_table(
             ("what", "promised", "lost", "writes: median", "worst", "reads away: worst", "home: worst", "caught up"),
             failure_rows(findings.verdicts),

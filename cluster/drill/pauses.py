@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +17,20 @@ from cluster.workload import now_ms
 from kvnode.base import garbage
 
 INTERVAL_MS = 5.0
+STAT = Path("/proc/stat")
+_STOLEN_COLUMN = 8  # of its first line, which sums over all processors (man 5 proc)
+
+
+def stolen_ms(stat: Path = STAT) -> float:
+    """Processor time that the host has given to others while this machine wanted it, of all processors since the start.
+
+    0 where the system does not tell. It counts in ticks of 10 ms as a rule.
+    """
+    try:
+        first = stat.read_text().split("\n", 1)[0].split()
+    except OSError:
+        return 0.0
+    return int(first[_STOLEN_COLUMN]) * 1_000 / os.sysconf("SC_CLK_TCK") if len(first) > _STOLEN_COLUMN else 0.0
 
 
 class Pauses:

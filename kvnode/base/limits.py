@@ -146,6 +146,7 @@ PEER_CALL_TIMEOUT_MS = 5_000  # identify and adopt
 
 # The changelog, by which replicas follow.
 CHANGELOG_NOTICE_INTERVAL_MS = 100  # a source with nothing to send says so this often
+CHANGELOG_PIECE_INTERVAL_MS = 20  # between two pieces to a replica that has all but what came meanwhile
 CHANGELOG_SILENCE_MS = 1_000  # a source that says nothing for this long is left for another one
 CHANGELOG_RETRY_MS = 200  # between two rounds of attempts when no source answers
 CHANGELOG_BETTER_INTERVAL_MS = 5_000  # a replica that does not follow its best source tries that again this often

@@ -6,6 +6,10 @@ snapshot, by what the replica acknowledges. No more than MAX_CHANGELOG_UNACKNOWL
 with a slow disk slows its stream and nobody else. With nothing to send, a notice goes out every
 CHANGELOG_NOTICE_INTERVAL_MS: it says who leads and how fresh the source is, and that the source lives.
 
+Behind a piece that held all there was comes none for CHANGELOG_PIECE_INTERVAL_MS: whether a piece holds one entry or
+ten, it costs the replica, and those behind it, a message, an fsync and an apply. A piece is held up by that only if
+entries come faster than one an interval, and a replica that is behind is sent one after another.
+
 Where the log no longer reaches back far enough, a snapshot is sent by the way on which voters get theirs, and the
 stream goes on with notices until the replica holds it. A replica that leaves it to a neighbour to fetch one has it held
 back (snapshot_wait.py). Whoever awaits a snapshot itself says so to those that would follow it, also with a refusal: it
@@ -89,6 +93,7 @@ class Source:
         self._unacknowledged_bytes = 0
         self._something = asyncio.Event()
         self._begun = False
+        self._rested_at_ms = 0.0  # no piece goes before then
         self._transfer: asyncio.Future[None] | None = None  # the last one
         self._farewell: changelog_pb2.FollowResponse | None = None
         self.durable_index = request.index
@@ -132,6 +137,9 @@ class Source:
         if not self._begun:
             self._begun = True
             return self._take() or self._notice()
+        rest_ms = self._rested_at_ms - self._monotonic_ms()
+        if rest_ms > 0:
+            await asyncio.sleep(rest_ms / 1_000)
         while True:
             piece = self._farewell or self._take()
             if piece is not None:
@@ -160,6 +168,8 @@ class Source:
         self._next = entries[-1].index + 1
         self._unacknowledged.append((entries[-1].index, size_bytes))
         self._unacknowledged_bytes += size_bytes
+        if self._next > log.delivered:  # while more is there already, it goes at once
+            self._rested_at_ms = self._monotonic_ms() + limits.CHANGELOG_PIECE_INTERVAL_MS
         return response
 
     def _notice(self) -> changelog_pb2.FollowResponse:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import os
 import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +19,7 @@ from cluster.drill.judge import Measured, judge, waits
 from cluster.drill.latency import Spread, eventual_reads
 from cluster.drill.measures import lags_ms, longest_wait_ms, percentile, sights_ms, worst_wait_ms
 from cluster.drill.page import page
-from cluster.drill.pauses import Pauses
+from cluster.drill.pauses import Pauses, stolen_ms
 from cluster.drill.record import Call, Kind, Record
 from cluster.drill.report import Findings
 from cluster.drill.rows import ROWS, SHORT
@@ -142,7 +144,7 @@ def test_the_page_has_every_row_and_says_what_was_missed() -> None:
     findings = Findings(
         [judge(ROW, [Measured({"writes": 1_700.0}, acknowledged_count=9)])],
         [Spread("lag", "asia", 90, 100, 400, 500, 9, 344, "p99", 10_000), Spread("write", "home", 1, 1, 2, 3, 9)],
-        {"cores": 2, "processor": "test", "load": 1.0, "repetitions": 1},
+        {"cores": 2, "processor": "test", "load": 1.0, "stolen_s": 3.4, "repetitions": 1},
     )
     text = page(findings)
     assert f"| {ROW.what} | {ROW.promise} | 0 of 9 | 1,700 |" in text
@@ -204,6 +206,15 @@ async def test_the_drill_knows_when_it_stood_still() -> None:
     assert gc.isenabled()
     assert 150 < pauses.longest_ms(before, after) < after - before
     assert pauses.longest_ms(after, after + 1_000) == 0
+
+
+def test_what_the_host_took_is_read_in_milliseconds(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  6020805 2208291 1285115 4535503 112167 0 191032 250 7 0\ncpu0 1 1 1 1 1 1 1 99 0 0\n")
+    assert stolen_ms(stat) == 250 * 1_000 / os.sysconf("SC_CLK_TCK")
+    stat.write_text("cpu  1 2 3 4\n")
+    assert stolen_ms(stat) == 0, "an old kernel tells less"
+    assert stolen_ms(tmp_path / "none") == 0
 
 
 def test_the_calls_of_no_two_loops_begin_together() -> None:

@@ -56,12 +56,18 @@ class Child:
                 start_new_session=True,
             )
         if niceness:
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
+            self.renice(niceness)
         if self._keeper is not None:
             self._keeper.started(self._process.pid)
 
     def renice(self, niceness: int) -> None:
-        """Set the priority of all its threads, each of which has its own on Linux; only root may raise one."""
+        """Set the priority of all its threads, each of which has its own on Linux; only root may raise one.
+
+        Where Linux weighs sessions against each other first (sched(7), the autogroup feature), that of its session too:
+        each child has one to itself, and within it there is nobody to come after.
+        """
+        with contextlib.suppress(OSError):  # no such feature here, or it has ended
+            Path(f"/proc/{self.pid}/autogroup").write_text(str(niceness))
         for thread in os.listdir(f"/proc/{self.pid}/task") if self.running else ():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.setpriority(os.PRIO_PROCESS, int(thread), niceness)

@@ -60,9 +60,15 @@ def test_a_child_that_started_aside_is_an_equal_afterwards(tmp_path: Path) -> No
     def niceness() -> list[int]:
         return [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{child.pid}/task")]
 
+    def of_its_session() -> str:
+        group = Path(f"/proc/{child.pid}/autogroup")
+        return group.read_text().rpartition(" ")[2].strip() if group.exists() else ""
+
     assert niceness() == [19, 19]
+    assert of_its_session() in ("19", "")
     child.renice(0)
     assert niceness() == [0, 0]
+    assert of_its_session() in ("0", "")
     child.kill()
     child.renice(0)  # nobody is left
 

@@ -65,14 +65,20 @@ feature("expireIn: a sum onto an expired counter begins anew", async (t) => {
 });
 
 feature("expireIn: a watch sees it", async (t) => {
-  await t.kv.set(t.key("a"), 1, { expireIn: 400 });
-  const reader = await t.watch([t.key("a")]);
-  t.equal((await reader.read()).value[0].value, 1);
+  const within = (ms, reader) => Promise.race([reader.read(), t.sleep(ms).then(() => ({ value: [{ value: "late" }] }))]);
+  let [life, reader, first] = [200];
+  // A busy machine may open the watch when the key is gone already, of which @deno/kv says nothing: then once more.
+  do {
+    reader?.cancel().catch(() => {});
+    life *= 2;
+    await t.kv.set(t.key("a"), 1, { expireIn: life });
+    reader = await t.watch([t.key("a")]);
+    first = (await within(life, reader)).value[0].value;
+  } while (first !== 1 && life < 6_400);
+  t.equal(first, 1);
   const start = performance.now();
-  t.equal((await Promise.race([reader.read(), t.sleep(4_000).then(() => ({ value: [{ value: "late" }] }))])).value, [
-    { key: t.key("a"), value: null, versionstamp: null },
-  ]);
-  t.ok(performance.now() - start < 400 + PROMPT_MS);
+  t.equal((await within(life + 3_600, reader)).value, [{ key: t.key("a"), value: null, versionstamp: null }]);
+  t.ok(performance.now() - start < life + PROMPT_MS);
   await reader.cancel();
 });
 

@@ -256,12 +256,8 @@ class Sources:
     def held(self) -> list[Held]:
         """How far the replicas are that follow this node, and were that did: a new leader must not believe them new."""
         open_now = {source.node_id: source for source in self._open}
-        members = self._raft.membership
-        self._gone = {
-            node_id: source
-            for node_id, source in self._gone.items()
-            if node_id not in open_now and members.get(node_id) is not None
-        }
+        self._forget()
+        self._gone = {node_id: source for node_id, source in self._gone.items() if node_id not in open_now}
         now_ms = self._monotonic_ms()
         return [
             Held(source.node_id, source.durable_index, source.held_at_ms, max(0, int(now_ms - source.heard_at_ms)))
@@ -339,13 +335,20 @@ class Sources:
         """The stream is over."""
         self._open.pop(source, None)
         self._gone[source.node_id] = source
+        self._forget()
+
+    def _forget(self) -> None:
+        """Of those that left, keep replicas only: who has voted since then holds more than was known of it."""
+        replicas = {member.node_id for member in self._raft.membership.replicas}
+        self._gone = {node_id: source for node_id, source in self._gone.items() if node_id in replicas}
 
     def dismiss(self, removed: Container[int]) -> None:
-        """End the streams of those who were removed from the cluster.
+        """End the streams of those who were removed from the cluster; to be told of every membership that is in force.
 
         Args:
             removed: has their ids.
         """
+        self._forget()
         for source in [source for source in self._open if source.node_id in removed]:
             del self._open[source]
             source.dismiss(self._refused(source.node_id, f"MEMBER_REMOVED: {removal_sentence(source.name)}"))

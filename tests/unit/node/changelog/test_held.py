@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
+from kvnode.codec.entry import Entry, EntryKind
+from kvnode.codec.membership import MemberRole, Membership, encode_membership
 from kvnode.node.changelog.source import Sources
 from kvnode.node.ports import Freshness, Held
 from kvnode.proto.kv.internal.v1 import changelog_pb2, peer_pb2
@@ -107,3 +110,28 @@ def test_for_how_long_a_replica_has_been_silent_is_told_also_of_one_that_left() 
     assert sources.held() == [Held(11, 0, 0, 7_100)]
     sources.open(changelog_pb2.FollowRequest(hello=hello))
     assert sources.held() == [Held(11, 0, 0, 0)]
+
+
+def test_what_was_known_of_a_replica_is_forgotten_when_it_votes() -> None:
+    """Else a region that was the primary one meanwhile counts as silent, and behind, since long before that."""
+    peer = Peer(2)
+    sources = peer.sources
+    hello = peer_pb2.Hello(node_id=11, name="n11")
+
+    def put_in_force(index: int, role: MemberRole) -> None:
+        rest = peer.raft.membership.without(11).members
+        member = replace(MEMBERS.members[3], role=role)
+        data = encode_membership(Membership((*rest, member)))
+        peer.commit(Entry(3, index, EntryKind.MEMBERSHIP, data))
+        sources.dismiss(())
+
+    sources.close(sources.open(changelog_pb2.FollowRequest(hello=hello)))
+    assert [held.node_id for held in sources.held()] == [11]
+    put_in_force(1, MemberRole.VOTER)
+    put_in_force(2, MemberRole.REPLICA)
+    assert sources.held() == []
+    late = sources.open(changelog_pb2.FollowRequest(hello=hello))
+    put_in_force(3, MemberRole.VOTER)
+    sources.close(late)
+    put_in_force(4, MemberRole.REPLICA)
+    assert sources.held() == []

@@ -50,6 +50,8 @@ class FreshnessTracker:
         self._waiting: Marks[Confirmed] = Marks(_KEPT_COUNT)  # at their commit indexes
         self._latest: Freshness | None = None
         self._latest_confirmed: Confirmed | None = None
+        self._leads = False  # it has sent a round of its own since it was elected
+        self._before_leading: Freshness | None = None
         self._reached: Confirmed | None = None
 
     @property
@@ -57,8 +59,14 @@ class FreshnessTracker:
         """The newest confirmed round known here, for passing on."""
         return self._latest
 
+    @property
+    def before_leading(self) -> Freshness | None:
+        """The newest confirmed round known here that is none of this node's present leadership."""
+        return self._before_leading if self._leads else self._latest
+
     def round_sent(self, round_number: int, commit_index: int, log_time_ms: int) -> None:
         """The leader is about to send this heartbeat round."""
+        self._begin_leading()
         if not self._rounds or self._rounds[-1][0] < round_number:
             freshness = Freshness(commit_index, log_time_ms, self._clock.now_ms())
             self._rounds.append((round_number, freshness, self._clock.monotonic_ms()))
@@ -73,12 +81,18 @@ class FreshnessTracker:
 
     def alone(self, commit_index: int, log_time_ms: int, applied_index: int) -> None:
         """A leader that is its own quorum needs nobody's acknowledgement."""
+        self._begin_leading()
         freshness = Freshness(commit_index, log_time_ms, self._clock.now_ms())
         self._learn(freshness, Confirmed(self._clock.monotonic_ms(), 0.0), applied_index)
 
     def forget_rounds(self) -> None:
         """Leadership is lost."""
         self._rounds.clear()
+        self._leads = False
+
+    def _begin_leading(self) -> None:
+        if not self._leads:
+            self._leads, self._before_leading = True, self._latest
 
     def heard(self, freshness: Freshness, applied_index: int, stamper_now_ms: float | None = None) -> None:
         """A confirmed round became known from a peer.

@@ -202,6 +202,8 @@ class Operations:
 
     def _make_resolver(self) -> Resolver:
         meta = self._context.meta()
-        confirmed = self._context.freshness.latest
+        # A round of its own may be acknowledged already, while it applies what it found in the log: leases did not run
+        # on until then.
+        confirmed = self._context.freshness.before_leading
         last_led_ms = meta.log_time_ms if confirmed is None else max(meta.log_time_ms, confirmed.sent_at_ms)
         return Resolver(self._context.state, meta.epoch, last_led_ms, self._view.max_value_bytes)

@@ -6,8 +6,9 @@ was live when somebody led last by the gap between that and its own first log ti
 it had. Until that is done nothing else is resolved.
 
 When somebody led last, the newest heartbeat round says that a quorum is known to have acknowledged, by that leader's
-clock, or the last entry, if that is later. The last entry alone would not do: on a quiet log a lease whose holder is
-dead would get back all the time of each leader that had nothing to write, and not end while leaders change often.
+clock, or the last entry, if that is later; the new leader's own rounds do not count. The last entry alone would not do:
+on a quiet log a lease whose holder is dead would get back all the time of each leader that had nothing to write, and
+not end while leaders change often.
 """
 
 from __future__ import annotations

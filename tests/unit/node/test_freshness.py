@@ -63,6 +63,26 @@ def test_rounds_of_a_lost_leadership_say_nothing() -> None:
     assert ages.age_ms() == -1
 
 
+def test_rounds_of_a_leadership_do_not_hide_what_was_known_before_it() -> None:
+    clock, ages = tracker()
+    assert ages.before_leading is None
+    heard = Freshness(9, 7, clock.now_ms())
+    ages.heard(heard, 9)
+    assert ages.before_leading == heard
+    clock.pass_ms(3_000)
+    for number in (1, 2):
+        ages.round_sent(number, 10, 8)
+        ages.round_acknowledged(number, 10)
+        clock.pass_ms(100)
+        assert ages.before_leading == heard
+    last = ages.latest
+    ages.forget_rounds()
+    assert ages.before_leading == last != heard
+    ages.alone(11, 9, 11)
+    ages.alone(11, 9, 11)
+    assert ages.before_leading == last != ages.latest
+
+
 def test_a_peers_word_counts_with_the_clock_bound_against_it() -> None:
     clock, ages = tracker()
     ages.heard(Freshness(10, 0, clock.now_ms() - 20), 10)

@@ -8,6 +8,7 @@ from unittest.mock import patch
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.machine.queue import keys
+from kvnode.node.driver import Driver
 from kvnode.node.ports import Origin
 from kvnode.node.queue.consumer import Consumer
 from kvnode.proto.kv.v1 import kv_pb2
@@ -316,3 +317,22 @@ async def test_a_lease_of_nobody_ends_although_the_leader_changes_again_and_agai
         trio.heal()
     listener = Listener(trio, await trio.leading(), credit=1)
     await until(lambda: bool(listener.got), 2.0, "it is under its first lease still")
+
+
+@on_trio
+async def test_a_lease_outlives_a_leader_although_the_next_has_a_round_acknowledged_before_it_resolves(
+    trio: Trio,
+) -> None:
+    """It applies what it found in its log first, which takes longer than a round, after a kill -9 of all above all."""
+    leader, one, other = await trio.leader_and_followers()
+    holder = Listener(trio, one, credit=1, lease_ms=2_000)
+    await send(trio, one, b"a")
+    await until(lambda: bool(holder.got), 5.0, "not delivered")
+    trio.may_stop.add(leader.member.node_id)
+    with patch.object(Driver, "_all_data_applied", lambda driver: False):
+        trio.cut(leader)
+        await asyncio.sleep(6.0)
+    waiting = Listener(trio, other, credit=1)
+    await asyncio.sleep(0.5)
+    assert waiting.got == []
+    assert await holder.ack(holder.got[0]) is None

@@ -66,9 +66,11 @@ class Child:
         Where Linux weighs sessions against each other first (sched(7), the autogroup feature), that of its session too:
         each child has one to itself, and within it there is nobody to come after.
         """
+        if not self.running:
+            return
         with contextlib.suppress(OSError):  # no such feature here, or it has ended
             Path(f"/proc/{self.pid}/autogroup").write_text(str(niceness))
-        for thread in os.listdir(f"/proc/{self.pid}/task") if self.running else ():
+        for thread in os.listdir(f"/proc/{self.pid}/task"):
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
 

@@ -73,11 +73,14 @@ class Applier:
             epoch=epoch,
             membership=membership,
         )
-        self.directory.applied(writes)
+        is_of_epochs = any(entry.kind in _OF_EPOCHS for entry in facts)
+        if self.directory.applied(writes) or is_of_epochs or membership is not None:
+            # Who is refused by these is so after a kill -9 too, before this node hears of a leader again.
+            state.commit()
         now = self.clock.monotonic_ms()
         self.stats.apply_ms.observe(now - begun)
         self._publish(entries, writes, now)
-        if any(entry.kind in _OF_EPOCHS for entry in facts):
+        if is_of_epochs:
             self.watches.resync()
             self.epochs_applied()
         if membership is not None:

@@ -62,12 +62,14 @@ class Directory:
                 return found
             start = page[-1].key + b"\x00"
 
-    def applied(self, writes: Changes) -> None:
-        """A run was applied that wrote these rows, among others perhaps of the directory."""
-        if VERSION_KEY in writes:
-            changes = {key: row for key, row in writes.items() if key.startswith(DIRECTORY_PREFIX)}
-            self.view.update(changes)
-            self._tell(changes)
+    def applied(self, writes: Changes) -> bool:
+        """A run was applied that wrote these rows; returns whether some are the directory's."""
+        if VERSION_KEY not in writes:
+            return False
+        changes = {key: row for key, row in writes.items() if key.startswith(DIRECTORY_PREFIX)}
+        self.view.update(changes)
+        self._tell(changes)
+        return True
 
     def replaced(self) -> None:
         """A snapshot has replaced the state."""

@@ -181,7 +181,7 @@ class State:
             Unavailable: code READ_TOO_LONG, when it takes longer than MAX_READ_TRANSACTION_MS.
             StorageFailed: the file cannot be read.
         """
-        self._commit()
+        self.commit()
         file = self._file
         with storage_errors(file.path):
             return await file.readers.read(read)
@@ -242,8 +242,12 @@ class State:
                 file.applied(len(writes), sum([len(row.value) for row in writes.values() if row is not None]))
             return meta
 
-    def _commit(self) -> None:
-        """Have the file show what is applied."""
+    def commit(self) -> None:
+        """Have the file show what is applied, also after a kill -9.
+
+        Raises:
+            StorageFailed: the disk is full or failed; nothing more can be applied.
+        """
         if not self._file.tables.is_committed:
             with self._failing():
                 self._file.commit()
@@ -299,7 +303,7 @@ class State:
             True if all is well. Otherwise `damage` says what was found.
         """
         async with self._copying:
-            self._commit()
+            self.commit()
             file, scrub = self._file, Scrub()
             file.tables.observer = scrub.observe
             try:
@@ -335,7 +339,7 @@ class State:
             StorageFailed: the disk is full or failed; the state itself goes on.
         """
         async with self._copying:
-            self._commit()
+            self.commit()
             directory = self._generations.directory / _SNAPSHOTS
             source = self._file.tables.connection
             newest = self._snapshot.path if self._snapshot else None

@@ -148,7 +148,7 @@ class SimulatedState:
         self._tables, self._tail, self._committed_count = _from_image(image), [], 0
         self._disk = _Disk(image, self.meta.applied_index)
 
-    def _commit(self) -> None:
+    def commit(self) -> None:
         self._committed_count = len(self._tail)
         if not self._tables.is_committed:
             self._tables.commit()
@@ -157,7 +157,7 @@ class SimulatedState:
     async def close(self) -> None:
         """What is applied stays, as in an orderly end of the process."""
         async with self._exclusive:
-            self._commit()
+            self.commit()
             self._release()
 
     @property
@@ -224,7 +224,7 @@ class SimulatedState:
         self._tail.append(_Applied(dict(writes), arguments))
         size_bytes = sum([len(row.value) for row in writes.values() if row is not None])
         if self._pace.applied(len(writes), size_bytes) or self._tables.observer is not None:
-            self._commit()
+            self.commit()
         return meta
 
     def _run(self, operation: str) -> None:
@@ -253,7 +253,7 @@ class SimulatedState:
 
     async def make_durable(self) -> None:
         self._durable_at_ms = self._clock.monotonic_ms()
-        self._commit()
+        self.commit()
         until = self.meta.applied_index
         await asyncio.sleep(self._latency_s())
         self._run("sync")
@@ -263,7 +263,7 @@ class SimulatedState:
         self._committed_count -= len(synced)
 
     async def scrub(self) -> bool:
-        self._commit()
+        self.commit()
         scrub, tables = Scrub(), self._tables
 
         async def read_page(after: bytes) -> Any:
@@ -289,7 +289,7 @@ class SimulatedState:
     async def create_snapshot(self) -> SnapshotFile:
         await asyncio.sleep(self._latency_s())
         self._run("snapshot")
-        self._commit()
+        self.commit()
         meta = self.meta
         name = f"{meta.applied_term}-{meta.applied_index}-{meta.digest % 2**64:016x}"
         path = self._directory / "snapshots" / f"{name}.db"

@@ -70,6 +70,19 @@ async def error_of(trio: Trio, server: Server, number: int) -> kv_pb2.Error:
 
 
 @on_trio
+async def test_a_node_that_is_killed_has_not_forgotten_what_it_refused(trio: Trio) -> None:
+    """Alone behind a kill -9 it would take a revoked token for eventual reads, until it hears of a leader."""
+    servers = await trio.leader_and_followers()
+    await trio.put(servers[0], b"what was before is committed with it")
+    await trio.put(servers[0], b"or begins another half second")
+    await create(trio, servers[0], "orders")
+    for server in servers:
+        node = trio.node(server)
+        await until(lambda node=node: node.directory.view.find("orders") is not None)
+        assert node.state._tables.is_committed, server.member.name
+
+
+@on_trio
 async def test_every_node_sees_a_change_made_through_any(trio: Trio) -> None:
     leader, one, other = await trio.leader_and_followers()
     assert await create(trio, one, "orders", max_value_bytes=100) == 2

@@ -39,7 +39,7 @@ def row(key: bytes, value: bytes = b"value", expire_at_ms: int = 0) -> Row:
 def put(state: State, index: int, writes: Mapping[bytes, Row | None], *, commit: bool = True) -> StateMeta:
     meta = state.apply(writes, applied_index=index, applied_term=1, log_time_ms=index * 10, epoch=0)
     if commit:
-        state._commit()
+        state.commit()
     return meta
 
 

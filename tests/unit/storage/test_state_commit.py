@@ -158,7 +158,7 @@ async def test_what_changes_often_is_written_once(tmp_path: Path) -> None:
         size = log.stat().st_size
         for index in range(2, 202):
             put(state, index, {b"a": row(b"a", b"%d" % index)}, commit=False)
-        state._commit()
+        state.commit()
         assert log.stat().st_size - size < 10 * 4_096
 
 
@@ -223,7 +223,7 @@ async def test_nothing_is_applied_or_committed_inside_of_a_read(tmp_path: Path) 
                 put(state, index, {})
             put(state, index, {}, commit=False)
         with state.reading(), pytest.raises(InvariantViolation, match="inside of a read"):
-            state._commit()
+            state.commit()
         assert state.meta.applied_index == 2
 
 

@@ -17,6 +17,19 @@ from tests.unit.node.fakes import HandClock
 __all__ = ["quick", "world"]  # fixtures
 
 
+def sources_by(peer: Peer, clock: HandClock) -> Sources:
+    """Those of a node that tells the time by that clock."""
+    return Sources(
+        peer.raft,
+        peer.freshness,
+        lambda: 1,
+        lambda _message: None,
+        region="us",
+        own_id=2,
+        monotonic_ms=clock.monotonic_ms,
+    )
+
+
 async def test_a_source_learns_what_its_replica_holds_durably(world: World) -> None:
     world.write(10)
     world.follow(11)
@@ -90,15 +103,7 @@ async def test_a_snapshot_counts_as_held_only_when_it_is_installed(world: World)
 
 def test_for_how_long_a_replica_has_been_silent_is_told_also_of_one_that_left() -> None:
     peer, clock = Peer(2), HandClock()
-    sources = Sources(
-        peer.raft,
-        peer.freshness,
-        lambda: 1,
-        lambda _message: None,
-        region="us",
-        own_id=2,
-        monotonic_ms=clock.monotonic_ms,
-    )
+    sources = sources_by(peer, clock)
     hello = peer_pb2.Hello(node_id=11, name="n11")
     source = sources.open(changelog_pb2.FollowRequest(hello=hello))
     clock.pass_ms(5_000)

@@ -10,9 +10,10 @@ import pytest
 from kvnode.base import limits
 from kvnode.codec.entry import Entry, EntryKind
 from kvnode.node.changelog.pieces import take_entries
-from kvnode.node.changelog.source import Source, Sources
+from kvnode.node.changelog.source import Source
 from kvnode.proto.kv.internal.v1 import changelog_pb2
 from tests.unit.node.changelog.test_follow import Peer
+from tests.unit.node.changelog.test_held import sources_by
 from tests.unit.node.fakes import HandClock
 
 INTERVAL_MS = 60_000  # so long that a test which waited for it would never end
@@ -25,16 +26,7 @@ def _long_interval(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def opened(peer: Peer, clock: HandClock) -> Source:
-    sources = Sources(
-        peer.raft,
-        peer.freshness,
-        lambda: 1,
-        lambda _message: None,
-        region="us",
-        own_id=2,
-        monotonic_ms=clock.monotonic_ms,
-    )
-    return sources.open(changelog_pb2.FollowRequest(region="eu"))
+    return sources_by(peer, clock).open(changelog_pb2.FollowRequest(region="eu"))
 
 
 def commit(peer: Peer, *indexes: int, size_bytes: int = 8) -> None:

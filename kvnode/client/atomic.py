@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
 
 from kvnode.base.errors import InvalidRequest
 from kvnode.client.numbers import parse_backoff_ms, parse_delay_ms, whole_number
@@ -15,6 +15,7 @@ from kvnode.codec.keys import AnyKey, KeyPart, PartSequence, encode_key, prefix_
 from kvnode.codec.values import KvU64, encode_payload, encode_v8, encode_value
 from kvnode.proto.kv.v1 import kv_pb2
 
+_T = TypeVar("_T")
 Commit = Callable[[kv_pb2.AtomicWriteRequest, int | None], Awaitable[kv_pb2.AtomicWriteResponse]]
 
 _MAX_MS: Final = 1 << 62  # a time of which the sum with any other fits into a message
@@ -187,8 +188,8 @@ class AtomicOperation:
                 5,000, 30,000, 60,000; empty = the first failure is the last.
 
         Raises:
-            InvalidRequest: BAD_DEADLINE: the delay or an interval is negative, too long, or no number. BAD_QUEUE_NAME:
-                the name is no text.
+            InvalidRequest: BAD_DEADLINE: the delay or an interval is negative, too long, or no number.
+                BAD_BACKOFF_SCHEDULE, BAD_KEYS_IF_UNDELIVERED: it is no list. BAD_QUEUE_NAME: the name is no text.
         """
         message = message_of(value, queue, keys_if_undelivered, backoff_schedule)
         message.delay_ms = parse_delay_ms(delay)
@@ -231,11 +232,20 @@ def message_of(
     data, encoding = encode_payload(value)
     message = kv_pb2.Enqueue(queue=sendable("queue", queue, QUEUE_NAME))
     message.payload.data, message.payload.encoding = data, encoding  # type: ignore[assignment]
-    message.keys_if_undelivered.extend(encode_key(key) for key in keys_if_undelivered)
+    keys = _listed("keys_if_undelivered", keys_if_undelivered, "keys")
+    message.keys_if_undelivered.extend(encode_key(key) for key in keys)
     if backoff_schedule is not None:
-        message.backoff_intervals_ms.extend(map(parse_backoff_ms, backoff_schedule))
+        intervals = _listed("backoff_schedule", backoff_schedule, "milliseconds")
+        message.backoff_intervals_ms.extend(map(parse_backoff_ms, intervals))
         message.no_retries = not message.backoff_intervals_ms
     return message
+
+
+def _listed(argument: str, given: Sequence[_T], of: str) -> Sequence[_T]:
+    """`given` itself, if it is a list of something. Raises InvalidRequest: BAD_ and the argument's name."""
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
+        return given
+    raise InvalidRequest(f"BAD_{argument.upper()}", f"{argument} is {given!r}: give a list of {of}.")
 
 
 def _expire_at_ms(expire_in: int | None) -> int:

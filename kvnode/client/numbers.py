@@ -11,6 +11,8 @@ _MAX_UINT32 = (1 << 32) - 1
 
 def whole_number(value: float, least: int, most: int) -> int | None:
     """The whole number nearest to `value`; None if it is none from `least` to `most`: not finite, or no number."""
+    if isinstance(value, bool):
+        return None  # round(True) is 1, and nobody means that
     try:
         found = round(value)
     except (TypeError, ValueError, OverflowError):

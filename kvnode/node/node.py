@@ -199,6 +199,7 @@ class Node:
             self.replication,
             self.snapshots,
             self.operations.sealed,
+            lambda: self._removed and f"SOURCE_REMOVED: {self._removed}",
             forks,
         )
         self.changelog = self.regions.changelog

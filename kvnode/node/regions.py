@@ -40,6 +40,7 @@ class Regions:
         replication: how far the regions are, while this node leads.
         snapshots: sent to a replica that is too far behind, and coming to one.
         sealed: told when this node, leading, takes nothing in any more.
+        withdrawn: why nobody is to follow this node; empty = who wants to may.
         fork_keeper: where it saves what a failover has cut off; without it, such a node stays as it is.
     """
 
@@ -54,6 +55,7 @@ class Regions:
         replication: Replication,
         snapshots: Snapshots,
         sealed: Callable[[], None],
+        withdrawn: Callable[[], str],
         fork_keeper: ForkKeeper | None,
     ) -> None:
         self._context = context
@@ -62,6 +64,7 @@ class Regions:
         self._book = book
         self._promotion = promotion
         self._replication = replication
+        self._withdrawn = withdrawn
         self.forks = Forks(
             context.settings, context.raft, context.epoch, context.clock, fork_keeper, context.wake, context.fail
         )
@@ -83,6 +86,7 @@ class Regions:
             lease_ask=lambda: promotion.ask,
             on_lease=promotion.take,
             awaited=lambda: snapshots.coming if self.follower.awaits_snapshot else None,
+            withdrawn=self._withdrawn,
             monotonic_ms=context.clock.monotonic_ms,
         )
         self.follower = ChangelogFollower(

@@ -17,7 +17,8 @@ may be too old to know them. A transfer that has ended is followed by another on
 still lacks what comes next: it has installed a snapshot before its source learns of that.
 
 Who is removed from the cluster is fed no more from the moment at which this node has applied that: the last thing that
-is said on its stream is a refusal, with the Hello that tells it why.
+is said on its stream is a refusal, with the Hello that tells it why. And a source that learns of its own removal gets
+nothing new any more: it refuses everybody, so that those who followed it go on elsewhere at once.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ class Source:
         lease_ask: the newest that has reached this node.
         on_lease: told what the replica and those behind it have granted.
         awaited: the snapshot that this node awaits itself.
+        withdrawn: why this node is of no use to anybody any more; empty = it is.
         monotonic_ms: the clock by which it is told for how long the replica has been silent.
     """
 
@@ -73,11 +75,13 @@ class Source:
         lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
         awaited: Callable[[], Awaited | None] = lambda: None,
+        withdrawn: Callable[[], str] = lambda: "",
         monotonic_ms: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._lease_ask = lease_ask
         self._on_lease = on_lease
         self._awaited = awaited
+        self._withdrawn = withdrawn
         self._monotonic_ms = monotonic_ms
         self.heard_at_ms = monotonic_ms()
         self._holds_snapshot = request.hold_snapshot
@@ -173,6 +177,9 @@ class Source:
         return response
 
     def _notice(self) -> changelog_pb2.FollowResponse:
+        withdrawn = self._withdrawn()
+        if withdrawn:
+            return changelog_pb2.FollowResponse(refused=withdrawn, epoch=self._epoch())
         response = self._about_us()
         log = self._raft.log
         if self._next <= log.delivered and (log.term(self._next - 1) is None or not self._holds(self._next)):
@@ -231,11 +238,13 @@ class Sources:
         lease_ask: Callable[[], LeaseAsk | None] = lambda: None,
         on_lease: Callable[[LeaseNews], None] = lambda _news: None,
         awaited: Callable[[], Awaited | None] = lambda: None,
+        withdrawn: Callable[[], str] = lambda: "",
         monotonic_ms: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._lease_ask = lease_ask
         self._on_lease = on_lease
         self._awaited = awaited
+        self._withdrawn = withdrawn
         self._monotonic_ms = monotonic_ms
         self._epochs = epochs
         self._hello = hello
@@ -288,6 +297,7 @@ class Sources:
         Args:
             refused: why its Hello was, if it was.
         """
+        refused = refused or self._withdrawn()
         reason = refused or self.refusal(request)
         if not reason:
             return None
@@ -323,6 +333,7 @@ class Sources:
             lease_ask=self._lease_ask,
             on_lease=self._on_lease,
             awaited=self._awaited,
+            withdrawn=self._withdrawn,
             monotonic_ms=self._monotonic_ms,
         )
         before = self._gone.get(source.node_id)

@@ -82,13 +82,18 @@ async def test_what_fails_in_the_first_step_has_done_nothing() -> None:
         ({"delay": 2**70}, "BAD_DEADLINE"),
         ({"delay": -1}, "BAD_DEADLINE"),
         ({"delay": "5"}, "BAD_DEADLINE"),
+        ({"delay": True}, "BAD_DEADLINE"),
         ({"backoff_schedule": [-1]}, "BAD_DEADLINE"),
         ({"backoff_schedule": [2**40]}, "BAD_DEADLINE"),
         ({"backoff_schedule": [float("inf")]}, "BAD_DEADLINE"),
+        ({"backoff_schedule": 5}, "BAD_BACKOFF_SCHEDULE"),
+        ({"backoff_schedule": "100"}, "BAD_BACKOFF_SCHEDULE"),
+        ({"keys_if_undelivered": 5}, "BAD_KEYS_IF_UNDELIVERED"),
+        ({"keys_if_undelivered": "lost"}, "BAD_KEYS_IF_UNDELIVERED"),
     ],
     ids=str,
 )
-def test_a_number_that_no_message_can_have_is_named(options: dict, code: str) -> None:
+def test_what_no_message_can_have_is_named(options: dict, code: str) -> None:
     kv: Kv = open_kv("127.0.0.1:1")
     with pytest.raises(InvalidRequest) as refused:
         kv.atomic().enqueue(1, **options)

@@ -49,6 +49,7 @@ class Peer:
         self.applied = 0
         self.snapshots: list[Message] = []  # that it was to send
         self.awaited: Awaited | None = None
+        self.withdrawn = ""
         self.freshness = FreshnessTracker(SystemClock(), limits.MAX_CLOCK_OFFSET_MS)
         # All are replicas to their own core: this way a test can give each what is committed.
         others = Membership(tuple(m for m in MEMBERS.members if m.node_id != node_id))
@@ -63,6 +64,7 @@ class Peer:
             region=(MEMBERS.get(node_id) or MEMBERS.members[0]).region,
             own_id=node_id,
             awaited=lambda: self.awaited,
+            withdrawn=lambda: self.withdrawn,
         )
         self.streams_count = 0
         self.down = False
@@ -343,6 +345,19 @@ async def test_who_is_removed_is_told_on_its_stream_and_gets_no_more(world: Worl
     last = await stream.next()
     assert last.refused.startswith("MEMBER_REMOVED") and not last.entries
     await until(lambda: bool(told))
+
+
+async def test_a_source_that_was_removed_itself_is_left_at_once(world: World) -> None:
+    world.write(10)
+    world.follow(11)
+    world.follow(12)
+    await until(lambda: world.source_of(12) == 11)
+    world.peers[11].withdrawn = "SOURCE_REMOVED: it was removed"
+    await until(lambda: world.source_of(12) in (1, 2, 3))
+    assert not world.peers[11].sources.following
+    world.write(3)
+    await until(lambda: world.peers[12].applied == 13)
+    assert world.source_of(12) != 11, "it is the better one by its id, and refuses"
 
 
 async def test_a_stream_that_raises_is_one_that_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from functools import partial
 
 import grpc
 from grpc import aio
 
+from kvnode.api.forwarding import Forwarding
 from kvnode.api.grpc_handlers import Handlers, parse
 from kvnode.api.join import Joining
-from kvnode.api.outbox import MAX_RESULT_BYTES, Outbox
 from kvnode.api.peer_lanes import Offer, PeerLanes
 from kvnode.api.ports import ServedNode
-from kvnode.api.pump import Pump
 from kvnode.base.clock import Clock
-from kvnode.base.errors import InvalidRequest, KvError, Unavailable
-from kvnode.client.status import error_to_proto
-from kvnode.machine.keyspace import DEFAULT_DATABASE, SYSTEM_DATABASE
-from kvnode.machine.sessions import NODES_OWN
+from kvnode.base.errors import InvalidRequest, KvError
 from kvnode.node.message_stream import hello_to
-from kvnode.node.ports import BoundedDeliver, Origin, SnapshotSink
-from kvnode.node.removal import removal_sentence
+from kvnode.node.ports import SnapshotSink
 from kvnode.node.wire import decode_freshness, decode_held, decode_lease, decode_messages
 from kvnode.proto.kv.internal.v1 import peer_pb2
-from kvnode.proto.kv.v1 import kv_pb2
 
 _log = logging.getLogger(__name__)
 
 SERVICE = "kv.internal.v1.Peer"
-_RESULTS_FIELD = peer_pb2.ForwardResponse.RESULTS_FIELD_NUMBER
 
 
 class PeerService:
@@ -42,7 +34,7 @@ class PeerService:
         adoption: answers Identify and Adopt.
         clock: read for clock samples.
         stopping: done when the node is about to stop.
-        lanes: offered to those whose messages come; None = to nobody.
+        lanes: offered to those whose streams come; None = to nobody.
     """
 
     def __init__(
@@ -100,13 +92,11 @@ class PeerService:
         if raw is aio.EOF:
             return
         hello = parse(peer_pb2.ForwardRequest, raw).hello
-        refused = node.peers.check_hello(hello)
-        await context.write(peer_pb2.ForwardResponse(refused=refused).SerializeToString())
-        if refused:
+        if refused := node.peers.check_hello(hello):
+            await context.write(peer_pb2.ForwardResponse(refused=refused).SerializeToString())
             return
-        outbox = Outbox(context.write, _RESULTS_FIELD)
         try:
-            await Pump(outbox, self._stopping).run(partial(_take_forwarded, node, hello, context, outbox))
+            await Forwarding(node, hello, context, self._stopping).serve(self._lanes)
         finally:
             node.queues.peer_left(hello.node_id)
 
@@ -163,58 +153,6 @@ def _take_batch(node: ServedNode, sender: int, raw: bytes) -> int:
     if batch.HasField("lease"):
         peers.on_lease(decode_lease(batch.lease))
     return batch.clock_ms
-
-
-async def _take_forwarded(
-    node: ServedNode, hello: peer_pb2.Hello, context: aio.ServicerContext, outbox: Outbox
-) -> None:
-    """Take in forwarded operations until the peer ends its half, or is removed from the cluster."""
-    peers, read = node.peers, context.read
-    while (raw := await read()) is not aio.EOF:
-        operations = parse(peer_pb2.ForwardRequest, raw).operations
-        outbox.expect(len(operations))
-        if peers.has_removed(hello.node_id):
-            _turn_away(operations, hello.name, node.name, outbox)
-            return
-        for forwarded in operations:
-            if forwarded.open_session:
-                owner = NODES_OWN if forwarded.own_session else forwarded.database or DEFAULT_DATABASE
-                peers.on_forwarded_open(owner, partial(_deliver_opened, outbox, forwarded.call_id))
-            else:
-                database = SYSTEM_DATABASE if forwarded.system else forwarded.database or DEFAULT_DATABASE
-                origin = Origin(forwarded.client_id, forwarded.lowest_unanswered, database, forwarded.own_session)
-                deliver = BoundedDeliver(_deliver, outbox, forwarded.call_id, node.name)
-                peers.on_forwarded(origin, forwarded.operation, deliver)
-        if outbox.full:
-            await outbox.room()
-
-
-def _turn_away(operations: Iterable[peer_pb2.ForwardedOperation], sender: str, endpoint: str, outbox: Outbox) -> None:
-    """Answer what a removed node forwards: its clients are to go elsewhere, also with what they have sent before."""
-    for forwarded in operations:
-        error = Unavailable(removal_sentence(sender), code="MEMBER_REMOVED")
-        error.not_applied = not forwarded.operation.resend
-        if forwarded.open_session:
-            _deliver_opened(outbox, forwarded.call_id, b"", error_to_proto(error, endpoint))
-        else:
-            result = kv_pb2.OperationResult(id=forwarded.operation.id, error=error_to_proto(error, endpoint))
-            _deliver(outbox, forwarded.call_id, endpoint, result)
-
-
-def _deliver(outbox: Outbox, call_id: int, endpoint: str, result: kv_pb2.OperationResult) -> None:
-    data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
-    refused = outbox.cannot_take(len(data))
-    if refused is not None and (result.HasField("read") or len(data) > MAX_RESULT_BYTES):
-        result = kv_pb2.OperationResult(id=result.id, error=error_to_proto(refused, endpoint))
-        data = peer_pb2.ForwardedResult(call_id=call_id, result=result).SerializeToString()
-    outbox.put(data)
-
-
-def _deliver_opened(outbox: Outbox, call_id: int, client_id: bytes, error: kv_pb2.Error | None) -> None:
-    opened = peer_pb2.ForwardedResult(call_id=call_id, opened_client_id=client_id)
-    if error is not None:
-        opened.result.error.CopyFrom(error)
-    outbox.put(opened.SerializeToString())
 
 
 async def _receive_snapshot(

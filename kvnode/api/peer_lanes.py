@@ -8,14 +8,27 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
-from kvnode.node.lane import TOKEN_BYTES, FrameReader
+from kvnode.base import limits
+from kvnode.node.lane import TOKEN_BYTES, FrameReader, frame
 
 _log = logging.getLogger(__name__)
 
+_FINISH_S = 1.0
+
 Take = Callable[[bytes], object]
-"""Takes in one encoded PeerBatch. What it raises ends the lane."""
+"""Takes in one message. What it raises ends the lane."""
+
+
+class LaneEnd(Protocol):
+    """A lane that is open, for who answers by it."""
+
+    async def answer(self, message: bytes) -> None:
+        """Send a message back; returns when there is room for more. Raises ConnectionResetError: the lane is gone."""
+
+    def pause(self, should_pause: bool) -> None:
+        """Take in no more for now, or again."""
 
 
 class Offer(NamedTuple):
@@ -25,13 +38,20 @@ class Offer(NamedTuple):
     token: bytes
 
 
+class _Taker(NamedTuple):
+    """Whose lane a token opens."""
+
+    take: Take
+    opened: Callable[[LaneEnd], object]
+
+
 class PeerLanes:
-    """Listens for lanes; each belongs to a Messages stream that is open."""
+    """Listens for lanes; each belongs to a stream that is open."""
 
     def __init__(self) -> None:
         self._server: asyncio.Server | None = None
         self._port = 0
-        self._takers: dict[bytes, Take] = {}
+        self._takers: dict[bytes, _Taker] = {}
         self._lanes: dict[bytes, _Incoming] = {}
 
     async def start(self, host: str) -> None:
@@ -53,23 +73,26 @@ class PeerLanes:
             lane.close()
 
     @contextlib.contextmanager
-    def offered(self, take: Take) -> Iterator[Offer]:
-        """A lane whose batches go to `take`, for as long as the context lasts."""
+    def offered(self, take: Take, opened: Callable[[LaneEnd], object] = lambda _lane: None) -> Iterator[Offer]:
+        """A lane whose messages go to `take`, for as long as the context lasts; `opened` is given it before the first.
+
+        It ends with the context, when what was answered by it has left.
+        """
         if not self._port:
             yield Offer(0, b"")
             return
         token = secrets.token_bytes(TOKEN_BYTES)
-        self._takers[token] = take
+        self._takers[token] = _Taker(take, opened)
         try:
             yield Offer(self._port, token)
         finally:
             del self._takers[token]
             lane = self._lanes.pop(token, None)
             if lane is not None:
-                lane.close()
+                lane.finish()
 
-    def claim(self, token: bytes, lane: _Incoming) -> Take | None:
-        """Where the batches of the lane with that token go; None for a stranger and for a second one."""
+    def claim(self, token: bytes, lane: _Incoming) -> _Taker | None:
+        """Where the messages of the lane with that token go; None for a stranger and for a second one."""
         if token in self._lanes or token not in self._takers:
             return None
         self._lanes[token] = lane
@@ -82,7 +105,7 @@ class PeerLanes:
 
 
 class _Incoming(asyncio.Protocol):
-    """One connection: a token, then frames."""
+    """One connection: a token, then frames. See LaneEnd."""
 
     def __init__(self, lanes: PeerLanes) -> None:
         self._lanes = lanes
@@ -90,20 +113,60 @@ class _Incoming(asyncio.Protocol):
         self._token = b""
         self._take: Take | None = None
         self._transport: asyncio.Transport | None = None
+        self._is_finished = False
+        self._room: asyncio.Future[None] | None = None  # the sender's buffers are full
+
+    async def answer(self, message: bytes) -> None:
+        """See LaneEnd."""
+        if self._transport is None:
+            raise ConnectionResetError("the lane is gone")
+        self._transport.write(frame(message))
+        if self._room is not None:
+            await asyncio.shield(self._room)
+
+    def pause(self, should_pause: bool) -> None:
+        """See LaneEnd."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if should_pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def close(self) -> None:
         """Cut the connection."""
         if self._transport is not None:
             self._transport.abort()
 
+    def finish(self) -> None:
+        """End it when what was answered has left; nothing more is taken in."""
+        self._is_finished = True
+        if self._transport is not None:
+            self._transport.close()
+            asyncio.get_running_loop().call_later(_FINISH_S, self.close)  # whoever reads nothing keeps it no longer
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        stream = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        stream.set_write_buffer_limits(high=limits.MAX_PEER_BATCH_BYTES)
+        self._transport = stream
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
         self._transport = None
+        self.resume_writing()
         self._lanes.left(self._token, self)
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        if self._room is None:
+            self._room = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
@@ -112,19 +175,20 @@ class _Incoming(asyncio.Protocol):
             token = self._reader.take(TOKEN_BYTES)
             if token is None:
                 return
-            self._take = self._lanes.claim(token, self)
-            if self._take is None:
+            taker = self._lanes.claim(token, self)
+            if taker is None:
                 self.close()
                 return
-            self._token = token
+            self._token, self._take = token, taker.take
             if self._transport is not None:
                 self._transport.write(token)
+            taker.opened(self)
             data = b""
         try:
-            for batch in self._reader.feed(data):
-                if self._transport is None:
+            for message in self._reader.feed(data):
+                if self._transport is None or self._is_finished:
                     return
-                self._take(batch)
+                self._take(message)
         except Exception as error:
             _log.error("a peer's lane is cut: %s: %s", type(error).__name__, error)
             self.close()

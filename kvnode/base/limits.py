@@ -133,6 +133,7 @@ MAX_FORWARD_QUEUE_COUNT = MAX_HELD_REQUESTS_COUNT
 MAX_FORWARD_QUEUE_BYTES = MAX_HELD_REQUEST_BYTES
 MAX_FORWARD_MESSAGE_OPERATIONS_COUNT = MAX_BATCH_TRANSACTIONS_COUNT  # what one message brings is one piece of work
 PEER_CONNECT_TIMEOUT_MS = 2_000
+PEER_LANE_TAIL_MS = 200  # the last answers come by a lane whose stream has ended already
 MIN_PEER_BACKOFF_MS = 50
 INTRODUCTION_LIFETIME_MS = 30_000  # so long a peer that our membership does not know is answered after its last word
 MAX_REMOVED_MEMBERS_COUNT = 256  # whose ids a membership remembers, 20 bytes each; the first one makes room

@@ -4,6 +4,9 @@ An operation is in one of two places: in the queue (it has never left this node)
 have). When the stream breaks, the first kind is answered with PEER_UNREACHABLE, not applied; the second with
 FORWARD_BROKEN, outcome unknown. What is forwarded while the stream is opening waits for the attempt to end,
 so that a caller that tries again at once is paced by the stream's back-off.
+
+They leave by the stream's lane once it is open (lane.py), else by the stream itself, and in the order of their coming
+all the same: the first message on the lane says how many have left by the stream. Answers come by either.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from grpc import aio
 
 from kvnode.base import limits
 from kvnode.machine.sessions import NODES_OWN
+from kvnode.node.lane import Lane
 from kvnode.node.message_stream import hello_to
-from kvnode.node.peer_stream import PeerStream
+from kvnode.node.peer_stream import PeerStream, RawCall
 from kvnode.node.ports import Deliver, Origin, PeerHandler
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
@@ -42,10 +46,23 @@ class _Forwarded(NamedTuple):
 
 
 class ForwardStream(PeerStream):
-    """The Forward stream to `node_id`."""
+    """The Forward stream to `node_id`, with its lane.
 
-    def __init__(self, node_id: int, peer: str, channel: aio.Channel, handler: PeerHandler) -> None:
+    Args:
+        lane_host: where the peer's lane is looked for; empty = take none, whatever is offered.
+    """
+
+    def __init__(
+        self, node_id: int, peer: str, channel: aio.Channel, handler: PeerHandler, lane_host: str = ""
+    ) -> None:
         super().__init__(peer, FORWARD_METHOD, channel)
+        self._lane_host = lane_host
+        self._lane_offer: tuple[int, bytes] = (0, b"")
+        self._lane: Lane | None = None
+        self._lane_opening: asyncio.Task[None] | None = None
+        self._filling: asyncio.Handle | None = None  # the lane takes what waits at the end of this pass
+        self._streamed_count: int | None = 0  # operations that have left by the stream; None = the lane has said so
+        self._call: RawCall | None = None
         self._node_id = node_id
         self._handler = handler
         self._queue: deque[_Forwarded] = deque()
@@ -71,15 +88,72 @@ class ForwardStream(PeerStream):
             return
         self._queue.append(item)
         self._queued_bytes += item.size_bytes
-        self._wake()
+        if self._lane is None:
+            self._wake()
+        elif self._filling is None:
+            self._filling = asyncio.get_running_loop().call_soon(self._fill_lane)
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether operations leave by the lane."""
+        return self._lane is not None
 
     def _hello(self) -> bytes:
         return peer_pb2.ForwardRequest(hello=hello_to(self._handler, self._node_id)).SerializeToString()
 
     def _refusal(self, welcome: bytes) -> str:
-        return peer_pb2.ForwardResponse.FromString(welcome).refused
+        response = peer_pb2.ForwardResponse.FromString(welcome)
+        self._lane_offer = (response.lane_port, response.lane_token)
+        return response.refused
+
+    def _went_up(self, call: RawCall) -> None:
+        self._call = call
+        self._streamed_count = 0
+        if self._lane_host and self._lane_offer[0]:
+            self._lane_opening = asyncio.get_running_loop().create_task(self._open_lane())
+
+    async def _open_lane(self) -> None:
+        port, token = self._lane_offer
+        try:
+            async with asyncio.timeout(limits.PEER_CONNECT_TIMEOUT_MS / 1_000):
+                self._lane = await Lane.open(
+                    self._lane_host, port, token, self._lane_lost, self._fill_lane, self._received
+                )
+        except (OSError, TimeoutError) as error:
+            _log.info("no lane to %s at port %d, the stream carries its operations: %s", self._peer, port, error)
+        else:
+            self._fill_lane()
+
+    def _lane_lost(self) -> None:
+        """The connection that carried the operations is gone: so is the stream, which says what that means."""
+        self._lane = None
+        if self._call is not None:
+            self._call.cancel()
+
+    def _fill_lane(self) -> None:
+        self._filling = None
+        while self._lane is not None and not self._lane.is_full and (request := self._next_request()) is not None:
+            if self._streamed_count is not None:
+                request.behind_count, self._streamed_count = self._streamed_count, None
+            self._lane.send(request.SerializeToString())
+
+    async def _ended(self) -> None:
+        """The peer has answered what it owed, perhaps by the lane, which it closes behind that."""
+        if self._lane is not None and self._outstanding:
+            lane, self._lane = self._lane, None  # it takes nothing more
+            await lane.drained(limits.PEER_LANE_TAIL_MS / 1_000)
+            lane.close()
+
+    def _close_lane(self) -> None:
+        for pending in (self._lane_opening, self._filling):
+            if pending is not None:
+                pending.cancel()
+        if self._lane is not None:
+            self._lane.close()
+        self._call = self._lane = self._lane_opening = self._filling = None
 
     def _discard(self, reason: str) -> None:
+        self._close_lane()
         queue, self._queue = self._queue, deque()
         outstanding, self._outstanding = self._outstanding, {}
         self._queued_bytes = 0
@@ -93,6 +167,15 @@ class ForwardStream(PeerStream):
                 fail_forwarded(item, error)
 
     def _next_batch(self) -> bytes | None:
+        request = self._next_request() if self._lane is None and self._streamed_count is not None else None
+        if request is None:
+            return None
+        assert self._streamed_count is not None
+        self._streamed_count += len(request.operations)
+        return request.SerializeToString()
+
+    def _next_request(self) -> peer_pb2.ForwardRequest | None:
+        """What waits, up to MAX_PEER_BATCH_BYTES of it; None = nothing does."""
         queue = self._queue
         if not queue:
             return None
@@ -124,7 +207,7 @@ class ForwardStream(PeerStream):
             size += item.size_bytes
         self._next_call_id = call_id
         self._queued_bytes -= size
-        return request.SerializeToString()
+        return request
 
     def _received(self, reply: bytes) -> None:
         pop = self._outstanding.pop

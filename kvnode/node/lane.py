@@ -1,33 +1,41 @@
-"""A lane: Raft messages on a plain TCP connection beside the Messages stream that guards it.
+"""A lane: what a stream between nodes would carry, on a plain TCP connection beside the stream that guards it.
 
 Theory of operation. A message on a grpc.aio stream costs about 120 us on each end: a completion queue's thread, a
 socket pair to wake the loop, a future and a task step each for write and read. Consensus needs four of them for each
 lone write, so they were more than half of its price. On a connection of the loop's own the same bytes cost about a
 tenth, and they arrive in a callback, without a task.
 
-The Messages stream remains what says whether the peer is there: it opens first, carries the Hello, is refused or
-welcomed, is watched by gRPC's keepalive and carries the clock samples. Its welcome may offer a lane: a port on the same
-host, and a token that is good as long as that stream lives. Then batches leave by the lane; the stream carries them
-only until the lane is open, or for good if it cannot be opened (a firewall, TLS between nodes: then none is offered).
-A lane that breaks takes its stream along, so that there is one state of a peer and not two; a stream that ends closes
-its lane.
+The stream (Messages, Forward) remains what says whether the peer is there: it opens first, carries the Hello, is
+refused or welcomed and is watched by gRPC's keepalive. Its welcome may offer a lane: a port on the same host, and a
+token that is good as long as that stream lives. Then batches leave by the lane; the stream carries them only until the
+lane is open, or for good if it cannot be opened (a firewall, TLS between nodes: then none is offered). A lane that
+breaks takes its stream along, so that there is one state of a peer and not two; a stream that ends closes its lane.
 
 On the wire: where there is an egress proxy, its CONNECT; the token, which the receiver sends back, so that nothing is
-entrusted to whoever else may listen at that address; then frames, each a length of four bytes, big endian, and a
-PeerBatch. Nothing more comes back.
+entrusted to whoever else may listen at that address; then frames both ways, each a length of four bytes, big endian,
+and a message of the stream that guards it. On a lane of Messages nothing comes back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import cast
 
 from kvnode.base import egress, limits
 from kvnode.base.config import split_address
 
+_log = logging.getLogger(__name__)
+
 TOKEN_BYTES = 16
 _LENGTH_BYTES = 4
+
+
+def frame(message: bytes) -> bytes:
+    """A message as a lane carries it."""
+    return len(message).to_bytes(_LENGTH_BYTES, "big") + message
 
 
 class FrameReader:
@@ -73,24 +81,40 @@ class Lane(asyncio.Protocol):
         tunnel: what is said to the egress proxy first; empty = there is none.
         lost: called once when the connection ends without close().
         writable: called when it takes batches again after is_full.
+        received: takes each message that comes back; None = none is expected, and what comes is passed over.
     """
 
     def __init__(
-        self, token: bytes, lost: Callable[[], None], writable: Callable[[], None], tunnel: bytes = b""
+        self,
+        token: bytes,
+        lost: Callable[[], None],
+        writable: Callable[[], None],
+        tunnel: bytes = b"",
+        received: Callable[[bytes], None] | None = None,
     ) -> None:
         self._token = token
         self._tunnel = tunnel
         self._heard = b""
         self._welcomed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._is_welcome = False
         self._lost = lost
         self._writable = writable
+        self._received = received
+        self._reader = FrameReader()
         self._transport: asyncio.Transport | None = None
+        self._emptied = asyncio.Event()
         self._is_closed = False
         self.is_full = False
 
     @classmethod
     async def open(
-        cls, host: str, port: int, token: bytes, lost: Callable[[], None], writable: Callable[[], None]
+        cls,
+        host: str,
+        port: int,
+        token: bytes,
+        lost: Callable[[], None],
+        writable: Callable[[], None],
+        received: Callable[[bytes], None] | None = None,
     ) -> Lane:
         """Connect, and wait for the welcome. Raises OSError."""
         loop = asyncio.get_running_loop()
@@ -98,7 +122,7 @@ class Lane(asyncio.Protocol):
         if proxy := egress.proxy():
             tunnel = egress.connect_request(host, port)
             host, port = split_address(proxy, "egress_proxy")
-        _, lane = await loop.create_connection(lambda: cls(token, lost, writable, tunnel), host, port)
+        _, lane = await loop.create_connection(lambda: cls(token, lost, writable, tunnel, received), host, port)
         try:
             lane._write(tunnel or token)
             await lane._welcomed
@@ -108,8 +132,16 @@ class Lane(asyncio.Protocol):
         return lane
 
     def send(self, batch: bytes) -> None:
-        """Hand over one encoded PeerBatch; it leaves at the end of this pass of the loop."""
-        self._write(len(batch).to_bytes(_LENGTH_BYTES, "big") + batch)
+        """Hand over one encoded message; it leaves at the end of this pass of the loop."""
+        self._write(frame(batch))
+
+    async def drained(self, timeout_s: float) -> None:
+        """Wait until the peer has closed it, behind all that it had to say; no longer than that."""
+        if self._transport is not None:
+            self._lost = self._emptied.set
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._emptied.wait()
 
     def close(self) -> None:
         """Cut the connection; what was not sent is lost."""
@@ -140,15 +172,33 @@ class Lane(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
+        if self._is_welcome:
+            self._take(data)
+            return
         self._heard += data
-        if self._tunnel and not self._passes_proxy():
+        if (self._tunnel and not self._passes_proxy()) or self._welcomed.done() or len(self._heard) < TOKEN_BYTES:
             return
-        if self._welcomed.done() or len(self._heard) < TOKEN_BYTES:
-            return
-        if self._heard == self._token:
+        token, rest = self._heard[:TOKEN_BYTES], self._heard[TOKEN_BYTES:]
+        if token == self._token:
+            self._is_welcome, self._heard = True, b""
             self._welcomed.set_result(None)
+            self._take(rest)
         else:
             self._welcomed.set_exception(ConnectionRefusedError("another service listens there"))
+
+    def _take(self, data: bytes) -> None:
+        """What comes behind the welcome."""
+        if self._received is None or self._is_closed:
+            return
+        try:
+            for message in self._reader.feed(data):
+                if self._is_closed:
+                    return
+                self._received(message)
+        except Exception:
+            _log.exception("a lane is cut: what came back by it could not be taken")
+            if self._transport is not None:
+                self._transport.abort()
 
     def _passes_proxy(self) -> bool:
         """Whether the proxy has answered, and well; then the peer is spoken to."""

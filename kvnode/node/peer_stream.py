@@ -88,6 +88,9 @@ class PeerStream(ABC):
     def _received(self, reply: bytes) -> None:
         """An answer arrived."""
 
+    async def _ended(self) -> None:  # noqa: B027  likewise
+        """The peer has ended the stream in good order."""
+
     def _went_up(self, call: RawCall) -> None:  # noqa: B027  a hook that most streams leave empty
         """The stream is open."""
 
@@ -140,6 +143,7 @@ class PeerStream(ABC):
             writer = asyncio.get_running_loop().create_task(self._write_loop(call))
             while (reply := await call.read()) is not aio.EOF:
                 self._received(reply)
+            await self._ended()
             return await _why(call)
         except aio.AioRpcError as error:
             return f"{error.code().name}: {error.details()}"

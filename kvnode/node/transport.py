@@ -95,9 +95,9 @@ class GrpcTransport:
         return peer is not None and peer.messages.up
 
     def has_lane(self, node_id: int) -> bool:
-        """Whether messages to that peer leave by a lane."""
+        """Whether messages to that peer, and operations forwarded to it, leave by lanes."""
         peer = self._peers.get(node_id)
-        return peer is not None and peer.messages.has_lane
+        return peer is not None and peer.messages.has_lane and peer.forwards.has_lane
 
     def send(self, to: int, messages: Sequence[Message], freshness: Freshness | None) -> None:
         """Queue messages to a peer; never blocks. What does not fit the bound, or has no stream, is dropped."""
@@ -190,7 +190,7 @@ class GrpcTransport:
             member,
             channel,
             MessageStream(member.node_id, member.name, channel, self._handler, self._clock, self._stats, lane_host),
-            ForwardStream(member.node_id, member.name, channel, self._handler),
+            ForwardStream(member.node_id, member.name, channel, self._handler, lane_host),
         )
         peer.messages.start()
         peer.forwards.start()

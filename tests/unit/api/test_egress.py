@@ -92,14 +92,14 @@ async def transport_to(address: str) -> AsyncIterator[GrpcTransport]:
         await transport.close()
 
 
-async def test_streams_and_lane_of_a_peer_go_through_the_proxy(proxy: Proxy, far: tuple[FakeNode, str]) -> None:
+async def test_streams_and_lanes_of_a_peer_go_through_the_proxy(proxy: Proxy, far: tuple[FakeNode, str]) -> None:
     node, address = far
     async with transport_to(address) as transport:
         await until(lambda: transport.has_lane(PEER))
         transport.send(PEER, [append(1)], None)
         await until(lambda: node.messages)
         assert proxy.targets[0] == address
-        assert len(proxy.targets) == 2, "one connection of gRPC and the lane"
+        assert len(proxy.targets) == 3, "one connection of gRPC, and a lane of each stream"
 
 
 async def test_a_proxy_that_lets_no_lane_pass_leaves_the_messages_to_the_stream(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import MethodType
 
 import grpc
 import pytest
 from grpc import aio
 
+from kvnode.api.forwarding import Forwarding
 from kvnode.api.grpc_server import GrpcServer
 from kvnode.api.peer_lanes import PeerLanes
 from kvnode.base import limits
@@ -19,7 +21,7 @@ from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.membership import Member
 from kvnode.machine.sessions import NODES_OWN
 from kvnode.node.channels import SERVER_OPTIONS
-from kvnode.node.lane import TOKEN_BYTES, FrameReader
+from kvnode.node.lane import TOKEN_BYTES, FrameReader, Lane
 from kvnode.node.ports import Freshness, Held, LeaseAsk, LeaseGrant, LeaseNews, Origin
 from kvnode.node.transport import GrpcTransport
 from kvnode.proto.kv.internal.v1 import peer_pb2
@@ -68,6 +70,19 @@ class SteppingClock(SystemClock):
     def now_ms(self) -> int:
         self.asked += 1
         return super().now_ms() + 3_600_000 * self.asked
+
+
+@pytest.fixture(params=["stream", "lane"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By which operations go to the peer and come back."""
+    if request.param == "stream":
+        monkeypatch.setattr(PeerLanes, "start", no_lanes)
+    return str(request.param)
+
+
+async def on(way: str, p: Pair) -> None:
+    """Wait until they do."""
+    await until(lambda: p.transport.has_lane(PEER) == (way == "lane"))
 
 
 @asynccontextmanager
@@ -344,8 +359,9 @@ async def test_a_peer_whose_loop_is_stuck_is_cut(
     await server.stop(0)
 
 
-async def test_forwarded_operations_are_answered_and_their_origin_travels() -> None:
+async def test_forwarded_operations_are_answered_and_their_origin_travels(way: str) -> None:
     async with pair() as p:
+        await on(way, p)
         p.forward(1, 2, 3)
         assert not p.results
         await until(lambda: len(p.results) == 3)
@@ -354,15 +370,17 @@ async def test_forwarded_operations_are_answered_and_their_origin_travels() -> N
         assert all(p.far.bounded), "what cannot be taken is read all the same"
 
 
-async def test_many_forwards_of_one_pass() -> None:
+async def test_many_forwards_of_one_pass(way: str) -> None:
     async with pair() as p:
+        await on(way, p)
         p.forward(*range(10_000))
         await until(lambda: len(p.results) == 10_000)
         assert sorted(result.id for result in p.results) == list(range(10_000))
 
 
-async def test_a_fresh_client_id_is_asked_for() -> None:
+async def test_a_fresh_client_id_is_asked_for(way: str) -> None:
     async with pair() as p:
+        await on(way, p)
         answers: list[tuple[bytes, kv_pb2.Error | None]] = []
         p.transport.forward_open(PEER, 3, lambda client_id, error: answers.append((client_id, error)))
         await until(lambda: answers)
@@ -376,8 +394,9 @@ async def test_a_fresh_client_id_is_asked_for() -> None:
         assert p.far.owners == [3, NODES_OWN]
 
 
-async def test_an_outstanding_forward_breaks_with_the_stream() -> None:
+async def test_an_outstanding_forward_breaks_with_the_stream(way: str) -> None:
     async with pair() as p:
+        await on(way, p)
         p.far.hold = True
         p.forward(1)
         await until(lambda: p.far.held)
@@ -405,8 +424,11 @@ async def test_a_forward_to_nobody_or_beyond_the_bound_is_refused_later(monkeypa
         }
 
 
-async def test_a_failing_receiver_does_not_cost_the_others_their_answers(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_receiver_does_not_cost_the_others_their_answers(
+    way: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with pair() as p:
+        await on(way, p)
 
         def fails(result: kv_pb2.OperationResult) -> None:
             raise RuntimeError("a bug in the receiver")
@@ -416,6 +438,101 @@ async def test_a_failing_receiver_does_not_cost_the_others_their_answers(caplog:
         await until(lambda: p.results)
         assert p.transport.connected(PEER)
         assert "a bug in the receiver" in caplog.text
+
+
+@pytest.mark.parametrize("early_count", [0, 1, 500])
+async def test_operations_stay_in_order_while_a_lane_opens(early_count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has left by the stream comes first, however slow that is."""
+    lane_opens = asyncio.Event()
+    opened = Lane.open
+
+    async def when_told(*arguments: object) -> Lane:
+        await lane_opens.wait()
+        return await opened(*arguments)  # type: ignore[arg-type]
+
+    slow = asyncio.Event()
+
+    class SlowContext:
+        def __init__(self, context: aio.ServicerContext) -> None:
+            self._context = context
+
+        async def read(self) -> object:
+            raw = await self._context.read()
+            await slow.wait()
+            return raw
+
+        async def write(self, message: bytes) -> None:
+            await self._context.write(message)
+
+    made = Forwarding.__init__
+
+    def slowly(self: Forwarding, node: object, hello: object, context: aio.ServicerContext, stopping: object) -> None:
+        made(self, node, hello, SlowContext(context), stopping)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Lane, "open", when_told)
+    monkeypatch.setattr(Forwarding, "__init__", slowly)
+    async with pair() as p:
+        await until(lambda: p.transport._peers[PEER].forwards.up)
+        for number in range(early_count):
+            p.forward(number)
+            if number % 100 == 0:
+                await asyncio.sleep(0.001)
+        await until(lambda: not p.transport._peers[PEER].forwards._queue)
+        lane_opens.set()
+        await until(lambda: p.transport.has_lane(PEER))
+        p.forward(*range(early_count, early_count + 300))
+        if early_count:
+            await asyncio.sleep(0.05)
+            assert not p.far.forwarded, "the lane has overtaken the stream"
+        slow.set()
+        await until(lambda: len(p.results) == early_count + 300)
+        assert [number for _, number in p.far.forwarded] == list(range(early_count + 300))
+
+
+async def test_a_lane_is_read_no_further_while_too_much_is_unanswered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_SESSION_UNANSWERED_COUNT", 10)
+    monkeypatch.setattr(limits, "MAX_PEER_BATCH_BYTES", 400_000)
+    async with pair() as p:
+        await on("lane", p)
+        p.far.hold = True
+        for number in range(100):
+            p.forward(number, value=bytes(200_000))
+        await until(lambda: len(p.far.forwarded) >= 10)
+        await asyncio.sleep(0.1)
+        assert len(p.far.forwarded) < 60, "it went on reading"
+        p.far.hold = False
+        p.far.release()
+        await until(lambda: len(p.results) == 100)
+        assert [number for _, number in p.far.forwarded] == list(range(100))
+
+
+async def test_what_was_answered_by_the_lane_arrives_though_the_node_stops(way: str) -> None:
+    async with pair() as p:
+        await on(way, p)
+        p.far.hold = True
+        p.forward(*range(1_000))
+        await until(lambda: len(p.far.held) == 1_000)
+        stopping = asyncio.ensure_future(p.server.stop(5))
+        await asyncio.sleep(0.05)
+        assert not stopping.done() and not p.results
+        p.far.hold = False
+        p.far.release()
+        await until(lambda: len(p.results) == 1_000)
+        assert not any(result.HasField("error") for result in p.results)
+        await stopping
+
+
+async def test_what_comes_back_by_a_lane_and_is_none_ends_it() -> None:
+    async with pair() as p:
+        await on("lane", p)
+        p.forward(1)
+        await until(lambda: p.results)
+        (lane,) = [lane for lane in p.server._lanes._lanes.values() if lane._take.__class__ is MethodType]
+        lane._transport.write(b"\xff\xff\xff\xff")
+        await until(lambda: not p.transport.has_lane(PEER))
+        await until(lambda: p.transport.has_lane(PEER))
+        p.forward(2)
+        await until(lambda: len(p.results) == 2)
 
 
 class Source:
@@ -487,8 +604,9 @@ async def test_identify_and_adopt() -> None:
         await transport.close()
 
 
-async def test_closing_answers_what_is_outstanding() -> None:
+async def test_closing_answers_what_is_outstanding(way: str) -> None:
     async with pair() as p:
+        await on(way, p)
         p.far.hold = True
         p.forward(1)
         await until(lambda: p.far.held)
@@ -496,8 +614,9 @@ async def test_closing_answers_what_is_outstanding() -> None:
         assert p.results[0].error.code == "FORWARD_BROKEN"
 
 
-async def test_what_a_removed_peer_forwards_is_answered_with_its_removal() -> None:
+async def test_what_a_removed_peer_forwards_is_answered_with_its_removal(way: str) -> None:
     async with pair() as p:
+        await on(way, p)
         p.forward(1)
         await until(lambda: len(p.results) == 1)
         p.far.removed.add(1)

@@ -145,6 +145,30 @@ async def test_a_lane_that_opens_when_its_stream_has_ended_carries_nothing(monke
     assert not stream.has_lane
 
 
+async def test_the_last_answers_of_a_lane_are_waited_for_when_its_stream_has_ended() -> None:
+    stream = forwarding()
+    results: list[kv_pb2.OperationResult] = []
+    forward(stream, 7, results)
+    assert stream._next_batch()
+    closed: list[str] = []
+
+    async def drained(_timeout_s: float) -> None:
+        forward(stream, 8, results)
+        assert stream._next_batch() is None and not stream.has_lane, "nobody would take it any more"
+        result = kv_pb2.OperationResult(id=7)
+        (call_id,) = stream._outstanding
+        answer = peer_pb2.ForwardResponse(results=[peer_pb2.ForwardedResult(call_id=call_id, result=result)])
+        stream._received(answer.SerializeToString())
+
+    stream._streamed_count = None  # the lane has been used
+    stream._lane = SimpleNamespace(drained=drained, close=lambda: closed.append("lane"))  # type: ignore[assignment]
+    await stream._ended()
+    stream._discard("by the test")
+    await asyncio.sleep(0)
+    assert [(result.id, result.error.code) for result in results] == [(7, ""), (8, "PEER_UNREACHABLE")]
+    assert closed == ["lane"]
+
+
 async def test_the_pause_before_the_next_attempt_grows_and_begins_anew_behind_a_stream_that_was_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

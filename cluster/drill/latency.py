@@ -18,6 +18,7 @@ from cluster.drill.clients import Client, GrpcClient
 from cluster.drill.measures import lags_ms, percentile, sights_ms
 from cluster.drill.pauses import Pauses
 from cluster.drill.record import Kind, Record
+from cluster.drill.round_trips import RoundTrips
 from cluster.drill.stage import Stage
 from cluster.drill.traffic import Pace, Traffic
 from cluster.launcher import ClusterFailed
@@ -31,6 +32,7 @@ STRONG_EXTRA_MS = 5.0
 LAG_EXTRA_MS = 250.0
 LAG_MOST_MS = 10_000.0
 AT_THE_NODE = "eventual, at the node, at most"
+ROUND_TRIP = "round trip of TCP"
 _KINDS: tuple[Kind, ...] = ("eventual", "strong", "write")
 
 
@@ -64,20 +66,22 @@ class Spread:
 async def latencies(stage: Stage, seconds: float) -> list[Spread]:
     """How long calls take at a node of each region, for a client beside it."""
     before = {region: await _at_the_node(stage, region) for region in _regions(stage)}
-    record = await _run(
-        stage, [(_beside(stage, region), LATENCY_PACE) for region in _regions(stage)], seconds, "latency"
-    )
+    async with RoundTrips(stage, stage.away, LATENCY_PACE.strong_reads_per_second) as trips:
+        record = await _run(
+            stage, [(_beside(stage, region), LATENCY_PACE) for region in _regions(stage)], seconds, "latency"
+        )
     found = [
         _of_buckets(AT_THE_NODE, region, await _at_the_node(stage, region) - before[region])
         for region in _regions(stage)
     ]
+    found += [_spread(ROUND_TRIP, region, taken_ms) for region, taken_ms in trips.taken_ms.items()]
     for kind in _KINDS:
         for region in _regions(stage):
             aim = 0.0
             if kind == "eventual":
                 aim = EVENTUAL_MOST_MS
             elif kind == "strong" and region != stage.home:
-                aim = 2 * stage.topology.delays[stage.home, region] + STRONG_EXTRA_MS
+                aim = percentile(trips.taken_ms[region], 0.5) + STRONG_EXTRA_MS
             values = [call.latency_ms for call in record.of(kind, region) if call.ok]
             found.append(_spread(kind, region, values, aim_ms=aim))
     return found

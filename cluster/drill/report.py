@@ -12,6 +12,18 @@ from rich.table import Table
 from cluster.drill.judge import Verdict
 from cluster.drill.latency import Spread
 
+FAILURE_COLUMNS = (
+    "what",
+    "promised",
+    "lost",
+    "writes: median",
+    "worst",
+    "gap: worst",
+    "reads away: worst",
+    "home: worst",
+    "caught up",
+)
+
 
 @dataclass(slots=True)
 class Findings:
@@ -31,7 +43,7 @@ class Findings:
     def missed(self) -> list[str]:
         """Aims that were not reached."""
         spreads = [
-            f"{each.what} in {each.region}: {each.aims_at} {_value(each):,.1f} ms, {each.aim_ms:,.0f} at most"
+            f"{each.what} in {each.region}: {each.aims_at} {_value(each):,.1f} ms, {_aim(each)} at most"
             for each in self.spreads
             if each.is_missed
         ]
@@ -76,16 +88,7 @@ def show(console: Console, findings: Findings) -> None:
 def failure_table(verdicts: Sequence[Verdict]) -> Table:
     """Promise beside measure. Waits are of the client that waited longest, in milliseconds."""
     table = Table(title="The failure table", box=None, padding=(0, 2), title_justify="left", header_style="bold")
-    for name in (
-        "what",
-        "promised",
-        "lost",
-        "writes: median",
-        "worst",
-        "reads away: worst",
-        "home: worst",
-        "caught up",
-    ):
+    for name in FAILURE_COLUMNS:
         table.add_column(name, justify="left" if name in ("what", "promised") else "right")
     for row in failure_rows(verdicts):
         table.add_row(*row)
@@ -101,6 +104,7 @@ def failure_rows(verdicts: Sequence[Verdict]) -> list[list[str]]:
             _lost(verdict),
             f"{verdict.median('writes'):,.0f}",
             f"{verdict.worst('writes'):,.0f}",
+            f"{verdict.worst('all writes'):,.0f}",
             f"{verdict.worst('reads away'):,.0f}",
             f"{verdict.worst('reads home'):,.0f}",
             f"{verdict.worst('caught up'):,.0f}",
@@ -133,7 +137,7 @@ def spread_rows(spreads: Sequence[Spread]) -> list[list[str]]:
         [
             each.what,
             each.region,
-            f"{each.aims_at} {each.aim_ms:,.0f}" if each.aim_ms else "",
+            f"{each.aims_at} {_aim(each)}" if each.aim_ms else "",
             f"{each.least_ms:,.1f}",
             f"{each.median_ms:,.1f}",
             f"{each.p99_ms:,.1f}",
@@ -142,6 +146,10 @@ def spread_rows(spreads: Sequence[Spread]) -> list[list[str]]:
         ]
         for each in spreads
     ]
+
+
+def _aim(spread: Spread) -> str:
+    return f"{spread.aim_ms:,.1f}".removesuffix(".0")
 
 
 def _value(spread: Spread) -> float:

@@ -78,7 +78,11 @@ class WanCluster(LocalCluster):
 
     def clients_way_to(self, region: str, node: str) -> str:
         """host:port by which a region's clients reach a node through the WAN."""
-        return self.wan.forward(self.clients_site(region), self.nodes[node].address)
+        return self.clients_way_to_address(region, self.nodes[node].address)
+
+    def clients_way_to_address(self, region: str, address: str) -> str:
+        """host:port by which a region's clients reach an address at a node's host through the WAN."""
+        return self.wan.forward(self.clients_site(region), address)
 
     def names_in(self, region: str) -> list[str]:
         """The nodes of a region."""

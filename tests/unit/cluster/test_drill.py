@@ -126,6 +126,14 @@ def test_a_planned_move_that_pauses_writes_for_two_seconds_breaks_a_promise() ->
     assert "writes pause < 2 s" in move.promise
 
 
+def test_where_replicas_are_lost_a_gap_in_all_writes_is_what_counts() -> None:
+    for name in ("control", "region-killed", "replica-1-killed", "replica-frozen", "region-cut", "all-replicas"):
+        row = next(row for row in ROWS if row.name == name)
+        assert judge(row, [Measured({"writes": 130.0, "all writes": 100.0})]).missed == []
+        (missed,) = judge(row, [Measured({"writes": 130.0, "all writes": 101.0})]).missed
+        assert missed == f"{name}: all writes, worst 101 ms, 100 at most"
+
+
 def test_a_repetition_says_at_its_end_what_it_found() -> None:
     assert Measured({"writes": 1_900.0}, acknowledged_count=9).line == "0 of 9 lost, 0 errors; writes 1,900"
     bad = Measured({"writes": 1.0}, acknowledged_count=9, lost=2, violations=["real-time: x"], differing=["asia-a"])
@@ -142,12 +150,12 @@ def test_an_aim_is_missed_by_the_median_alone() -> None:
 
 def test_the_page_has_every_row_and_says_what_was_missed() -> None:
     findings = Findings(
-        [judge(ROW, [Measured({"writes": 1_700.0}, acknowledged_count=9)])],
+        [judge(ROW, [Measured({"writes": 1_700.0, "all writes": 1_600.0}, acknowledged_count=9)])],
         [Spread("lag", "asia", 90, 100, 400, 500, 9, 344, "p99", 10_000), Spread("write", "home", 1, 1, 2, 3, 9)],
         {"cores": 2, "processor": "test", "load": 1.0, "stolen_s": 3.4, "repetitions": 1},
     )
     text = page(findings)
-    assert f"| {ROW.what} | {ROW.promise} | 0 of 9 | 1,700 |" in text
+    assert f"| {ROW.what} | {ROW.promise} | 0 of 9 | 1,700 | 1,700 | 1,600 |" in text
     assert "- lag in asia: p99 400.0 ms, 344 at most" in text
     assert "## Promises broken\n\nNone." in text
     assert findings.as_json()["ok"] is True

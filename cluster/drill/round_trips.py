@@ -59,14 +59,19 @@ class RoundTrips:
         host, _, port = way.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
+            await _ping(reader, writer)  # connecting takes a round trip of its own
             while True:
-                began = now_ms()
-                writer.write(_PING)
-                await reader.readexactly(len(_PING))
-                self.taken_ms[region].append(now_ms() - began)
+                self.taken_ms[region].append(await _ping(reader, writer))
                 await asyncio.sleep(self._interval_s)
         finally:
             writer.close()
+
+
+async def _ping(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+    began = now_ms()
+    writer.write(_PING)
+    await reader.readexactly(len(_PING))
+    return now_ms() - began
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

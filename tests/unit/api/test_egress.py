@@ -19,7 +19,7 @@ from kvnode.node.transport import GrpcTransport
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.api.fake_node import FakeNode
 from tests.unit.api.serving import until
-from tests.unit.api.test_transport import PEER, append, operation
+from tests.unit.api.peers import PEER, append, operation
 
 
 class Proxy:

@@ -18,8 +18,8 @@ from kvnode.node.peer_calls import identify
 from kvnode.node.transport import GrpcTransport
 from kvnode.proto.kv.v1 import kv_pb2
 from tests.unit.api.fake_node import FakeNode
-from tests.unit.api.serving import until
 from tests.unit.api.peers import PEER, append, operation
+from tests.unit.api.serving import until
 
 
 class Proxy:

@@ -81,7 +81,7 @@ async def latencies(stage: Stage, seconds: float) -> list[Spread]:
             if kind == "eventual":
                 aim = EVENTUAL_MOST_MS
             elif kind == "strong" and region != stage.home:
-                aim = percentile(trips.taken_ms[region], 0.5) + STRONG_EXTRA_MS
+                aim = 2 * stage.topology.delays[stage.home, region] + STRONG_EXTRA_MS
             values = [call.latency_ms for call in record.of(kind, region) if call.ok]
             found.append(_spread(kind, region, values, aim_ms=aim))
     return found

@@ -17,11 +17,11 @@ every node, by strong and by eventual reads, the order of all calls is checked f
 nodes' digests are compared. The command fails when a promise is broken.
 
 **writes** is the longest time that a client of the primary region waited for an acknowledgement, of the client for
-which it was longest, clients that had preferred the lost data center included. **gap** is the longest time in which
-none of the primary region's writes was acknowledged while one waited: where replicas are lost, no gap of more than
-100 ms is aimed at. **reads away** is the longest wait for an eventual read of a client in the replica regions, **home**
-in the primary one. **caught up** is how long after the return all nodes had applied the same. Milliseconds. In the
-first row nothing happens: compare the others with it.
+which it was longest, clients that had preferred the lost data center included: where replicas are lost, no more than
+100 ms are aimed at. **gap** is the longest time in which none of these clients' writes was acknowledged while one waited.
+**reads away** is the longest wait for an eventual read of a client in the replica regions, **home** in the primary one.
+**caught up** is how long after the return all nodes had applied the same. Milliseconds. In the first row nothing
+happens: compare the others with it.
 """
 
 
@@ -43,7 +43,7 @@ def page(findings: Findings) -> str:
         "Latency is that of a client beside the node; of eventual reads also what they take from their arrival at",
         "the node to their answer (`kvnode_eventual_read_latency_ms`, whose buckets end at 0.1, 0.2, 0.5, 1, 2, 5).",
         "A round trip is that of eight bytes over TCP from the region to the primary one and back, beside the calls:",
-        "what the proxy and the drill itself cost is in it, as in theirs. A strong read is to take at most 5 ms more.",
+        "what the proxy and the drill itself cost is in it, as in theirs.",
         "Lag is how long the oldest acknowledged write that an eventual read did not show had been acknowledged,",
         "counted from its client's answer, so it may be below the way there.",
         "A write is seen so long after its start as the first eventual read in the region that shows it takes to end:",

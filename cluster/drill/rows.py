@@ -55,7 +55,7 @@ class Row:
     victims: Choose | None = None
 
 
-_UNTOUCHED = Bound("all writes", 100, promised=False)  # a gap: nobody's write is acknowledged, and somebody waits
+_UNTOUCHED = Bound("writes", 100, promised=False)
 _READ_AGAIN = Bound("reads away", 5_000)
 _READ_ON = Bound("reads away", 1_000, promised=False)
 _WRITE_AGAIN = Bound("writes", 5_000)

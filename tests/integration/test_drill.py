@@ -41,7 +41,6 @@ def test_the_drill_in_short_form() -> None:
     there_and_back = spreads["round trip of TCP", "asia"]
     assert there_and_back["count"] > 10 and there_and_back["least_ms"] >= 2 * ASIA_ONE_WAY_MS - TIMER_MS
     assert there_and_back["median_ms"] < spreads["strong", "asia"]["median_ms"]
-    assert abs(spreads["strong", "asia"]["aim_ms"] - there_and_back["median_ms"] - 5) < 0.2, "each is rounded"
     assert spreads["eventual", "asia"]["median_ms"] < ASIA_ONE_WAY_MS, "an eventual read went round the world"
     # The lag counts from the client's answer, which a busy machine may give after the write is there: it has no least
     # value. What counts from the write's start has.

@@ -18,10 +18,10 @@ nodes' digests are compared. The command fails when a promise is broken.
 
 **writes** is the longest time that a client of the primary region waited for an acknowledgement, of the client for
 which it was longest, clients that had preferred the lost data center included: where replicas are lost, no more than
-100 ms are aimed at. **gap** is the longest time in which none of these clients' writes was acknowledged while one waited.
-**reads away** is the longest wait for an eventual read of a client in the replica regions, **home** in the primary one.
-**caught up** is how long after the return all nodes had applied the same. Milliseconds. In the first row nothing
-happens: compare the others with it.
+100 ms are aimed at. **gap** is the longest time in which none of these clients' writes was acknowledged while one
+waited. **reads away** is the longest wait for an eventual read of a client in the replica regions, **home** in the
+primary one. **caught up** is how long after the return all nodes had applied the same. Milliseconds. In the first row
+nothing happens: compare the others with it.
 """
 
 

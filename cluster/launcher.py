@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +32,7 @@ _START_TIMEOUT_S = 30.0
 _EXIT_GRACE_S = 2.0
 _LOG_TAIL_LINES_COUNT = 15
 _STARTING_NICENESS = 19
+_STARTING_ASIDE_S = 6.0  # twice what a start takes from what is left beside the drill's load
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,18 +298,22 @@ class LocalCluster:
         """Start nodes that have ended as though each had a machine of its own; returns when they are ready.
 
         The start of a Python process takes a core for a second or two. On a machine that all share it would come out of
-        the others' time, so until it serves it takes what they leave. Only root can do that.
+        the others' time, so until it serves it takes what they leave, for _STARTING_ASIDE_S at most: others than ours
+        may leave nothing. Only root can do that.
         """
         children = [self.nodes[name].child for name in names]
         aside = os.geteuid() == 0
         for child in children:
             child.start(_STARTING_NICENESS if aside else 0)
+        share = threading.Timer(_STARTING_ASIDE_S, _renice, [children])
+        if aside:
+            share.start()
         try:
             self.wait_ready(names)
         finally:
+            share.cancel()
             if aside:
-                for child in children:
-                    child.renice(0)
+                _renice(children)
 
     def terminate(self, name: str) -> bool:
         """SIGTERM: the node hands over, drains and exits; False when it had to be killed."""
@@ -401,6 +407,11 @@ class LocalCluster:
     def _tail(self, node: LocalNode) -> str:
         lines = node.child.log_text().splitlines()[-_LOG_TAIL_LINES_COUNT:]
         return f"--- log of {node.name} ({node.child.log})\n" + "\n".join(lines)
+
+
+def _renice(children: Sequence[Child]) -> None:
+    for child in children:
+        child.renice(0)
 
 
 def own_environment() -> dict[str, str]:

@@ -9,11 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import uvloop
 
+from cluster import launcher
+from cluster.launcher import LocalCluster
 from cluster.ports import free_ports
 from cluster.processes import Child, cpu_seconds, resident_bytes, run_command
 from kvnode.client.session import Session
@@ -71,6 +75,29 @@ def test_a_child_that_started_aside_is_an_equal_afterwards(tmp_path: Path) -> No
     assert of_its_session() in ("0", "")
     child.kill()
     child.renice(0)  # nobody is left
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a priority")
+def test_who_starts_aside_and_is_not_ready_for_long_gets_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would starve beside others that leave nothing of the processors."""
+    monkeypatch.setattr(launcher, "_STARTING_ASIDE_S", 0.2)
+    cluster = LocalCluster.__new__(LocalCluster)
+    child = Child([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+    cluster.nodes = {"a": SimpleNamespace(child=child)}  # type: ignore[dict-item]
+    seen: list[int] = []
+
+    def wait_ready(_names: Sequence[str]) -> None:
+        deadline = time.monotonic() + 10
+        while not seen or (seen[-1] != 0 and time.monotonic() < deadline):
+            seen.append(os.getpriority(os.PRIO_PROCESS, child.pid))
+            time.sleep(0.01)
+
+    monkeypatch.setattr(cluster, "wait_ready", wait_ready)
+    cluster.restart_elsewhere(["a"])
+    child.kill()
+    assert seen[0] == 19 and seen[-1] == 0
 
 
 def test_a_command_survives_its_start_beside_live_calls() -> None:

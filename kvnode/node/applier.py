@@ -100,7 +100,7 @@ class Applier:
         self.freshness.applied(meta.applied_index)
         self.reads.applied()
         self.watches.resync()
-        self.dispatcher.look_everywhere()
+        self.dispatcher.replaced(meta.applied_index)
         self.epochs_applied()
         self.membership_applied(meta.membership)
 
@@ -113,7 +113,7 @@ class Applier:
         self.freshness.applied(meta.applied_index)
         self.reads.applied()
         self.watches.publish(writes, versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER), meta.log_time_ms)
-        self.dispatcher.applied(writes)
+        self.dispatcher.applied(meta.applied_index, writes)
 
 
 def _last_membership(entries: Sequence[Entry]) -> bytes | None:

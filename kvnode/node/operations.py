@@ -92,7 +92,7 @@ class Operations:
         self.queues = Queues(
             settings.node_id,
             state,
-            context.wake,
+            nudge,
             self._submit_one,
             write,
             self.take_back,
@@ -165,6 +165,7 @@ class Operations:
     def leader_changed(self) -> None:
         """Role, term or leader is another one."""
         raft = self._context.raft
+        self.queues.dispatcher.term_began()
         if not raft.is_leader:
             self.queues.dispatcher.lose_leadership()
         self._gate.lose_leadership()

@@ -6,9 +6,9 @@
     applied(entry):   pending[index].term == entry.term ? answer : not applied, send it again
 
 What a transaction comes to was settled when it was resolved, and a committed entry stays: nobody has to wait for the
-leader's own apply to be told. Whoever reads strongly after that waits for it at the barrier. Answered when it is
-applied, which then is at once, is an entry of which this node itself goes by what it has applied: one that writes to
-the system database, or holds a claim, since who looks for messages would find those again that it has taken.
+leader's own apply to be told, nor for a message that the entry claims. Whoever reads strongly after that waits for it
+at the barrier. Answered when it is applied, which then is at once, is an entry that writes to the system database:
+this node judges tokens and databases by what it has applied.
 
 A leader resolves nothing before an entry of its own term is committed and applied: the tail that it inherited may
 hold writes and request ids that the overlay does not know. When leadership is lost the resolver (and its overlay)
@@ -89,8 +89,8 @@ class Claims(Protocol):
     def next_claim(self) -> Call | None:
         """The next claim to be resolved, if there is one."""
 
-    def took(self, claim: Call, count: int) -> None:
-        """It is in the entry and brings that many messages; with none it is not, and will not be answered."""
+    def took(self, claim: Call, count: int, index: int) -> None:
+        """It is in the entry at `index`, with that many messages; with none it is not, and will not be answered."""
 
 
 class Proposals:
@@ -265,14 +265,15 @@ class Proposals:
             self._stats.expired_keys += batch.tick(due)
             for late_ms in batch.crons_late_ms:
                 self._stats.cron_late_ms.observe(late_ms)
-        has_claims = self._claims_waited and resolver.settled and self._resolve_claims(batch, waiters)
+        if self._claims_waited and resolver.settled:
+            self._resolve_claims(batch, waiters)
         waiting = islice(self._queue, limits.MAX_BATCH_TRANSACTIONS_COUNT)
         readers_count = len([call for call in waiting if not call.is_blind])
         with self._due.reading() if readers_count >= _TRANSACTION_FROM_COUNT else nullcontext():
             self._resolve_queue(resolver, batch, index, waiters, negatives)
         self._claims.arrived(batch.arrived)
-        if resolver.settled and self._resolve_claims(batch, waiters):
-            has_claims = True
+        if resolver.settled:
+            self._resolve_claims(batch, waiters)
         self._claims_waited = self._claims.has_claims
         proposed = batch.transactions_count
         if proposed:
@@ -280,7 +281,7 @@ class Proposals:
             self._supersede(index)
             at = self._raft.propose(payload)
             invariant(at == index, f"a batch resolved for index {index} landed at {at}")
-            is_late = has_claims or SYSTEM_DATABASE in [call.database for call, _ in waiters]
+            is_late = SYSTEM_DATABASE in [call.database for call, _ in waiters]
             self._pending[index] = PendingEntry(self._raft.term, len(payload), waiters, is_late)
             self._pending_bytes += len(payload)
             self._stats.proposals += proposed
@@ -342,9 +343,7 @@ class Proposals:
             return
         self._not_accepted(verdict, index, call, waiters, negatives)
 
-    def _resolve_claims(self, batch: Batch, waiters: list[tuple[Call, object]]) -> bool:
-        """Returns whether there are any."""
-        before = batch.transactions_count
+    def _resolve_claims(self, batch: Batch, waiters: list[tuple[Call, object]]) -> None:
         while _takes_more(batch) and (call := self._claims.next_claim()) is not None:
             assert call.operation is not None
             write = call.operation.write
@@ -353,12 +352,11 @@ class Proposals:
                 continue
             result = kv_pb2.OperationResult(id=call.operation.id)
             accepted = batch.claim(write.actions[0], call.database, result.write.results.add())
-            self._claims.took(call, 0 if accepted is None else len(accepted.results[0].messages))
+            self._claims.took(call, 0 if accepted is None else len(accepted.results[0].messages), batch.index)
             if accepted is not None:
                 result.write.status = _SUCCESS
                 result.write.versionstamp = accepted.versionstamp
                 waiters.append((call, result))
-        return batch.transactions_count > before
 
     def _not_accepted(
         self,

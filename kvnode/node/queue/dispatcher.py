@@ -5,15 +5,16 @@ they are forwarded, held while there is no leader, and sent again to a new one. 
 and in the order of their arrival.
 
     pulls wait ──┐
-                 ├─► a message is due ─► claim through the log ─► committed and applied ─► dealt out to pulls ─► answers
+                 ├─► a message is due ─► claim through the log ─► committed ─► dealt out to pulls ─► answers
     messages ────┘
 
 Claims are made last in every entry (proposals.py), after the writes that it carries: one for each queue that has pulls
 and may have messages. So a message for which somebody waits is enqueued and claimed in one entry, with one fsync and
-one commit, and delivered when that is applied. A queue may have messages when the entry brings it some, and when a
-*look* says so: one ordered scan of the state when a pull arrives, when a run of the log leaves messages waiting, when a
-claim comes back, and by a timer when the next message falls due. A look reads as many keys as claims under way bring,
-plus one; nothing here grows with the number of messages that wait. A claim asks for as much as all waiting pulls want.
+one commit, and delivered when that is committed. A queue may have messages when the entry brings it some, and when a
+*look* says so: one ordered scan of the state when a pull arrives, when a run of the log leaves messages waiting or
+shows a claim, when a claim comes back, and by a timer when the next message falls due. The state still lists what is
+claimed and not yet applied: a look reads as many keys as that may be, plus one. Nothing here grows with the number of
+messages that wait. A claim asks for as much as all waiting pulls want.
 
 What a claim brings is dealt out one by one in the order of the pulls, so that few messages are spread and no consumer
 starves; a pull is answered with what it got and waits no longer. What nobody wants any more is released.
@@ -52,17 +53,30 @@ class DueKeys(Protocol):
 class _Queue:
     """What the dispatcher knows of one queue with pulls or claims."""
 
-    __slots__ = ("claimed_count", "claims_count", "pulls", "timer")
+    __slots__ = ("claimed_count", "claims_count", "hidden", "pulls", "timer")
 
     def __init__(self) -> None:
         self.pulls: deque[Call] = deque()
         self.claims_count = 0
         self.claimed_count = 0  # messages that the claims under way bring
+        # (index, messages) of each claim that the state does not show yet: it may still list them as waiting.
+        self.hidden: deque[tuple[int, int]] = deque()
         self.timer: asyncio.TimerHandle | None = None
 
     @property
     def is_idle(self) -> bool:
-        return not self.pulls and not self.claims_count
+        return not self.pulls and not self.claims_count and not self.hidden
+
+    @property
+    def hidden_count(self) -> int:
+        return sum([count for _, count in self.hidden])
+
+    def shown_to(self, index: int) -> bool:
+        """The state shows that index; returns whether it showed a claim."""
+        hidden, before = self.hidden, len(self.hidden)
+        while hidden and hidden[0][0] <= index:
+            hidden.popleft()
+        return len(hidden) < before
 
 
 class Dispatcher:
@@ -94,6 +108,7 @@ class Dispatcher:
         self._monotonic_ms = monotonic_ms
         self._queues: dict[QueueId, _Queue] = {}
         self._claimable: dict[QueueId, None] = {}  # that may have messages
+        self._hiding: dict[QueueId, None] = {}  # with claims that the state does not show yet
         self._pulls_count = 0
 
     @property
@@ -127,18 +142,18 @@ class Dispatcher:
         self._pulls_count += 1
         self._look(queue_id)
 
-    def applied(self, writes: Mapping[bytes, Row | None]) -> None:
-        """A run of the log was applied that wrote these rows, messages that wait perhaps among them."""
-        if not self._pulls_count:
+    def applied(self, index: int, writes: Mapping[bytes, Row | None]) -> None:
+        """A run of the log to that index was applied, and wrote these rows, messages that wait perhaps among them."""
+        if not self._queues:
             return
-        touched = dict.fromkeys(
-            (keys.database_of_key(key), keys.queue_of_due_key(key))
-            for key, row in writes.items()
-            if row is not None and keys.is_due_key(key)
-        )
+        touched = self._shown_to(index)
+        if self._pulls_count:
+            for key, row in writes.items():
+                if row is not None and keys.is_due_key(key):
+                    touched[keys.database_of_key(key), keys.queue_of_due_key(key)] = None
         for queue_id in touched:
-            if queue_id in self._queues:
-                self._look(queue_id)
+            self._look(queue_id)
+            self._forget_if_idle(queue_id)
 
     # For the entry that is being made.
 
@@ -167,13 +182,15 @@ class Dispatcher:
                 return self._claim(queue_id, queue, min(wanted, limits.MAX_QUEUE_TOUCHED_COUNT))
         return None
 
-    def took(self, claim: Call, count: int) -> None:
-        """The claim is in the entry and brings that many messages; with none it is not, and will not be answered."""
+    def took(self, claim: Call, count: int, index: int) -> None:
+        """It is in the entry at `index`, with that many messages; with none it is not, and will not be answered."""
         queue_id = (claim.database, _claim_of(claim).queue)
         queue = self._queues[queue_id]
         if count:
             queue.claims_count += 1
             queue.claimed_count += count
+            queue.hidden.append((index, count))
+            self._hiding[queue_id] = None
             claim.deliver = partial(self._claimed, queue_id, count)
         elif queue.timer is None:
             pause_s = limits.QUEUE_EMPTY_CLAIM_PAUSE_MS / 1_000
@@ -191,10 +208,12 @@ class Dispatcher:
                     _answer(call, [])
                 self._forget_if_idle(queue_id)
 
-    def look_everywhere(self) -> None:
-        """The state was replaced, or this node may begin to resolve."""
+    def replaced(self, index: int) -> None:
+        """A snapshot has replaced the state, which is at that index now."""
+        self._shown_to(index)
         for queue_id in list(self._queues):
             self._look(queue_id)
+            self._forget_if_idle(queue_id)
 
     def sweep(self, now_ms: float) -> None:
         """Answer pulls that have waited long enough."""
@@ -208,6 +227,16 @@ class Dispatcher:
             for call in late:
                 _answer(call, [])
             self._forget_if_idle(queue_id)
+
+    def term_began(self) -> None:
+        """Another term, whoever leads in it: that leader applies all that it inherits before it makes a claim.
+
+        What older claims took is shown by then, or their entries are gone and their indexes may be far away.
+        """
+        for queue_id in self._hiding:
+            self._queues[queue_id].hidden.clear()
+            self._forget_if_idle(queue_id)
+        self._hiding.clear()
 
     def lose_leadership(self) -> None:
         """Hand back every pull; claims under way are answered by the log, or never."""
@@ -226,7 +255,16 @@ class Dispatcher:
             if queue.timer is not None:
                 queue.timer.cancel()
         self._queues.clear()
+        self._hiding.clear()
         self._pulls_count = 0
+
+    def _shown_to(self, index: int) -> dict[QueueId, None]:
+        """The state shows that index: the queues of which it showed claims."""
+        shown = {queue_id: None for queue_id in self._hiding if self._queues[queue_id].shown_to(index)}
+        for queue_id in shown:
+            if not self._queues[queue_id].hidden:
+                del self._hiding[queue_id]
+        return shown
 
     def _keep(self, queue: _Queue, pulls: list[Call]) -> None:
         self._pulls_count -= len(queue.pulls) - len(pulls)
@@ -250,8 +288,8 @@ class Dispatcher:
         if sum(map(_wanted, queue.pulls)) <= queue.claimed_count:
             return
         database, name = queue_id
-        # The first of the waiting ones are those that the claims under way will take.
-        beyond = queue.claimed_count + 1
+        # The first of the waiting ones are those that claims have taken.
+        beyond = queue.hidden_count + 1
         found = self._state.scan_keys(keys.due_prefix(database, name), keys.due_end(database, name), beyond)
         if len(found) < beyond:
             return

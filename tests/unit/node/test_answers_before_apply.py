@@ -90,7 +90,7 @@ async def test_a_write_to_the_system_database_is_answered_when_it_is_applied(tri
     await behind.write()
 
 
-def test_an_entry_with_claims_is_answered_when_it_is_applied() -> None:
+def test_an_entry_that_waits_for_its_apply_is_answered_then() -> None:
     nothing: Any = None
     proposals = Proposals(
         nothing, nothing, nothing, Stats(), nothing, lambda: 0, lambda *_: None, lambda: None, nothing

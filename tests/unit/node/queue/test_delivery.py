@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from unittest.mock import patch
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.machine.queue import keys
+from kvnode.node.calls import Call
 from kvnode.node.driver import Driver
 from kvnode.node.ports import Origin
 from kvnode.node.queue.consumer import Consumer
+from kvnode.node.queue.dispatcher import Dispatcher
+from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
+from kvnode.raft.messages import MessageKind
 from tests.simulation.cluster import Server
-from tests.unit.node.cluster import SUCCESS, Trio, on_trio, until
+from tests.unit.node.cluster import SUCCESS, Trio, on_trio, put, until, write
 
 
 def enqueue(*payloads: bytes, **more: object) -> kv_pb2.AtomicWriteRequest:
@@ -22,6 +27,10 @@ def enqueue(*payloads: bytes, **more: object) -> kv_pb2.AtomicWriteRequest:
         made = request.enqueues.add(**more)
         made.payload.data, made.payload.encoding = payload, kv_pb2.VALUE_ENCODING_BYTES
     return request
+
+
+def operation(request: kv_pb2.AtomicWriteRequest) -> kv_pb2.Operation:
+    return kv_pb2.Operation(id=1, write=request)
 
 
 class Listener:
@@ -105,6 +114,85 @@ async def test_a_message_for_which_somebody_waits_takes_one_entry_and_its_ack_an
     assert trio.node(leader).raft.last_index == before + 1
     await asyncio.gather(*[listener.ack(message) for message in listener.got[1:]])
     assert trio.node(leader).raft.last_index == before + 2
+
+
+def acknowledges_above(index: int) -> Callable[[int, int, peer_pb2.PeerBatch], bool]:
+    """What the wire is to hold so that entries above that index do not commit."""
+
+    def holds(source: int, target: int, batch: peer_pb2.PeerBatch) -> bool:
+        return any(message.kind == MessageKind.APPEND_RESPONSE and message.index > index for message in batch.messages)
+
+    return holds
+
+
+@on_trio
+async def test_a_message_is_delivered_when_its_claim_is_committed_though_not_yet_applied(trio: Trio) -> None:
+    leader, _, _ = await trio.leader_and_followers()
+    node = trio.node(leader)
+    listener = Listener(trio, leader, credit=10)
+    await send(trio, leader, b"opens the node's session")
+    await until(lambda: len(listener.got) == 1, 5.0, "not delivered")
+    assert await listener.ack(listener.got[0]) is None
+    index = node.raft.last_index + 1
+    trio.wire.holds = acknowledges_above(index)
+    trio.ask(leader, operation(enqueue(b"x")))
+    await until(lambda: node.raft.last_index == index, 1)
+    trio.ask(leader, operation(enqueue(b"behind")))
+    await until(lambda: len(listener.got) == 2, 5.0, "not delivered")
+    assert node.applied_index < index == node.raft.commit
+    acked = asyncio.ensure_future(listener.ack(listener.got[1]))
+    trio.wire.release()
+    assert await acked is None, "the lease is known before the state shows it"
+    await until(lambda: len(listener.got) == 3, 5.0, "not delivered")
+    assert await listener.ack(listener.got[2]) is None
+    await trio.everywhere()
+    assert rows_of_queues(trio, leader) == []
+
+
+@on_trio
+async def test_a_look_passes_over_what_claims_have_taken_that_are_not_applied(trio: Trio) -> None:
+    leader, _, _ = await trio.leader_and_followers()
+    node = trio.node(leader)
+    await send(trio, leader, *[b"%d" % number for number in range(5)])
+    await trio.everywhere()
+    first = Listener(trio, leader, credit=3)
+    index = node.raft.last_index + 1
+    trio.wire.holds = acknowledges_above(index)
+    await until(lambda: node.raft.last_index == index, 1)
+    trio.ask(leader, write(put(b"behind")))
+    taken: list[int] = []
+    original = Dispatcher.took
+
+    def took(self: Dispatcher, claim: Call, count: int, index: int) -> None:
+        taken.append(count)
+        original(self, claim, count, index)
+
+    with patch.object(Dispatcher, "took", took):
+        await until(lambda: len(first.got) == 3, 1, "not delivered")
+        assert node.applied_index < index
+        others = [Listener(trio, leader, credit=1) for _ in range(3)]
+        await asyncio.sleep(0.002)
+        trio.wire.release()
+        await until(lambda: sum(len(each.got) for each in others) == 2, 5.0, "the others were not delivered")
+        await asyncio.sleep(1.0)
+    assert sum(taken) == 2 and 0 not in taken, "what was taken already was looked for again"
+
+
+@on_trio
+async def test_what_the_claims_of_an_older_term_took_hides_nothing(trio: Trio) -> None:
+    """Their entries may be gone, and their indexes far away."""
+    leader, _, _ = await trio.leader_and_followers()
+    node = trio.node(leader)
+    dispatcher = node.queues.dispatcher
+    listener = Listener(trio, leader, credit=10)
+    await until(lambda: dispatcher.pulls_count == 1, 5.0, "no pull")
+    (queue_id,) = dispatcher._queues
+    dispatcher._queues[queue_id].hidden.append((node.raft.last_index + 1_000, 5))
+    dispatcher._hiding[queue_id] = None
+    dispatcher.term_began()
+    assert not dispatcher._hiding and not dispatcher._queues[queue_id].hidden
+    await send(trio, leader, b"x")
+    await until(lambda: len(listener.got) == 1, 5.0, "not delivered")
 
 
 @on_trio

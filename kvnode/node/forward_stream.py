@@ -21,9 +21,9 @@ from grpc import aio
 
 from kvnode.base import limits
 from kvnode.machine.sessions import NODES_OWN
-from kvnode.node.lane import Lane
+from kvnode.node.laned_stream import LanedStream
 from kvnode.node.message_stream import hello_to
-from kvnode.node.peer_stream import PeerStream, RawCall
+from kvnode.node.peer_stream import RawCall
 from kvnode.node.ports import Deliver, Origin, PeerHandler
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.proto.kv.v1 import kv_pb2
@@ -45,7 +45,7 @@ class _Forwarded(NamedTuple):
     size_bytes: int
 
 
-class ForwardStream(PeerStream):
+class ForwardStream(LanedStream):
     """The Forward stream to `node_id`, with its lane.
 
     Args:
@@ -55,14 +55,9 @@ class ForwardStream(PeerStream):
     def __init__(
         self, node_id: int, peer: str, channel: aio.Channel, handler: PeerHandler, lane_host: str = ""
     ) -> None:
-        super().__init__(peer, FORWARD_METHOD, channel)
-        self._lane_host = lane_host
-        self._lane_offer: tuple[int, bytes] = (0, b"")
-        self._lane: Lane | None = None
-        self._lane_opening: asyncio.Task[None] | None = None
+        super().__init__(peer, FORWARD_METHOD, channel, lane_host)
         self._filling: asyncio.Handle | None = None  # the lane takes what waits at the end of this pass
         self._streamed_count: int | None = 0  # operations that have left by the stream; None = the lane has said so
-        self._call: RawCall | None = None
         self._node_id = node_id
         self._handler = handler
         self._queue: deque[_Forwarded] = deque()
@@ -93,11 +88,6 @@ class ForwardStream(PeerStream):
         elif self._filling is None:
             self._filling = asyncio.get_running_loop().call_soon(self._fill_lane)
 
-    @property
-    def has_lane(self) -> bool:
-        """Whether operations leave by the lane."""
-        return self._lane is not None
-
     def _hello(self) -> bytes:
         return peer_pb2.ForwardRequest(hello=hello_to(self._handler, self._node_id)).SerializeToString()
 
@@ -107,28 +97,11 @@ class ForwardStream(PeerStream):
         return response.refused
 
     def _went_up(self, call: RawCall) -> None:
-        self._call = call
         self._streamed_count = 0
-        if self._lane_host and self._lane_offer[0]:
-            self._lane_opening = asyncio.get_running_loop().create_task(self._open_lane())
+        super()._went_up(call)
 
-    async def _open_lane(self) -> None:
-        port, token = self._lane_offer
-        try:
-            async with asyncio.timeout(limits.PEER_CONNECT_TIMEOUT_MS / 1_000):
-                self._lane = await Lane.open(
-                    self._lane_host, port, token, self._lane_lost, self._fill_lane, self._received
-                )
-        except (OSError, TimeoutError) as error:
-            _log.info("no lane to %s at port %d, the stream carries its operations: %s", self._peer, port, error)
-        else:
-            self._fill_lane()
-
-    def _lane_lost(self) -> None:
-        """The connection that carried the operations is gone: so is the stream, which says what that means."""
-        self._lane = None
-        if self._call is not None:
-            self._call.cancel()
+    def _by_lane(self) -> Callable[[bytes], None]:
+        return self._received
 
     def _fill_lane(self) -> None:
         self._filling = None
@@ -145,12 +118,10 @@ class ForwardStream(PeerStream):
             lane.close()
 
     def _close_lane(self) -> None:
-        for pending in (self._lane_opening, self._filling):
-            if pending is not None:
-                pending.cancel()
-        if self._lane is not None:
-            self._lane.close()
-        self._call = self._lane = self._lane_opening = self._filling = None
+        super()._close_lane()
+        if self._filling is not None:
+            self._filling.cancel()
+            self._filling = None
 
     def _discard(self, reason: str) -> None:
         self._close_lane()

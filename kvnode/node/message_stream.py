@@ -15,7 +15,6 @@ seconds so that our own freeze is not held against the peer.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,16 +23,14 @@ from grpc import aio
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.node.framing import frame_repeated
-from kvnode.node.lane import Lane
+from kvnode.node.laned_stream import LanedStream
 from kvnode.node.member_wire import member_to_wire
-from kvnode.node.peer_stream import PeerStream, RawCall
+from kvnode.node.peer_stream import RawCall
 from kvnode.node.ports import Freshness, Held, LeaseNews, PeerHandler
 from kvnode.node.stats import Stats
 from kvnode.node.wire import encode_freshness, encode_held, encode_lease, encode_message, message_size_bytes
 from kvnode.proto.kv.internal.v1 import peer_pb2
 from kvnode.raft.messages import Message
-
-_log = logging.getLogger(__name__)
 
 MESSAGES_METHOD = "/kv.internal.v1.Peer/Messages"
 MAX_UNANSWERED_SAMPLES_COUNT = limits.PEER_SILENCE_TIMEOUT_MS // limits.PEER_CLOCK_SAMPLE_INTERVAL_MS
@@ -55,7 +52,7 @@ def hello_to(handler: PeerHandler, node_id: int) -> peer_pb2.Hello:
     )
 
 
-class MessageStream(PeerStream):
+class MessageStream(LanedStream):
     """The Messages stream to `node_id`, with its lane.
 
     Args:
@@ -72,11 +69,7 @@ class MessageStream(PeerStream):
         stats: Stats,
         lane_host: str = "",
     ) -> None:
-        super().__init__(peer, MESSAGES_METHOD, channel)
-        self._lane_host = lane_host
-        self._lane_offer: tuple[int, bytes] = (0, b"")
-        self._lane: Lane | None = None
-        self._lane_opening: asyncio.Task[None] | None = None
+        super().__init__(peer, MESSAGES_METHOD, channel, lane_host)
         self._node_id = node_id
         self._handler = handler
         self._clock = clock
@@ -86,7 +79,6 @@ class MessageStream(PeerStream):
         self._freshness: Freshness | None = None
         self._held: Sequence[Held] = ()
         self._lease: LeaseNews | None = None
-        self._call: RawCall | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._sample_due = False
         self._hello_due = False
@@ -137,11 +129,6 @@ class MessageStream(PeerStream):
     def _has_batch(self) -> bool:
         return bool(self._queue or self._freshness is not None or self._held or self._lease is not None)
 
-    @property
-    def has_lane(self) -> bool:
-        """Whether messages leave by the lane."""
-        return self._lane is not None
-
     def _hello(self) -> bytes:
         return peer_pb2.PeerBatch(hello=hello_to(self._handler, self._node_id)).SerializeToString()
 
@@ -154,28 +141,10 @@ class MessageStream(PeerStream):
         return reply.refused or refused
 
     def _went_up(self, call: RawCall) -> None:
-        self._call = call
+        super()._went_up(call)
         self._unanswered_samples = 0
         self._hello_due = False
         self._sample()
-        if self._lane_host and self._lane_offer[0]:
-            self._lane_opening = asyncio.get_running_loop().create_task(self._open_lane())
-
-    async def _open_lane(self) -> None:
-        port, token = self._lane_offer
-        try:
-            async with asyncio.timeout(limits.PEER_CONNECT_TIMEOUT_MS / 1_000):
-                self._lane = await Lane.open(self._lane_host, port, token, self._lane_lost, self._fill_lane)
-        except (OSError, TimeoutError) as error:
-            _log.info("no lane to %s at port %d, the stream carries its messages: %s", self._peer, port, error)
-        else:
-            self._fill_lane()
-
-    def _lane_lost(self) -> None:
-        """The connection that carried the messages is gone: so is the stream, which says what that means."""
-        self._lane = None
-        if self._call is not None:
-            self._call.cancel()
 
     def _fill_lane(self) -> None:
         lane = self._lane
@@ -185,11 +154,7 @@ class MessageStream(PeerStream):
     def _discard(self, reason: str) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._lane_opening is not None:
-            self._lane_opening.cancel()
-        if self._lane is not None:
-            self._lane.close()
-        self._call = self._lane = self._lane_opening = None
+        self._close_lane()
         self._stats.messages_dropped += len(self._queue)
         self._queue.clear()
         self._queued_bytes = 0

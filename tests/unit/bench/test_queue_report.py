@@ -9,9 +9,10 @@ from rich.console import Console
 from bench.queue import report
 
 
-def measured(system: str, callers: int, per_second: float, p50_ms: float) -> dict[str, object]:
-    item = {"system": system, "callers": callers, "operations_per_second": per_second, "p50_ms": p50_ms}
-    return {**item, "p99_ms": 3 * p50_ms, "server_cpu_us_per_operation": 100.0, "errors": 0}
+def measured(system: str, callers: int, per_second: float, handled_ms: float) -> dict[str, object]:
+    item = {"system": system, "callers": callers, "operations_per_second": per_second, "p50_ms": 2 * handled_ms}
+    item |= {"delivered_p50_ms": handled_ms, "delivered_p99_ms": 3 * handled_ms}
+    return {**item, "p99_ms": 6 * handled_ms, "server_cpu_us_per_operation": 100.0, "errors": 0}
 
 
 def node(anonymous_bytes: int) -> dict[str, int]:
@@ -32,6 +33,7 @@ def test_medians_and_the_target() -> None:
     assert rows[1]["per_second"] == 3_000.0
     assert not report.rows([measured("kvnode", 64, 2_999.0, 9.0)])[0]["met"]
     assert not report.rows([measured("kvnode", 64, 9_000.0, 10.5)])[0]["met"]
+    assert not report.rows([measured("kvnode", 64, 9_000.0, 0.0)])[0]["met"], "nothing was measured"
 
 
 def test_lateness_and_memory() -> None:

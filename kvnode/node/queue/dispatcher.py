@@ -13,8 +13,9 @@ and may have messages. So a message for which somebody waits is enqueued and cla
 one commit, and delivered when that is committed. A queue may have messages when the entry brings it some, and when a
 *look* says so: one ordered scan of the state when a pull arrives, when a run of the log leaves messages waiting or
 shows a claim, when a claim comes back, and by a timer when the next message falls due. The state still lists what is
-claimed and not yet applied: a look reads as many keys as that may be, plus one. Nothing here grows with the number of
-messages that wait. A claim asks for as much as all waiting pulls want.
+claimed and not yet applied: a look reads as many keys as that may be, plus one. So it is not repeated for every pull
+that comes before its claim is made, or, when it found nothing, before the state moves on. Nothing here grows with the
+number of messages that wait. A claim asks for as much as all waiting pulls want.
 
 What a claim brings is dealt out one by one in the order of the pulls, so that few messages are spread and no consumer
 starves; a pull is answered with what it got and waits no longer. What nobody wants any more is released.
@@ -53,7 +54,7 @@ class DueKeys(Protocol):
 class _Queue:
     """What the dispatcher knows of one queue with pulls or claims."""
 
-    __slots__ = ("claimed_count", "claims_count", "hidden", "pulls", "timer")
+    __slots__ = ("claimed_count", "claims_count", "hidden", "is_seen_through", "pulls", "timer")
 
     def __init__(self) -> None:
         self.pulls: deque[Call] = deque()
@@ -61,6 +62,8 @@ class _Queue:
         self.claimed_count = 0  # messages that the claims under way bring
         # (index, messages) of each claim that the state does not show yet: it may still list them as waiting.
         self.hidden: deque[tuple[int, int]] = deque()
+        # A look has passed over all that is hidden, for nothing: it would again, until the state or the timer moves on.
+        self.is_seen_through = False
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -73,6 +76,7 @@ class _Queue:
 
     def shown_to(self, index: int) -> bool:
         """The state shows that index; returns whether it showed a claim."""
+        self.is_seen_through = False
         hidden, before = self.hidden, len(self.hidden)
         while hidden and hidden[0][0] <= index:
             hidden.popleft()
@@ -234,7 +238,9 @@ class Dispatcher:
         What older claims took is shown by then, or their entries are gone and their indexes may be far away.
         """
         for queue_id in self._hiding:
-            self._queues[queue_id].hidden.clear()
+            queue = self._queues[queue_id]
+            queue.hidden.clear()
+            queue.is_seen_through = False
             self._forget_if_idle(queue_id)
         self._hiding.clear()
 
@@ -280,7 +286,10 @@ class Dispatcher:
     def _look(self, queue_id: QueueId) -> None:
         """Claim what is due, or set the timer for what will be."""
         queue = self._queues.get(queue_id)
-        if queue is None or not queue.pulls:
+        if queue is None or not queue.pulls or queue.is_seen_through:
+            return
+        if queue_id in self._claimable:
+            self._wake()
             return
         if queue.timer is not None:
             queue.timer.cancel()
@@ -292,10 +301,12 @@ class Dispatcher:
         beyond = queue.hidden_count + 1
         found = self._state.scan_keys(keys.due_prefix(database, name), keys.due_end(database, name), beyond)
         if len(found) < beyond:
+            queue.is_seen_through = bool(queue.hidden)
             return
         due_ms, _ = keys.due_of_key(found[-1])
         in_ms = due_ms - self._log_time()
         if in_ms > 0:
+            queue.is_seen_through = bool(queue.hidden)
             delay_ms = min(in_ms, limits.MAX_QUEUE_TIMER_MS)
             queue.timer = asyncio.get_running_loop().call_later(delay_ms / 1_000, self._timer_fired, queue_id)
             return
@@ -306,6 +317,7 @@ class Dispatcher:
         queue = self._queues.get(queue_id)
         if queue is not None:
             queue.timer = None
+            queue.is_seen_through = False
             self._look(queue_id)
 
     def _claim(self, queue_id: QueueId, queue: _Queue, count: int) -> Call:

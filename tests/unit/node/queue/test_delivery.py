@@ -179,6 +179,41 @@ async def test_a_look_passes_over_what_claims_have_taken_that_are_not_applied(tr
 
 
 @on_trio
+async def test_pulls_that_come_together_share_one_look_past_what_claims_have_taken(trio: Trio) -> None:
+    """Or a thousand consumers that ask again at once would each read a thousand keys."""
+    leader, _, _ = await trio.leader_and_followers()
+    node = trio.node(leader)
+    for behind in (0, 20):  # nothing waits beyond what is claimed; something does
+        await send(trio, leader, *[b"%d" % number for number in range(50 + behind)])
+        await trio.everywhere()
+        first = Listener(trio, leader, credit=50)
+        index = node.raft.last_index + 1
+        trio.wire.holds = acknowledges_above(index)
+        await until(lambda index=index: node.raft.last_index == index, 1)  # type: ignore[misc]
+        trio.ask(leader, write(put(b"behind")))
+        await until(lambda first=first: len(first.got) == 50, 1, "not delivered")  # type: ignore[misc]
+        assert node.applied_index < index
+        original, looks = node.state.scan_keys, []
+
+        def scan_keys(start: bytes, end: bytes, limit: int, original=original, looks=looks) -> list[bytes]:  # type: ignore[no-untyped-def]
+            looks.append(limit)
+            return original(start, end, limit)
+
+        with patch.object(node.state, "scan_keys", scan_keys):
+            others = [Listener(trio, leader, credit=1) for _ in range(20)]
+        assert node.applied_index < index and looks == [51]
+        trio.wire.release()
+        await until(lambda behind=behind, others=others: sum(len(each.got) for each in others) == behind, 5.0)  # type: ignore[misc]
+        await send(trio, leader, *[b"late"] * (20 - behind))
+        await until(lambda others=others: all(each.got for each in others), 5.0, "not delivered")  # type: ignore[misc]
+        for each in (first, *others):
+            assert await asyncio.gather(*[each.ack(message) for message in each.got]) == [None] * len(each.got)
+            each.leave()
+    await trio.everywhere()
+    assert rows_of_queues(trio, leader) == []
+
+
+@on_trio
 async def test_what_the_claims_of_an_older_term_took_hides_nothing(trio: Trio) -> None:
     """Their entries may be gone, and their indexes far away."""
     leader, _, _ = await trio.leader_and_followers()

@@ -45,9 +45,9 @@ async def serve_listen(
     if not first.HasField("open"):
         raise InvalidRequest("LISTEN_NOT_OPENED", "the first message of a Listen stream must carry `open`")
     listening = await listen(permit, gate, first.open, stopping)
-    # Of their own: gRPC never ends a call whose first write, which would carry them, is cancelled on its way.
-    await context.send_initial_metadata(())
     try:
+        # Of their own: gRPC never ends a call whose first write, which would carry them, is cancelled on its way.
+        await context.send_initial_metadata(())
         listening.take(first)
         await _run(listening, context, permit)
     except RateLimited:

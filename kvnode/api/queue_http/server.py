@@ -143,11 +143,18 @@ class QueueHttp:
         except BaseException:
             await listener.close()
             raise
-        return Stream(self._counted(listener.chunks(first)), lines.NDJSON)
+        chunks = listener.chunks(first)
+        counted = self._counted(await anext(chunks), chunks)
+        await anext(counted)  # both have begun: one that has not would close no listener when it is closed
+        return Stream(counted, lines.NDJSON)
 
-    async def _counted(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def _counted(self, first: bytes, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        """What is sent, behind an empty chunk that is not."""
         self._stats.listeners += 1
         try:
+            yield b""
+            self._stats.sent("listen", len(first))
+            yield first
             async for chunk in chunks:
                 self._stats.sent("listen", len(chunk))
                 yield chunk

@@ -232,20 +232,20 @@ def message_of(
     data, encoding = encode_payload(value)
     message = kv_pb2.Enqueue(queue=sendable("queue", queue, QUEUE_NAME))
     message.payload.data, message.payload.encoding = data, encoding  # type: ignore[assignment]
-    keys = _listed("keys_if_undelivered", keys_if_undelivered, "keys")
+    keys = _listed("keys_if_undelivered", keys_if_undelivered, "keys", code="BAD_KEYS_IF_UNDELIVERED")
     message.keys_if_undelivered.extend(encode_key(key) for key in keys)
     if backoff_schedule is not None:
-        intervals = _listed("backoff_schedule", backoff_schedule, "milliseconds")
+        intervals = _listed("backoff_schedule", backoff_schedule, "milliseconds", code="BAD_BACKOFF_SCHEDULE")
         message.backoff_intervals_ms.extend(map(parse_backoff_ms, intervals))
         message.no_retries = not message.backoff_intervals_ms
     return message
 
 
-def _listed(argument: str, given: Sequence[_T], of: str) -> Sequence[_T]:
-    """`given` itself, if it is a list of something. Raises InvalidRequest: BAD_ and the argument's name."""
+def _listed(argument: str, given: Sequence[_T], of: str, *, code: str) -> Sequence[_T]:
+    """`given` itself, if it is a list of something. Raises InvalidRequest with that code."""
     if isinstance(given, Iterable) and not isinstance(given, str | bytes):
         return given
-    raise InvalidRequest(f"BAD_{argument.upper()}", f"{argument} is {given!r}: give a list of {of}.")
+    raise InvalidRequest(code, f"{argument} is {given!r}: give a list of {of}.")
 
 
 def _expire_at_ms(expire_in: int | None) -> int:

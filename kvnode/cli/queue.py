@@ -183,13 +183,19 @@ def peek(
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
 ) -> None:
-    """Print the messages that are delivered next. They stay where they are.
+    """Print the messages that are delivered next. They stay where they are. Exit status 6 when the queue has never been
+    used.
 
     Example:
 
       kvnode queue peek mail -n 3
     """
-    found = _run(endpoints, timeout, output, lambda queues: queues.peek(queue, count))
+
+    async def act(queues: QueueAdmin) -> list[queue_pb2.WaitingMessage]:
+        await _existing(queues, queue)
+        return await queues.peek(queue, count)
+
+    found = _run(endpoints, timeout, output, act)
     rows = [
         {
             "id": message.id.hex(),
@@ -211,7 +217,7 @@ def dead_letters(
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
 ) -> None:
-    """Print the messages that were given up, the oldest first.
+    """Print the messages that were given up, the oldest first. Exit status 6 when the queue has never been used.
 
     A dead letter has an id of its own, for --id of `requeue` and `purge`; the message's id is the one that consumers
     and receivers of pushes knew.
@@ -220,7 +226,12 @@ def dead_letters(
 
       kvnode queue dead-letters mail
     """
-    found = _run(endpoints, timeout, output, lambda queues: queues.dead_letters(queue, count))
+
+    async def act(queues: QueueAdmin) -> list[queue_pb2.DeadLetter]:
+        await _existing(queues, queue)
+        return await queues.dead_letters(queue, count)
+
+    found = _run(endpoints, timeout, output, act)
     rows = [
         {
             "id": dead.id.hex(),
@@ -243,7 +254,8 @@ def requeue(
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
 ) -> None:
-    """Make dead letters messages again, with a fresh schedule: all of a queue, or one.
+    """Make dead letters messages again, with a fresh schedule: all of a queue, or one. Exit status 6 when the queue has
+    never been used.
 
     Examples:
 
@@ -253,8 +265,10 @@ def requeue(
     """
 
     async def act(queues: QueueAdmin) -> int:
+        named = _id(dead_letter)
+        await _existing(queues, queue)
         with _dead_letter_explained():
-            return await queues.requeue(queue, _id(dead_letter))
+            return await queues.requeue(queue, named)
 
     _done("requeued", _run(endpoints, timeout, output, act), output)
 
@@ -268,7 +282,8 @@ def purge(
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
 ) -> None:
-    """Delete the messages that wait, or the dead letters. What consumers are handling stays.
+    """Delete the messages that wait, or the dead letters. What consumers are handling stays. Exit status 6 when the
+    queue has never been used.
 
     Examples:
 
@@ -278,8 +293,10 @@ def purge(
     """
 
     async def act(queues: QueueAdmin) -> int:
+        named = _id(dead_letter)
+        await _existing(queues, queue)
         with _dead_letter_explained():
-            return await queues.purge(queue, dead_letters=dead, dead_letter=_id(dead_letter))
+            return await queues.purge(queue, dead_letters=dead, dead_letter=named)
 
     _done("deleted", _run(endpoints, timeout, output, act), output)
 

@@ -111,7 +111,20 @@ async def test_a_dead_letter_says_which_message_it_was(cli: Cli, kv: Kv) -> None
     assert (await cli("queue", "requeue", "known", "--id", shown["id"])).out == "OK 1 requeued\n"
 
 
-@pytest.mark.parametrize("arguments", [("remove", "nosuch"), ("push", "nosuch", "--off")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("stats", "nosuch"),
+        ("peek", "nosuch"),
+        ("dead-letters", "nosuch"),
+        ("requeue", "nosuch"),
+        ("requeue", "nosuch", "--id", "0" * 24),
+        ("purge", "nosuch"),
+        ("purge", "nosuch", "--dead-letters"),
+        ("remove", "nosuch"),
+        ("push", "nosuch", "--off"),
+    ],
+)
 async def test_a_queue_that_was_never_used_is_not_found_and_not_made(
     cli: Cli, kv: Kv, arguments: tuple[str, ...]
 ) -> None:

@@ -17,10 +17,11 @@ from kvnode.cli.options import (
     OutputOption,
     TimeoutOption,
 )
-from kvnode.cli.queue import payload_json
+from kvnode.cli.queue import QueueOption, payload_json
 from kvnode.cli.run import fail, run
 from kvnode.cli.show import compact, print_json, print_table, show_time
 from kvnode.cli.value import json_value
+from kvnode.machine.queue.keys import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
     from kvnode.client.cron_admin import CronAdmin
@@ -45,7 +46,7 @@ def create(
         ),
     ],
     value: Annotated[str, typer.Argument(metavar="JSON", help="What each message carries, as JSON.")] = "null",
-    queue: Annotated[str, typer.Option("--queue", metavar="QUEUE", help="Where to; without it, 'default'.")] = "",
+    queue: QueueOption = DEFAULT_QUEUE,
     overlap: Annotated[
         bool, typer.Option("--overlap", help="Send although the message of the tick before is not handled yet.")
     ] = False,

@@ -54,7 +54,8 @@ queue_app = typer.Typer(no_args_is_help=True, help="Queues: send a message, see 
 def parse_queue(text: str) -> str:
     """A queue's name for typer, which names the argument in its error.
 
-    The empty one, of a variable that is not set, must not stand for the default queue, whose messages may be deleted.
+    The empty one, of a variable that is not set, must not stand for the default queue, whose messages may be deleted,
+    or which nobody may listen to.
     """
     if not text:
         raise typer.BadParameter("a queue's name is not empty; leave it out for the queue 'default'")
@@ -67,6 +68,16 @@ QueueArgument = Annotated[
         metavar="QUEUE",
         parser=parse_queue,
         help="Its name; without one, the queue 'default'.",
+        show_default=False,
+    ),
+]
+QueueOption = Annotated[
+    str,
+    typer.Option(
+        "--queue",
+        metavar="QUEUE",
+        parser=parse_queue,
+        help="Where to; without it, the queue 'default'.",
         show_default=False,
     ),
 ]
@@ -89,7 +100,7 @@ def send(
     as_bytes: BytesOption = False,
     as_u64: U64Option = False,
     file: FileOption = None,
-    queue: Annotated[str, typer.Option("--queue", metavar="QUEUE", help="Where to.")] = "",
+    queue: QueueOption = DEFAULT_QUEUE,
     delay: Annotated[
         int, typer.Option(parser=parse_duration, metavar="DURATION", help="Deliver it after so long, up to 30d.")
     ] = "0ms",  # type: ignore[assignment]
@@ -304,9 +315,10 @@ def purge(
 @queue_app.command("configure")
 def configure(
     queue: QueueArgument = DEFAULT_QUEUE,
+    *,
     max_messages: Annotated[
         int, typer.Option("--max-messages", metavar="N", min=0, help="Undelivered messages at most; 0 = 100000.")
-    ] = 0,
+    ],
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,

@@ -372,3 +372,36 @@ async def test_an_extension_fails_when_its_listener_is_refused(nodes: Nodes, tmp
         )
         await revoking
     assert said == ["ACCESS_TOKEN_INVALID", "ACCESS_TOKEN_INVALID ACCESS_TOKEN_INVALID"]
+
+
+async def test_a_handler_that_ends_while_its_lease_is_extended_is_acknowledged(nodes: Nodes, tmp_path: Path) -> None:
+    """The answer to the extension says nothing of the ack, which waits for the next request."""
+    said = await run(
+        nodes,
+        tmp_path,
+        """
+        const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+        const real = globalThis.fetch;
+        let extended;
+        const extension = new Promise((resolve) => extended = resolve);
+        globalThis.fetch = async (url, more) => {
+          const answer = await real(url, more);
+          if (!String(url).endsWith("/settle") || !JSON.parse(more.body).extend.length) return answer;
+          extended();
+          await sleep(300);
+          return answer;
+        };
+        for (const value of ["done", "failed"]) await enqueue(kv, value, { queue: "extended", backoffSchedule: [] });
+        const closing = new AbortController();
+        await listenQueue(kv, async (value, message) => {
+          await extension;
+          console.log(value, message.attempts);
+          setTimeout(() => closing.abort(), 1000);
+          if (value === "failed") throw new Error("as it should");
+        }, { queue: "extended", leaseMs: 3000, signal: closing.signal });
+        """,
+    )
+    assert sorted(said) == ["done 1", "failed 1"]
+    async with open_kv(nodes.cluster.addresses, token=TOKEN) as kv:
+        (status,) = await kv.queues.status("extended")
+        assert (status.in_flight_count, status.acknowledged_total, status.dead_count) == (0, 1, 1)

@@ -566,6 +566,7 @@ class Listener {
   /** One request. Throws what may go better with the next one. */
   async #settleOnce(url) {
     const decided = [...this.#decided].slice(0, MAX_LEASES_COUNT);
+    const sent = new Set(decided.map(([lease]) => lease)); // of the others only an extension is confirmed
     const extending = new Map([...this.#extending].slice(0, MAX_LEASES_COUNT - decided.length));
     const running = this.#isExtending ? this.#current() : [];
     this.#isExtending = false;
@@ -580,7 +581,7 @@ class Listener {
     const signal = AbortSignal.timeout(Math.ceil(timeout)); // Node takes no fraction
     try {
       const { settled, failed } = await answerOf(await request(this.#target, url, this.#queue, "settle", body, signal));
-      for (const lease of settled) this.#settled(lease, extending);
+      for (const lease of settled) this.#settled(lease, sent, extending);
       for (const each of failed) this.#notSettled(each, extending);
       const again = failed.find(({ retry }) => retry);
       if (again) throw refusalOf(again);
@@ -592,8 +593,8 @@ class Listener {
     }
   }
 
-  #settled(lease, extending) {
-    this.#decided.delete(lease);
+  #settled(lease, sent, extending) {
+    if (sent.has(lease)) this.#decided.delete(lease); // else its handler has ended since, and that is yet to be said
     for (const { resolve } of extending.get(lease) ?? []) resolve();
     if (extending.has(lease)) this.#extending.delete(lease);
   }

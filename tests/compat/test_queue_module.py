@@ -405,3 +405,31 @@ async def test_a_handler_that_ends_while_its_lease_is_extended_is_acknowledged(n
     async with open_kv(nodes.cluster.addresses, token=TOKEN) as kv:
         (status,) = await kv.queues.status("extended")
         assert (status.in_flight_count, status.acknowledged_total, status.dead_count) == (0, 1, 1)
+
+
+async def test_an_extension_that_is_asked_for_during_another_one_is_answered(nodes: Nodes, tmp_path: Path) -> None:
+    """By a request of its own: the one under way says nothing of the time since."""
+    said = await run(
+        nodes,
+        tmp_path,
+        """
+        const real = globalThis.fetch;
+        let extensions = 0;
+        globalThis.fetch = async (url, more) => {
+          const answer = await real(url, more);
+          if (String(url).endsWith("/settle") && JSON.parse(more.body).extend.length) extensions++;
+          return answer;
+        };
+        await enqueue(kv, 1, { queue: "twice" });
+        const closing = new AbortController();
+        await listenQueue(kv, async (_value, message) => {
+          const first = message.extend();
+          await new Promise((resolve) => setTimeout(resolve, 0)); // it is sent
+          const both = Promise.all([first, message.extend()]).then(() => "extended");
+          const hangs = new Promise((resolve) => setTimeout(resolve, 2000, "hangs"));
+          console.log(await Promise.race([both, hangs]), extensions);
+          closing.abort();
+        }, { queue: "twice", signal: closing.signal });
+        """,
+    )
+    assert said == ["extended 2"]

@@ -595,8 +595,7 @@ class Listener {
 
   #settled(lease, sent, extending) {
     if (sent.has(lease)) this.#decided.delete(lease); // else its handler has ended since, and that is yet to be said
-    for (const { resolve } of extending.get(lease) ?? []) resolve();
-    if (extending.has(lease)) this.#extending.delete(lease);
+    for (const { resolve } of this.#answered(lease, extending)) resolve();
   }
 
   #notSettled(failure, extending) {
@@ -604,8 +603,16 @@ class Listener {
     if (error.retry) return;
     this.#lose(failure.lease);
     this.#decided.delete(failure.lease); // it is, or was, delivered again; or an answer to this was lost
-    for (const { reject } of extending.get(failure.lease) ?? []) reject(error);
-    if (extending.has(failure.lease)) this.#extending.delete(failure.lease);
+    for (const { reject } of this.#answered(failure.lease, extending)) reject(error);
+  }
+
+  /** Who waited for the extension that was sent; those who have come since wait for the next one. */
+  #answered(lease, extending) {
+    const answered = extending.get(lease) ?? [];
+    const left = this.#extending.get(lease)?.filter((each) => !answered.includes(each)) ?? [];
+    if (left.length) this.#extending.set(lease, left);
+    else this.#extending.delete(lease);
+    return answered;
   }
 
   /** The cluster refuses this listener. */

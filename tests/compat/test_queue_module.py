@@ -433,3 +433,20 @@ async def test_an_extension_that_is_asked_for_during_another_one_is_answered(nod
         """,
     )
     assert said == ["extended 2"]
+
+
+async def test_a_token_that_no_header_can_carry_is_refused_at_once(nodes: Nodes, tmp_path: Path) -> None:
+    """To fetch it is as though no node answered, and a listener would try for ever."""
+    said = await run(
+        nodes,
+        tmp_path,
+        """
+        const outcome = (promise) => promise.then(() => console.log("done"), ({ code }) => console.log(code));
+        const signal = AbortSignal.timeout(1000);
+        for (const token of ["\\ufeffabc", "a\\nb"]) {
+          await outcome(enqueue(kv, 1, { queue: "bad", token, signal }));
+          await outcome(listenQueue(kv, () => {}, { queue: "bad", token, signal }));
+        }
+        """,
+    )
+    assert said == ["ACCESS_TOKEN_INVALID"] * 4

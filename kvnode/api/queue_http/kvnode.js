@@ -244,7 +244,7 @@ function resolved(kv, options) {
   return {
     urls: there.urls,
     database: options.database ?? known?.database ?? there.database,
-    token: options.token ?? known?.token ?? tokenOfEnvironment(),
+    token: checkedToken(options.token ?? known?.token ?? tokenOfEnvironment()),
     signals: [options.signal, known?.signal].filter(Boolean),
   };
 }
@@ -255,6 +255,17 @@ function tokenOfEnvironment() {
     throw new KvnodeError("ACCESS_TOKEN_INVALID", "no access token: pass `token`, or set DENO_KV_ACCESS_TOKEN");
   }
   return token;
+}
+
+/** fetch refuses what no header can carry with the error of a node that does not answer: it would be tried for ever. */
+function checkedToken(token) {
+  try {
+    new Headers({ authorization: `Bearer ${token}` });
+    return token;
+  } catch (cause) {
+    const message = "the access token holds a character that none has: pass it as `kvnode token create` printed it";
+    throw new KvnodeError("ACCESS_TOKEN_INVALID", message, { cause });
+  }
 }
 
 // Requests.

@@ -249,13 +249,15 @@ async def test_what_means_nothing_is_refused_before_it_does_anything(nodes: Node
         for (const handler of [undefined, 5]) await outcome(listenQueue(kv, handler, { queue: "kept", signal }));
         const putting = (options) => outcome(enqueue(kv, 1, { queue: "bad", ...options }));
         for (const keysIfUndelivered of ["a", ["a"], [null]]) await putting({ keysIfUndelivered });
+        for (const part of [new Date(), { $bigint: "7" }, null]) await putting({ keysIfUndelivered: [["a", part]] });
         for (const backoffSchedule of ["1", 5]) await putting({ backoffSchedule });
         for (const queue of ["", 5]) await putting({ queue });
         for (const queue of ["", 5]) await outcome(listenQueue(kv, () => {}, { queue, signal }));
         await outcome(enqueue(kv, 1, { queue: null, keysIfUndelivered: null, backoffSchedule: null }));
         """,
     )
-    assert said == ["BAD_HANDLER"] * 2 + ["MALFORMED_REQUEST"] * 5 + ["BAD_QUEUE_NAME"] * 4 + ["done"]
+    refused = ["MALFORMED_REQUEST"] * 3 + ["BAD_KEY_PART"] * 3 + ["MALFORMED_REQUEST"] * 2 + ["BAD_QUEUE_NAME"] * 4
+    assert said == ["BAD_HANDLER"] * 2 + refused + ["done"]
     async with open_kv(nodes.cluster.addresses, token=TOKEN) as kv:
         waiting = {status.queue: status.waiting_count for status in await kv.queues.status()}
         assert waiting["kept"] == 1 and "bad" not in waiting

@@ -131,7 +131,10 @@ function keyPart(part) {
   if (typeof part === "bigint") return { $bigint: String(part) };
   if (part instanceof Uint8Array) return { $bytes: base64(part) };
   if (typeof part === "number" && !Number.isFinite(part)) return { $number: String(part) };
-  return part;
+  if (["string", "number", "boolean"].includes(typeof part)) return part;
+  // JSON would make something else of it: a string of a Date, for example.
+  const message = `a key part is ${String(part)} and must be a string, number, bigint, boolean or Uint8Array`;
+  throw new KvnodeError("BAD_KEY_PART", message);
 }
 
 /**

@@ -407,7 +407,7 @@ def _show_push(queue: str, found: list[queue_pb2.QueueStatus], output: Output | 
         return
     for name, value in shown.items():
         if value is not None:
-            print(f"{name}: {value}")
+            print(f"{name}: {show_time(value) if name.endswith('_since_ms') else value}")
 
 
 def push_json(status: queue_pb2.QueueStatus) -> dict[str, Any]:

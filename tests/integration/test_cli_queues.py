@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 
 import pytest
 
@@ -131,3 +132,12 @@ async def test_a_queue_that_was_never_used_is_not_found_and_not_made(
     ran = await cli("queue", *arguments)
     assert (ran.status, "QUEUE_NOT_FOUND" in ran.err) == (6, True)
     assert await kv.queues.status("nosuch") == []
+
+
+async def test_since_when_nothing_is_pushed_is_shown_as_a_time(cli: Cli) -> None:
+    assert (await cli("queue", "push", "refused", "--url", "http://127.0.0.1:1/")).status == 0
+    async with asyncio.timeout(10):
+        while not (shown := (await cli("queue", "push", "refused", "-o", "json")).json)["error"]:
+            await asyncio.sleep(0.1)
+    since = (await cli("queue", "push", "refused")).out.partition("failing_since_ms: ")[2].strip()
+    assert datetime.fromisoformat(since).timestamp() * 1000 == pytest.approx(shown["failing_since_ms"], abs=1)

@@ -286,6 +286,7 @@ MAX_LEASES_EXTENDED_PER_ENTRY_COUNT = 5_000  # by a new leader
 MAX_QUEUE_PULLS_COUNT = 16_384  # that wait at a leader
 QUEUE_PULL_WAIT_MS = 20_000
 QUEUE_PULL_GRACE_MS = 15_000  # beyond that, for a leader to be found and the answer to come back
+QUEUE_LEFT_OVER_MS = 200  # claimed messages wait so long at the leader for the next pull, then they are given back
 QUEUE_EMPTY_CLAIM_PAUSE_MS = 5  # after a claim that found nothing, others having been quicker
 MAX_QUEUE_TIMER_MS = 60_000  # a timer for what is due later than this is set again
 MAX_CONSUMER_IN_FLIGHT_COUNT = 1_000  # messages that one listener holds, and credit it has given

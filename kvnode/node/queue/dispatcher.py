@@ -18,10 +18,12 @@ that comes before its claim is made, or, when it found nothing, before the state
 number of messages that wait. A claim asks for as much as all waiting pulls want.
 
 What a claim brings is dealt out one by one in the order of the pulls, so that few messages are spread and no consumer
-starves; a pull is answered with what it got and waits no longer. What nobody wants any more is released.
+starves; a pull is answered with what it got and waits no longer. Two claims may be under way for one pull: what the
+second brings is left over, until the consumer, which was answered by the first, has asked again; what nobody asks for
+within QUEUE_LEFT_OVER_MS is released.
 
-When leadership is lost the pulls go back to where they came from. A claim that commits afterwards still comes back here
-and is released; one whose fate is not heard of expires.
+When leadership is lost the pulls go back to where they came from, and what is left over is released. A claim that
+commits afterwards still comes back here and is released; one whose fate is not heard of expires.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class DueKeys(Protocol):
 class _Queue:
     """What the dispatcher knows of one queue with pulls or claims."""
 
-    __slots__ = ("claimed_count", "claims_count", "hidden", "is_seen_through", "pulls", "timer")
+    __slots__ = ("claimed_count", "claims_count", "hidden", "is_seen_through", "left", "left_timer", "pulls",
+                 "timer")  # fmt: skip
 
     def __init__(self) -> None:
         self.pulls: deque[Call] = deque()
@@ -65,10 +68,17 @@ class _Queue:
         # A look has passed over all that is hidden, for nothing: it would again, until the state or the timer moves on.
         self.is_seen_through = False
         self.timer: asyncio.TimerHandle | None = None
+        self.left: list[kv_pb2.QueueMessage] = []  # claimed for pulls that are answered by now
+        self.left_timer: asyncio.TimerHandle | None = None
 
     @property
     def is_idle(self) -> bool:
-        return not self.pulls and not self.claims_count and not self.hidden
+        return not (self.pulls or self.claims_count or self.hidden or self.left)
+
+    @property
+    def wanted_count(self) -> int:
+        """Messages that the pulls want beyond what is claimed for them."""
+        return sum(map(_wanted, self.pulls)) - self.claimed_count - len(self.left)
 
     @property
     def hidden_count(self) -> int:
@@ -144,7 +154,10 @@ class Dispatcher:
         queue = self._queues.setdefault(queue_id, _Queue())
         queue.pulls.append(call)
         self._pulls_count += 1
-        self._look(queue_id)
+        if queue.left:
+            asyncio.get_running_loop().call_soon(self._deal_left, queue_id)  # whoever asks is not answered within that
+        else:
+            self._look(queue_id)
 
     def applied(self, index: int, writes: Mapping[bytes, Row | None]) -> None:
         """A run of the log to that index was applied, and wrote these rows, messages that wait perhaps among them."""
@@ -181,7 +194,7 @@ class Dispatcher:
             queue = self._queues.get(queue_id)
             if queue is None:
                 continue
-            wanted = sum(map(_wanted, queue.pulls)) - queue.claimed_count
+            wanted = queue.wanted_count
             if wanted > 0:
                 return self._claim(queue_id, queue, min(wanted, limits.MAX_QUEUE_TOUCHED_COUNT))
         return None
@@ -251,6 +264,7 @@ class Dispatcher:
         for queue_id, queue in list(self._queues.items()):
             stranded.extend(queue.pulls)
             self._keep(queue, [])
+            self._release_left(queue_id)
             self._forget_if_idle(queue_id)
         if stranded:
             self._take_back(stranded, False)
@@ -258,8 +272,9 @@ class Dispatcher:
     def close(self) -> None:
         """The node stops."""
         for queue in self._queues.values():
-            if queue.timer is not None:
-                queue.timer.cancel()
+            for timer in (queue.timer, queue.left_timer):
+                if timer is not None:
+                    timer.cancel()
         self._queues.clear()
         self._hiding.clear()
         self._pulls_count = 0
@@ -294,7 +309,7 @@ class Dispatcher:
         if queue.timer is not None:
             queue.timer.cancel()
             queue.timer = None
-        if sum(map(_wanted, queue.pulls)) <= queue.claimed_count:
+        if queue.wanted_count <= 0:
             return
         database, name = queue_id
         # The first of the waiting ones are those that claims have taken.
@@ -347,12 +362,39 @@ class Dispatcher:
                 self._claim_failed(queue_id, queue, result.error)
             return
         messages = [message for outcome in result.write.results for message in outcome.messages]
-        left = messages if queue is None else self._deal(queue, messages)
-        if left:
-            self._release(queue_id[0], [message.lease for message in left])
+        if queue is None:
+            self._release(queue_id[0], [message.lease for message in messages])
+            return
+        self._leave_over(queue_id, queue, self._deal(queue, messages))
+        self._look(queue_id)
+        self._forget_if_idle(queue_id)
+
+    def _leave_over(self, queue_id: QueueId, queue: _Queue, messages: list[kv_pb2.QueueMessage]) -> None:
+        queue.left.extend(messages)
+        if queue.left and queue.left_timer is None:
+            delay_s = limits.QUEUE_LEFT_OVER_MS / 1_000
+            queue.left_timer = asyncio.get_running_loop().call_later(delay_s, self._release_left, queue_id)
+
+    def _take_left(self, queue: _Queue) -> list[kv_pb2.QueueMessage]:
+        if queue.left_timer is not None:
+            queue.left_timer.cancel()
+            queue.left_timer = None
+        left, queue.left = queue.left, []
+        return left
+
+    def _deal_left(self, queue_id: QueueId) -> None:
+        queue = self._queues.get(queue_id)
         if queue is not None:
+            self._leave_over(queue_id, queue, self._deal(queue, self._take_left(queue)))
             self._look(queue_id)
             self._forget_if_idle(queue_id)
+
+    def _release_left(self, queue_id: QueueId) -> None:
+        """Nobody has asked for it."""
+        left = self._take_left(self._queues[queue_id])
+        if left:
+            self._release(queue_id[0], [message.lease for message in left])
+        self._forget_if_idle(queue_id)
 
     def _claim_failed(self, queue_id: QueueId, queue: _Queue, error: kv_pb2.Error) -> None:
         """Pulls whose leader is another now go back; for any other failure each is told of it."""

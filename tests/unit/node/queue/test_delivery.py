@@ -15,6 +15,7 @@ from kvnode.node.ports import Origin
 from kvnode.node.queue.consumer import Consumer
 from kvnode.node.queue.dispatcher import Dispatcher
 from kvnode.proto.kv.internal.v1 import peer_pb2
+from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from kvnode.proto.kv.v1 import kv_pb2
 from kvnode.raft.messages import MessageKind
 from tests.simulation.cluster import Server
@@ -211,6 +212,73 @@ async def test_pulls_that_come_together_share_one_look_past_what_claims_have_tak
             each.leave()
     await trio.everywhere()
     assert rows_of_queues(trio, leader) == []
+
+
+async def two_claims_for_one_pull(trio: Trio) -> tuple[Server, Listener]:
+    """At a follower; the second comes back when the first has answered the pull, and before the next one is there."""
+    leader, one, _ = await trio.leader_and_followers()
+    listener = Listener(trio, one, credit=10)
+    await send(trio, leader, b"opens the node's session")
+    await until(lambda: len(listener.got) == 1, 5.0, "not delivered")
+    assert await listener.ack(listener.got[0]) is None
+    await until(lambda: trio.node(leader).queues.dispatcher.pulls_count == 1, 5.0, "no pull")
+    index = trio.node(leader).raft.last_index
+    trio.wire.holds = acknowledges_above(index)
+    for number in (1, 2):
+        trio.ask(leader, operation(enqueue(b"%d" % number)))
+        await until(lambda number=number: trio.node(leader).raft.last_index == index + number, 1)  # type: ignore[misc]
+    return leader, listener
+
+
+def queue_row(trio: Trio, server: Server) -> rows.QueueRow:
+    row = trio.node(server).state.get(keys.queue_key(1, keys.DEFAULT_QUEUE))
+    assert row is not None
+    return rows.QueueRow.FromString(row.value)
+
+
+@on_trio
+async def test_what_a_second_claim_brings_waits_for_the_next_pull(trio: Trio) -> None:
+    leader, listener = await two_claims_for_one_pull(trio)
+    trio.wire.release()
+    await until(lambda: len(listener.got) == 3, 1.0, "not delivered")
+    for message in listener.got[1:]:
+        assert await listener.ack(message) is None
+    await asyncio.sleep(2 * limits.QUEUE_LEFT_OVER_MS / 1_000)
+    await trio.everywhere()
+    assert queue_row(trio, leader).claimed_total == 3, "it was given back and claimed once more"
+    assert rows_of_queues(trio, leader) == []
+
+
+@on_trio
+async def test_what_nobody_asks_for_is_given_back(trio: Trio) -> None:
+    """Its consumer is gone, and another comes later."""
+    leader, listener = await two_claims_for_one_pull(trio)
+    dispatcher = trio.node(leader).queues.dispatcher
+    listener.consumer._ask = lambda: None  # type: ignore[method-assign]
+    trio.wire.release()
+    await until(lambda: any(queue.left for queue in dispatcher._queues.values()), 1.0, "nothing is left over")
+    began = asyncio.get_running_loop().time()
+    listener.leave()
+    await until(lambda: not dispatcher._queues, 2.0, "it is still left over")
+    took_ms = (asyncio.get_running_loop().time() - began) * 1_000
+    assert took_ms < limits.QUEUE_LEFT_OVER_MS + 100
+    await until(lambda: queue_row(trio, leader).waiting_count == 2, 2.0, "not given back")
+    other = Listener(trio, leader, credit=5)
+    await until(lambda: len(other.got) == 2, 1.0, "not delivered")
+
+
+@on_trio
+async def test_what_is_left_over_is_given_back_by_a_leader_that_leads_no_longer(trio: Trio) -> None:
+    leader, listener = await two_claims_for_one_pull(trio)
+    dispatcher = trio.node(leader).queues.dispatcher
+    listener.consumer._ask = lambda: None  # type: ignore[method-assign]
+    trio.wire.release()
+    await until(lambda: any(queue.left for queue in dispatcher._queues.values()), 1.0, "nothing is left over")
+    released: list[int] = []
+    dispatcher._release = lambda database, leases: released.append(len([*leases]))
+    dispatcher.lose_leadership()
+    assert released == [1] and not any(queue.left for queue in dispatcher._queues.values())
+    listener.leave()
 
 
 @on_trio

@@ -265,7 +265,6 @@ class Dispatcher:
             stranded.extend(queue.pulls)
             self._keep(queue, [])
             self._release_left(queue_id)
-            self._forget_if_idle(queue_id)
         if stranded:
             self._take_back(stranded, False)
 
@@ -390,7 +389,7 @@ class Dispatcher:
             self._forget_if_idle(queue_id)
 
     def _release_left(self, queue_id: QueueId) -> None:
-        """Nobody has asked for it."""
+        """Nobody has asked for it, or nobody will here."""
         left = self._take_left(self._queues[queue_id])
         if left:
             self._release(queue_id[0], [message.lease for message in left])

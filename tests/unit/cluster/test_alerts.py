@@ -13,7 +13,9 @@ import pytest
 RULES = Path(__file__).resolve().parents[3] / "cluster" / "prometheus" / "alerts.yml"
 LEADS = 'kvnode_role{role="leader",node="%s"}'
 
-pytestmark = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Debian's prometheus")
+pytestmark = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is missing: on Debian 'apt install prometheus'"
+)
 
 
 def fires(folder: Path, alert: str, series: Mapping[str, str], at: str = "1m") -> bool:

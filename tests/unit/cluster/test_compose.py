@@ -120,7 +120,7 @@ def test_grafana_and_prometheus_find_one_another() -> None:
     assert "./cluster/prometheus:/etc/prometheus:ro" in compose
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is missing: on Debian 'apt install prometheus'")
 def test_prometheus_takes_its_configuration() -> None:
     ran = subprocess.run(
         ["promtool", "check", "config", str(ROOT / "cluster/prometheus/prometheus.yml")],

@@ -80,6 +80,13 @@ async def send(trio: Trio, server: Server, *payloads: bytes, **more: object) -> 
     assert answer.status == SUCCESS
 
 
+async def pass_one(trio: Trio, leader: Server, listener: Listener) -> None:
+    """A first message, for which nodes open their own sessions."""
+    await send(trio, leader, b"first")
+    await until(lambda: len(listener.got) == 1, 5.0, "not delivered")
+    assert await listener.ack(listener.got[0]) is None
+
+
 def rows_of_queues(trio: Trio, server: Server) -> list[bytes]:
     """The keys of messages, due rows and leases on a node."""
     state = trio.node(server).state
@@ -106,9 +113,7 @@ async def test_a_message_reaches_a_consumer_on_any_node_and_an_ack_removes_it(tr
 async def test_a_message_for_which_somebody_waits_takes_one_entry_and_its_ack_another(trio: Trio) -> None:
     leader, _, _ = await trio.leader_and_followers()
     listener = Listener(trio, leader, credit=10)
-    await send(trio, leader, b"opens the node's session")
-    await until(lambda: len(listener.got) == 1, 5.0, "not delivered")
-    assert await listener.ack(listener.got[0]) is None
+    await pass_one(trio, leader, listener)
     before = trio.node(leader).raft.last_index
     await send(trio, leader, *[b"%d" % number for number in range(5)])
     await until(lambda: len(listener.got) == 6, 5.0, "not delivered")
@@ -131,9 +136,7 @@ async def test_a_message_is_delivered_when_its_claim_is_committed_though_not_yet
     leader, _, _ = await trio.leader_and_followers()
     node = trio.node(leader)
     listener = Listener(trio, leader, credit=10)
-    await send(trio, leader, b"opens the node's session")
-    await until(lambda: len(listener.got) == 1, 5.0, "not delivered")
-    assert await listener.ack(listener.got[0]) is None
+    await pass_one(trio, leader, listener)
     index = node.raft.last_index + 1
     trio.wire.holds = acknowledges_above(index)
     trio.ask(leader, operation(enqueue(b"x")))
@@ -218,9 +221,7 @@ async def two_claims_for_one_pull(trio: Trio) -> tuple[Server, Listener]:
     """At a follower; the second comes back when the first has answered the pull, and before the next one is there."""
     leader, one, _ = await trio.leader_and_followers()
     listener = Listener(trio, one, credit=10)
-    await send(trio, leader, b"opens the node's session")
-    await until(lambda: len(listener.got) == 1, 5.0, "not delivered")
-    assert await listener.ack(listener.got[0]) is None
+    await pass_one(trio, leader, listener)
     await until(lambda: trio.node(leader).queues.dispatcher.pulls_count == 1, 5.0, "no pull")
     index = trio.node(leader).raft.last_index
     trio.wire.holds = acknowledges_above(index)

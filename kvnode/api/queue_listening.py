@@ -22,6 +22,7 @@ from kvnode.api.ports import ServedNode
 from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest, KvError, Unavailable
 from kvnode.client.status import error_to_proto
+from kvnode.machine.queue.keys import ID_BYTES as LEASE_BYTES
 from kvnode.machine.queue.validate import validate_action, validate_pull
 from kvnode.node.queue.consumer import Consumer
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
@@ -33,7 +34,7 @@ def node_stopping() -> Unavailable:
 
 
 def validate_opening(opening: queue_pb2.ListenOpen) -> None:
-    """Raises InvalidRequest: BAD_QUEUE_NAME, BAD_LEASE_TIME, CONSUMER_NAME_TOO_LONG, TOO_MUCH_CREDIT."""
+    """Raises InvalidRequest: BAD_QUEUE_NAME, BAD_LEASE_TIME, CONSUMER_NAME_TOO_LONG, TOO_MUCH_CREDIT, BAD_LEASE."""
     validate_pull(
         kv_pb2.QueuePull(queue=opening.queue, max_count=1, consumer=opening.consumer, lease_ms=opening.lease_ms)
     )
@@ -41,6 +42,13 @@ def validate_opening(opening: queue_pb2.ListenOpen) -> None:
         raise InvalidRequest(
             "TOO_MUCH_CREDIT", f"A consumer holds at most {limits.MAX_CONSUMER_IN_FLIGHT_COUNT} messages."
         )
+    for at, lease in enumerate(opening.held):  # one that cannot be would take a place of the credit for ever
+        if len(lease) != LEASE_BYTES:
+            raise InvalidRequest(
+                "BAD_LEASE",
+                f"Lease {at} in `held` has {len(lease)} bytes: a lease is {LEASE_BYTES} bytes, as the message it came "
+                "with has it.",
+            )
 
 
 def actions_of(request: queue_pb2.ListenRequest) -> list[tuple[bytes, kv_pb2.QueueAction]]:

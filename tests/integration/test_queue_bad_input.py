@@ -106,6 +106,7 @@ BAD_FIRST = {
     "a lease of 1 ms": (opening(lease_ms=1), "BAD_LEASE_TIME"),
     "a consumer's name": (opening(consumer="x" * 101), "CONSUMER_NAME_TOO_LONG"),
     "too much held": (opening(held=[NO_LEASE] * 1_001), "TOO_MUCH_CREDIT"),
+    "a held lease of 3 bytes": (opening(held=[NO_LEASE, b"abc"]), "BAD_LEASE"),
 }
 BAD_LATER = {
     "opened twice": (opening(), "LISTEN_OPENED_TWICE"),

@@ -165,6 +165,13 @@ async def test_what_is_wrong_is_said_at_once(stage: Stage, request_: queue_pb2.L
     listening.close()
 
 
+@pytest.mark.parametrize("lease", [b"", b"abc", bytes(13)])
+async def test_a_held_lease_that_can_be_none_is_refused_in_the_opening(stage: Stage, lease: bytes) -> None:
+    with pytest.raises(InvalidRequest, match=f"`held`.* {len(lease)} bytes") as caught:
+        stage.open(held=[A, lease])
+    assert caught.value.code == "BAD_LEASE"
+
+
 async def test_why_it_ends(stage: Stage) -> None:
     refused = stage.open()
     responses = refused.responses()

@@ -201,7 +201,15 @@ class AtomicOperation:
 
         So what a handler writes happens once, however often the message is delivered. When the lease is lost, commit
         raises LEASE_LOST and nothing has happened.
+
+        Raises:
+            TypeError: it is no message: a lease alone would not tell its listener that a place is free.
         """
+        if not isinstance(message, QueueMessage):
+            raise TypeError(
+                "ack() takes the QueueMessage that kv.messages() gave, or kv.listen_queue() its handler, not "
+                f"{message!r:.200}"
+            )
         self.request.actions.add().ack.lease = message.lease
         self._acked.append(message)
         return self

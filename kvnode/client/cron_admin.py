@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kvnode.client import rpc
 from kvnode.client.atomic import message_of
+from kvnode.client.numbers import parse_flag
 from kvnode.client.queue_admin import Commit
 from kvnode.client.texts import CRON_NAME, sendable
 from kvnode.client.unary import UnaryCaller
@@ -58,8 +59,8 @@ class CronAdmin:
         made = kv_pb2.CronSet(
             name=_named(name),
             schedule=sendable("schedule", schedule, "BAD_CRON_SCHEDULE"),
-            allow_overlap=allow_overlap,
-            must_be_new=must_be_new,
+            allow_overlap=parse_flag("allow_overlap", allow_overlap),
+            must_be_new=parse_flag("must_be_new", must_be_new),
         )
         made.message.CopyFrom(message_of(value, queue, keys_if_undelivered, backoff_schedule))
         response = await self._act(kv_pb2.QueueAction(cron_set=made))

@@ -407,10 +407,10 @@ class Kv:
             concurrency: how many messages may be held at a time, 1,000 at most.
             lease_ms: 1,000 to 600,000: when this process is no longer heard of, its messages are delivered to others
                 after so long; 0 = 10,000.
-            consumer: a name for people to read.
+            consumer: a name for people to read, of 100 bytes at most.
 
         Raises:
-            InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME, BAD_QUEUE_NAME, BAD_TEXT.
+            InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME, BAD_QUEUE_NAME, BAD_TEXT, CONSUMER_NAME_TOO_LONG.
             Unavailable: CLIENT_CLOSED, after close().
         """
         self._require_open()

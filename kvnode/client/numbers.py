@@ -51,15 +51,22 @@ def parse_backoff_ms(interval: float) -> int:
 
 
 def parse_lease_ms(lease_ms: float) -> int:
-    """What a listener asks for; the node judges how long. Raises InvalidRequest: BAD_LEASE_TIME."""
-    return _required(
-        lease_ms,
-        0,
-        _MAX_UINT32,
-        "BAD_LEASE_TIME",
-        f"lease_ms is {lease_ms!r}: give {limits.MIN_QUEUE_LEASE_MS} to {limits.MAX_QUEUE_LEASE_MS} ms, or 0 for "
-        f"{limits.DEFAULT_QUEUE_LEASE_MS}.",
-    )
+    """How long the leases of a listener last, 0 = the default. Raises InvalidRequest: BAD_LEASE_TIME."""
+    found = whole_number(lease_ms, 0, limits.MAX_QUEUE_LEASE_MS)
+    if found is None or 0 < found < limits.MIN_QUEUE_LEASE_MS:
+        raise InvalidRequest(
+            "BAD_LEASE_TIME",
+            f"lease_ms is {lease_ms!r}: give {limits.MIN_QUEUE_LEASE_MS} to {limits.MAX_QUEUE_LEASE_MS} ms, or 0 for "
+            f"{limits.DEFAULT_QUEUE_LEASE_MS}.",
+        )
+    return found
+
+
+def parse_concurrency(concurrency: float) -> int:
+    """How many messages a listener may hold. Raises InvalidRequest: BAD_CONCURRENCY."""
+    most = limits.MAX_CONSUMER_IN_FLIGHT_COUNT
+    refusal = f"concurrency is {concurrency!r}: give 1 to {most}, how many messages may be held at a time."
+    return _required(concurrency, 1, most, "BAD_CONCURRENCY", refusal)
 
 
 def parse_count(name: str, count: float, least: int, most: int) -> int:
@@ -72,6 +79,13 @@ def parse_push_limit(name: str, value: float) -> int:
     return _required(
         value, 0, _MAX_UINT32, "BAD_PUSH_LIMIT", f"{name} is {value!r}: give a number within its bounds, or 0."
     )
+
+
+def parse_flag(name: str, value: object) -> bool:
+    """The argument called `name`. Raises TypeError: to Python "false" is true, as every text is."""
+    if isinstance(value, int):
+        return bool(value)
+    raise TypeError(f"{name} is {value!r}: give True or False")
 
 
 def _required(value: float, least: int, most: int, code: str, refusal: str) -> int:

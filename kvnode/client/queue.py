@@ -22,13 +22,13 @@ from typing import Literal
 import grpc
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest, KvError, OutcomeUnknown
+from kvnode.base.errors import KvError, OutcomeUnknown
 from kvnode.client.endpoints import Endpoints
 from kvnode.client.listen_stream import listen_until_refused
-from kvnode.client.numbers import parse_delay_ms, parse_lease_ms, whole_number
+from kvnode.client.numbers import parse_concurrency, parse_delay_ms, parse_lease_ms
 from kvnode.client.selection import CallMetadata
 from kvnode.client.status import error_from_proto
-from kvnode.client.texts import QUEUE_NAME, sendable
+from kvnode.client.texts import consumer_name, listened_queue
 from kvnode.codec.values import decode_value
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
@@ -147,7 +147,7 @@ class QueueListener(AsyncIterator[QueueMessage]):
         credentials, metadata, fail_fast, random: as for the client.
 
     Raises:
-        InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME, BAD_QUEUE_NAME, BAD_TEXT.
+        InvalidRequest: BAD_CONCURRENCY, BAD_LEASE_TIME, BAD_QUEUE_NAME, BAD_TEXT, CONSUMER_NAME_TOO_LONG.
     """
 
     def __init__(
@@ -163,18 +163,13 @@ class QueueListener(AsyncIterator[QueueMessage]):
         fail_fast: bool = False,
         random: Random | None = None,
     ) -> None:
-        places = whole_number(concurrency, 1, limits.MAX_CONSUMER_IN_FLIGHT_COUNT)
-        if places is None:
-            raise InvalidRequest(
-                "BAD_CONCURRENCY",
-                f"A listener holds 1 to {limits.MAX_CONSUMER_IN_FLIGHT_COUNT} messages at a time, not {concurrency!r}.",
-            )
+        # All of it here, where the mistake is: the node would say so only when the first message is asked for.
+        self.concurrency = parse_concurrency(concurrency)
         lease_ms = parse_lease_ms(lease_ms)
         self._open = queue_pb2.ListenOpen(
-            queue=sendable("queue", queue, QUEUE_NAME), lease_ms=lease_ms, consumer=sendable("consumer", consumer)
+            queue=listened_queue(queue), lease_ms=lease_ms, consumer=consumer_name(consumer)
         )
         self._lease_s = (lease_ms or limits.DEFAULT_QUEUE_LEASE_MS) / 1000
-        self.concurrency = places
         self._credentials = credentials
         self._metadata = metadata
         self._endpoints = Endpoints(addresses, random or Random(), fail_fast=fail_fast)

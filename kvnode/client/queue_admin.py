@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.client import rpc
-from kvnode.client.numbers import parse_count, parse_push_limit
-from kvnode.client.texts import QUEUE_NAME, sendable
+from kvnode.client.numbers import parse_count, parse_flag, parse_push_limit
+from kvnode.client.texts import QUEUE_NAME, dead_letter_id, sendable
 from kvnode.client.unary import UnaryCaller
 from kvnode.machine.queue.keys import DEFAULT_QUEUE
 from kvnode.machine.queue.push import encode_secret
@@ -51,7 +51,9 @@ class QueueAdmin:
     ) -> list[queue_pb2.DeadLetter]:
         """What was given up, the oldest first, up to 100; `after`: those behind the one with that id."""
         count = parse_count("count", count, 1, limits.MAX_PEEK_COUNT)
-        request = queue_pb2.DeadLettersRequest(queue=_named(queue), max_count=count, after=after)
+        request = queue_pb2.DeadLettersRequest(
+            queue=_named(queue), max_count=count, after=dead_letter_id("after", after)
+        )
         return list((await self._unary.call(rpc.DEAD_LETTERS, request, self._timeout_ms)).dead_letters)
 
     async def requeue(self, queue: str = "", dead_letter: bytes = b"") -> int:
@@ -61,10 +63,10 @@ class QueueAdmin:
         to handle meanwhile, of these too, stays a dead letter.
 
         Raises:
-            KvError: DEAD_LETTER_NOT_FOUND. QUEUE_FULL: there was no room for all; as many as fit were requeued. What
-                fails behind the first step has `not_applied` False and says how many were requeued.
+            KvError: DEAD_LETTER_NOT_FOUND, BAD_DEAD_LETTER_ID. QUEUE_FULL: there was no room for all; as many as fit
+                were requeued. What fails behind the first step has `not_applied` False and says how many were requeued.
         """
-        if dead_letter:
+        if dead_letter_id("dead_letter", dead_letter):
             action = kv_pb2.QueueRequeue(queue=_named(queue), dead_letter=dead_letter)
             return await self._act(kv_pb2.QueueAction(requeue=action))
         dead_count = sum(status.dead_count for status in await self.status(queue or DEFAULT_QUEUE))
@@ -80,7 +82,8 @@ class QueueAdmin:
         It goes in steps; what is enqueued meanwhile may be deleted too. What consumers hold stays. What fails behind
         the first step has `not_applied` False and says how many were deleted.
         """
-        if dead_letter:
+        dead_letters = parse_flag("dead_letters", dead_letters)
+        if dead_letter_id("dead_letter", dead_letter):
             action = kv_pb2.QueuePurge(queue=_named(queue), dead_letter=dead_letter)
             return await self._act(kv_pb2.QueueAction(purge=action))
 

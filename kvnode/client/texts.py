@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from kvnode.base import limits
 from kvnode.base.errors import InvalidRequest
+from kvnode.machine.queue.keys import ID_BYTES
+from kvnode.machine.queue.validate import validate_queue_name
 
 QUEUE_NAME = "BAD_QUEUE_NAME"
 CRON_NAME = "BAD_CRON_NAME"
@@ -31,3 +34,32 @@ def sendable(argument: str, text: str, code: str = "BAD_TEXT") -> str:
             "carry. Was a text cut in two, or is it not UTF-8?",
         ) from None
     return text
+
+
+def listened_queue(queue: str) -> str:
+    """The name of a queue that is listened to, empty for the default one. Raises InvalidRequest: BAD_QUEUE_NAME."""
+    validate_queue_name(sendable("queue", queue, QUEUE_NAME))
+    return queue
+
+
+def consumer_name(consumer: str) -> str:
+    """What a listener calls itself. Raises InvalidRequest: BAD_TEXT, CONSUMER_NAME_TOO_LONG."""
+    size_bytes = len(sendable("consumer", consumer).encode())
+    if size_bytes > limits.MAX_QUEUE_CONSUMER_BYTES:
+        raise InvalidRequest(
+            "CONSUMER_NAME_TOO_LONG",
+            f"consumer is {consumer!r:.200}, of {size_bytes} bytes: a name has at most "
+            f"{limits.MAX_QUEUE_CONSUMER_BYTES}.",
+        )
+    return consumer
+
+
+def dead_letter_id(argument: str, given: bytes) -> bytes:
+    """The id of a dead letter, or the b"" that stands for none. Raises InvalidRequest: BAD_DEAD_LETTER_ID."""
+    if isinstance(given, bytes) and len(given) in (0, ID_BYTES):
+        return given
+    raise InvalidRequest(
+        "BAD_DEAD_LETTER_ID",
+        f"{argument} is {given!r:.200}: give the {ID_BYTES} bytes that are the `id` of a dead letter "
+        "(kv.queues.dead_letters); of the digits that people see, bytes.fromhex.",
+    )

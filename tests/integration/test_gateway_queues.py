@@ -170,7 +170,8 @@ async def test_listen_over_grpc_at_a_gateway(nodes: LocalCluster, gateway: Gatew
         found = await looking.call(rpc.QUEUE_LIST, queue_pb2.QueueListRequest(), 5_000)
         assert {each.queue: each.acknowledged_total for each in found.queues}["grpc"] == 100
         await looking.close()
-        wrong = QueueListener([gateway.grpc_address], queue="grpc", lease_ms=5)
+        wrong = QueueListener([gateway.grpc_address], queue="grpc")
+        wrong._open.lease_ms = 5  # which the listener itself would refuse
         with pytest.raises(KvError) as caught:
             await anext(wrong)
         assert caught.value.code == "BAD_LEASE_TIME"

@@ -119,6 +119,84 @@ async def test_numbers_that_an_administrator_gives(number: int) -> None:
             assert (refused.value.code, repr(number) in refused.value.message) == ("BAD_COUNT", True)
 
 
+LISTENER_SLIPS = [
+    ("lease_ms", 999, "1000", "BAD_LEASE_TIME"),
+    ("lease_ms", 600_001, "600000", "BAD_LEASE_TIME"),
+    ("lease_ms", -1, "1000", "BAD_LEASE_TIME"),
+    ("lease_ms", "5", "1000", "BAD_LEASE_TIME"),
+    ("concurrency", 0, "1000", "BAD_CONCURRENCY"),
+    ("concurrency", 1_001, "1000", "BAD_CONCURRENCY"),
+    ("queue", "no name", "100", "BAD_QUEUE_NAME"),
+    ("queue", "q" * 101, "100", "BAD_QUEUE_NAME"),
+    ("queue", 7, "str", "BAD_QUEUE_NAME"),
+    ("consumer", "ü" * 51, "100", "CONSUMER_NAME_TOO_LONG"),
+    ("consumer", b"c", "str", "BAD_TEXT"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "limit", "code"), LISTENER_SLIPS)
+async def test_a_listener_that_no_node_would_serve_is_refused_at_the_call(
+    name: str, value: object, limit: str, code: str
+) -> None:
+    """Not at the first iteration, which may be far from the mistake: nothing is listening at the endpoint here."""
+    async with open_kv("127.0.0.1:1") as kv:
+        for call in (
+            lambda: as_coroutine(lambda: kv.messages(**{name: value})),  # type: ignore[arg-type]
+            lambda: kv.listen_queue(print, **{name: value}),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(InvalidRequest) as refused:
+                await asyncio.wait_for(call(), 1)
+            text = refused.value.message
+            assert (refused.value.code, name in text, repr(value) in text, limit in text) == (code, True, True, True)
+
+
+async def test_the_bounds_themselves_are_taken() -> None:
+    async with open_kv("127.0.0.1:1") as kv:
+        for lease_ms in (0, 1_000, 600_000):
+            kv.messages("q" * 100, lease_ms=lease_ms, concurrency=1_000, consumer="c" * 100)
+
+
+@pytest.mark.parametrize("wrong", [b"x" * 12, "00" * 12, None, 7, object()], ids=repr)
+async def test_an_ack_of_what_is_no_message_says_what_to_pass(wrong: object) -> None:
+    async with open_kv("127.0.0.1:1") as kv:
+        with pytest.raises(TypeError, match=r"ack\(\) takes the QueueMessage .*messages.*, not ") as refused:
+            kv.atomic().ack(wrong)  # type: ignore[arg-type]
+        assert repr(wrong)[:20] in str(refused.value)
+
+
+@pytest.mark.parametrize("wrong", ["00" * 12, b"x", 7, None, [], "", bytes(13)], ids=repr)
+async def test_what_is_no_dead_letter_is_named_and_does_not_stand_for_all_of_them(wrong: object) -> None:
+    async with open_kv("127.0.0.1:1") as kv:
+        for name, call in (
+            ("dead_letter", kv.queues.requeue("mail", wrong)),  # type: ignore[arg-type]
+            ("dead_letter", kv.queues.purge("mail", dead_letter=wrong)),  # type: ignore[arg-type]
+            ("after", kv.queues.dead_letters("mail", after=wrong)),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(InvalidRequest, match=f"^{name} is .*12 bytes") as refused:
+                await call
+            assert (refused.value.code, repr(wrong) in refused.value.message) == ("BAD_DEAD_LETTER_ID", True)
+
+
+@pytest.mark.parametrize("wrong", ["false", None, 0.5], ids=repr)
+async def test_a_flag_that_is_none_is_named(wrong: object) -> None:
+    async with open_kv("127.0.0.1:1") as kv:
+        for name, call in (
+            ("dead_letters", lambda: kv.queues.purge("mail", dead_letters=wrong)),  # type: ignore[arg-type]
+            ("allow_overlap", lambda: kv.crons.set("c", "* * * * *", allow_overlap=wrong)),  # type: ignore[arg-type]
+            ("must_be_new", lambda: kv.crons.set("c", "* * * * *", must_be_new=wrong)),  # type: ignore[arg-type]
+        ):
+            with pytest.raises(TypeError, match=f"{name} is {wrong!r}: give True or False"):
+                await call()
+
+
+@pytest.mark.parametrize("wrong", [5, 5.0, "100", b"1"], ids=repr)
+async def test_a_schedule_that_is_no_list_is_named(wrong: object) -> None:
+    async with open_kv("127.0.0.1:1") as kv:
+        with pytest.raises(InvalidRequest, match="backoff_schedule is") as refused:
+            await kv.enqueue(1, backoff_schedule=wrong)  # type: ignore[arg-type]
+        assert (refused.value.code, repr(wrong) in refused.value.message) == ("BAD_BACKOFF_SCHEDULE", True)
+
+
 def list_of(kv: Kv, name: str, value: object) -> None:
     kv.list(prefix=("a",), **{name: value})  # type: ignore[arg-type]
 

@@ -33,7 +33,14 @@ class KvError(Exception):
 
 
 class InvalidRequest(KvError):
-    """The request itself is wrong; sending it again cannot help."""
+    """The request itself is wrong; sending it again cannot help, but for QueueFull."""
+
+
+class QueueFull(InvalidRequest):
+    """The queue holds as many undelivered messages as it may; when consumers have made room the same may succeed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("QUEUE_FULL", message)
 
 
 class NotLeader(KvError):

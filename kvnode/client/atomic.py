@@ -218,7 +218,7 @@ class AtomicOperation:
         """Apply all or nothing, exactly once.
 
         Raises:
-            InvalidRequest: something in it is wrong; nothing was applied.
+            InvalidRequest: something in it is wrong; nothing was applied. QueueFull: an enqueue found no room.
             DeadlineExceeded, Unavailable: nothing was applied.
             OutcomeUnknown: it was sent and not confirmed in time: it may or may not have been applied.
         """

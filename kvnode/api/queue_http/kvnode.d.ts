@@ -142,7 +142,10 @@ export class KvnodeError extends Error {
   readonly code: string;
   /** Of HTTP; 0 when it came otherwise. */
   readonly status: number;
-  /** Whether the same may succeed later. */
+  /**
+   * Whether the same may succeed when it is sent again a moment later. After a QUEUE_FULL it is false, and the same may
+   * succeed all the same: when consumers have made room.
+   */
   readonly retry: boolean;
 }
 

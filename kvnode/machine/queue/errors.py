@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvnode.base import limits
-from kvnode.base.errors import InvalidRequest
+from kvnode.base.errors import InvalidRequest, QueueFull
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 
 
@@ -16,12 +16,11 @@ def lease_lost(lease_id: bytes) -> InvalidRequest:
     )
 
 
-def queue_full(name: str, bound: int) -> InvalidRequest:
+def queue_full(name: str, bound: int) -> QueueFull:
     """The queue holds as many undelivered messages as it may."""
-    return InvalidRequest(
-        "QUEUE_FULL",
+    return QueueFull(
         f"The queue '{name}' is full: it takes at most {bound} undelivered messages, and nothing was enqueued. Add "
-        "consumers, or raise the bound (`kvnode queue configure --max-messages`).",
+        "consumers, or raise the bound (`kvnode queue configure --max-messages`); the same may be sent again later.",
     )
 
 

@@ -4,17 +4,21 @@ import grpc
 import grpc.aio
 import pytest
 
+from kvnode.api.grpc_status import status_of
 from kvnode.base.errors import (
     DeadlineExceeded,
     InvalidRequest,
     KvError,
     NotLeader,
     OutcomeUnknown,
+    QueueFull,
     TooStale,
     Unavailable,
     VersionstampLost,
 )
+from kvnode.cli.exits import Exit, exit_of
 from kvnode.client.status import ERROR_METADATA_KEY, error_from_proto, error_from_rpc, error_to_proto, is_retryable
+from kvnode.machine.queue.errors import queue_full
 from kvnode.proto.kv.v1 import kv_pb2
 
 
@@ -22,6 +26,7 @@ from kvnode.proto.kv.v1 import kv_pb2
     "error",
     [
         InvalidRequest("KEY_TOO_LARGE", "too large"),
+        QueueFull("full"),
         NotLeader(),
         Unavailable("no leader", code="OVERLOADED"),
         OutcomeUnknown("lost"),
@@ -36,6 +41,16 @@ def test_an_error_survives_the_wire(error: KvError) -> None:
     assert type(back) is type(error)
     assert (back.code, back.message, back.phase, back.endpoint) == (error.code, error.message, error.phase, "n1")
     assert back.not_applied == error.not_applied
+
+
+def test_a_full_queue_is_an_error_of_its_own_and_still_what_it_was() -> None:
+    """A retry can help once consumers have made room; no client sends it again by itself."""
+    full = error_from_proto(error_to_proto(queue_full("mail", 7), "n1"))
+    assert isinstance(full, QueueFull) and isinstance(full, InvalidRequest)
+    assert (full.code, full.not_applied, is_retryable(full)) == ("QUEUE_FULL", True, False)
+    assert "may be sent again later" in full.message
+    assert status_of(full) is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert exit_of(full) is Exit.USAGE
 
 
 def rpc_error(status: grpc.StatusCode, details: str, *metadata: tuple[str, bytes]) -> grpc.aio.AioRpcError:

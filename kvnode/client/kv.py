@@ -348,15 +348,16 @@ class Kv:
         while True:
             page = kv_pb2.ReadRange(start=start, end=end, limit=limits.MAX_READ_ENTRIES_COUNT, keys_only=True)
             found = (await self._read([page], "strong", None, None, timeout_ms)).ranges[0].entries
-            if not found:
+            if not found and deleted_count:
                 return deleted_count
             is_last = len(found) < limits.MAX_READ_ENTRIES_COUNT
-            page_end = found[-1].key + b"\x00"
+            # Where there is nothing it is a write all the same: whoever may not write is to be told so.
+            page_end = (found[-1].key if found else start) + b"\x00"
             request = kv_pb2.AtomicWriteRequest()
             request.mutations.add(type=kv_pb2.MUTATION_TYPE_DELETE_RANGE, key=start, end_key=page_end)
             await self._commit(request, timeout_ms)
             deleted_count += len(found)
-            if progress is not None:
+            if found and progress is not None:
                 progress(deleted_count)
             if is_last:
                 return deleted_count

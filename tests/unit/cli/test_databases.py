@@ -60,6 +60,8 @@ async def test_the_life_of_a_token() -> None:
         assert "reports" in listed.out and f"...{secret[-4:]}" in listed.out and secret not in listed.out
         denied = await cli("set", '["a"]', "1", "--database", "orders", KVNODE_TOKEN=secret)
         assert (denied.status, "TOKEN_READ_ONLY" in denied.err) == (8, True)
+        empty = await cli("delete", "--prefix", '["nothing"]', "--database", "orders", KVNODE_TOKEN=secret)
+        assert (empty.status, empty.out, "TOKEN_READ_ONLY" in empty.err) == (8, "", True)
         read = await cli("get", '["a"]', "--token", secret, KVNODE_DATABASE="orders")
         assert read.status == 6, "the key does not exist"
         (shown,) = [each for each in [(await cli("token", "list", "-o", "json")).json] if each["label"] == "reports"]

@@ -177,6 +177,15 @@ async def test_count_and_delete_by_prefix(kv: Kv, monkeypatch: pytest.MonkeyPatc
     assert await kv.count(prefix=("r",)) == 0
 
 
+async def test_a_prefix_without_keys_is_deleted_by_one_write(kv: Kv, server: FakeServer) -> None:
+    """It is for the node to say whether the caller may write, also where there is nothing to delete."""
+    await kv.set(("e",), "the prefix itself")
+    before = server.store.applied_count
+    assert await kv.delete_prefix(("e",)) == 0
+    assert server.store.applied_count == before + 1
+    assert (await kv.get(("e",))).value == "the prefix itself"
+
+
 async def test_a_client_that_only_reads_opens_no_session(kv: Kv, server: FakeServer) -> None:
     await kv.get(("a",))
     await kv.get(("a",), consistency="eventual")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,7 @@ IdOption = Annotated[
     str | None,
     typer.Option("--id", metavar="ID", help="This dead letter alone, by its own id, which is not its message's."),
 ]
+DeadCountOption = Annotated[int, typer.Option("--count", "-n", metavar="N", min=0, help="How many at most; 0 = all.")]
 CountOption = Annotated[int, typer.Option("--count", "-n", metavar="N", min=1, max=100, help="How many, up to 100.")]
 
 
@@ -223,7 +225,10 @@ def peek(
 @queue_app.command("dead-letters")
 def dead_letters(
     queue: QueueArgument = DEFAULT_QUEUE,
-    count: CountOption = 10,
+    count: DeadCountOption = 10,
+    cursor: Annotated[
+        str, typer.Option("--cursor", metavar="ID", help="Go on behind the dead letter where an earlier call stopped.")
+    ] = "",
     endpoints: EndpointsOption = DEFAULT_ENDPOINTS,
     timeout: TimeoutOption = DEFAULT_TIMEOUT,  # type: ignore[assignment]
     output: OutputOption = None,
@@ -231,30 +236,57 @@ def dead_letters(
     """Print the messages that were given up, the oldest first. Exit status 6 when the queue has never been used.
 
     A dead letter has an id of its own, for --id of `requeue` and `purge`; the message's id is the one that consumers
-    and receivers of pushes knew.
+    and receivers of pushes knew. When there are more, the last line on standard error names the cursor to go on with.
 
-    Example:
+    Examples:
 
       kvnode queue dead-letters mail
+
+      kvnode queue dead-letters mail -n 0 -o json
     """
 
-    async def act(queues: QueueAdmin) -> list[queue_pb2.DeadLetter]:
-        await _existing(queues, queue)
-        return await queues.dead_letters(queue, count)
+    async def act(queues: QueueAdmin) -> None:
+        after = _dead_letter_cursor(cursor)
+        dead_count = (await _existing(queues, queue)).dead_count
+        rows: list[dict[str, Any]] = []
+        shown_count = 0
+        more = False
+        page_count = min(count + 1, limits.MAX_PEEK_COUNT) if count else limits.MAX_PEEK_COUNT  # one tells of more
+        async for dead in queues.each_dead_letter(queue, after=after, batch_size=page_count):
+            more = 0 < count == shown_count
+            if more:
+                break
+            shown_count += 1
+            after = dead.id
+            row = _dead_letter_json(dead)
+            print_json(row) if output is Output.JSON else rows.append(row)
+        if output is not Output.JSON:
+            _print_messages(rows, ("id", "message_id"), "died_at_ms", output)
+        if more:
+            reached = f"limit of {count} reached, of the {dead_count} dead letters"
+            print(f"{reached}; go on with --cursor {after.hex()}, or see all with -n 0", file=sys.stderr)
 
-    found = _run(endpoints, timeout, output, act)
-    rows = [
-        {
-            "id": dead.id.hex(),
-            "message_id": dead.message_id.hex(),
-            "value": payload_json(dead.payload),
-            "died_at_ms": dead.died_at_ms,
-            "deliveries": dead.deliveries_count,
-            **tick_json(dead),
-        }
-        for dead in found
-    ]
-    _print_messages(rows, ("id", "message_id"), "died_at_ms", output)
+    _run(endpoints, timeout, output, act)
+
+
+def _dead_letter_json(dead: queue_pb2.DeadLetter) -> dict[str, Any]:
+    return {
+        "id": dead.id.hex(),
+        "message_id": dead.message_id.hex(),
+        "value": payload_json(dead.payload),
+        "died_at_ms": dead.died_at_ms,
+        "deliveries": dead.deliveries_count,
+        **tick_json(dead),
+    }
+
+
+def _dead_letter_cursor(text: str) -> bytes:
+    """The dead letter that --cursor names; empty = from the beginning. Raises InvalidRequest: BAD_CURSOR."""
+    if text and not _ID.fullmatch(text):
+        raise InvalidRequest(
+            "BAD_CURSOR", f"'{text}' is no cursor: give the one that `queue dead-letters` named, 24 hexadecimal digits"
+        )
+    return bytes.fromhex(text)
 
 
 @queue_app.command("requeue")

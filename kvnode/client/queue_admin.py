@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from kvnode.base import limits
 from kvnode.base.errors import KvError
@@ -49,12 +49,30 @@ class QueueAdmin:
     async def dead_letters(
         self, queue: str = "", count: int = limits.MAX_PEEK_COUNT, after: bytes = b""
     ) -> list[queue_pb2.DeadLetter]:
-        """What was given up, the oldest first, up to 100; `after`: those behind the one with that id."""
+        """What was given up, the oldest first, up to 100; `after`: those behind the one with that id. For all of them
+        see each_dead_letter."""
         count = parse_count("count", count, 1, limits.MAX_PEEK_COUNT)
         request = queue_pb2.DeadLettersRequest(
             queue=_named(queue), max_count=count, after=dead_letter_id("after", after)
         )
         return list((await self._unary.call(rpc.DEAD_LETTERS, request, self._timeout_ms)).dead_letters)
+
+    async def each_dead_letter(
+        self, queue: str = "", *, after: bytes = b"", batch_size: int = limits.MAX_PEEK_COUNT
+    ) -> AsyncGenerator[queue_pb2.DeadLetter, None]:
+        """What was given up, the oldest first, to the last one; `after`: those behind the one with that id.
+
+        They are asked for as they are wanted, `batch_size` at a time, 1 to 100: what is given up, requeued or purged
+        meanwhile is seen or not.
+        """
+        batch_size = parse_count("batch_size", batch_size, 1, limits.MAX_PEEK_COUNT)
+        while True:
+            page = await self.dead_letters(queue, batch_size, after)
+            for dead in page:
+                yield dead
+            if len(page) < batch_size:
+                return
+            after = page[-1].id
 
     async def requeue(self, queue: str = "", dead_letter: bytes = b"") -> int:
         """Make dead letters messages again, with a fresh schedule: one, or all; returns how many.

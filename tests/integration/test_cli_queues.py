@@ -112,6 +112,41 @@ async def test_a_dead_letter_says_which_message_it_was(cli: Cli, kv: Kv) -> None
     assert (await cli("queue", "requeue", "known", "--id", shown["id"])).out == "OK 1 requeued\n"
 
 
+async def fail_many(kv: Kv, queue: str, count: int) -> None:
+    """Take as many messages and let them fail."""
+    async with kv.messages(queue, concurrency=count) as messages:
+        async with asyncio.timeout(20):
+            await asyncio.gather(*[(await anext(messages)).nack() for _ in range(count)])
+
+
+async def test_dead_letters_are_paged_to_the_last(cli: Cli, kv: Kv) -> None:
+    await asyncio.gather(*(kv.enqueue(number, queue="paged", backoff_schedule=[]) for number in range(205)))
+    await fail_many(kv, "paged", 205)
+    first = await cli("queue", "dead-letters", "paged", "-n", "150", "-o", "json")
+    shown = [json.loads(line) for line in first.out.splitlines()]
+    assert (first.status, len(shown)) == (0, 150)
+    assert f"of the 205 dead letters; go on with --cursor {shown[-1]['id']}" in first.err
+    rest = await cli("queue", "dead-letters", "paged", "-n", "55", "--cursor", shown[-1]["id"], "-o", "json")
+    shown += [json.loads(line) for line in rest.out.splitlines()]
+    assert sorted(row["value"] for row in shown) == list(range(205))
+    assert rest.err == "", "these were the last"
+    everything = await cli("queue", "dead-letters", "paged", "-n", "0", "-o", "json")
+    assert ([json.loads(line) for line in everything.out.splitlines()], everything.err) == (shown, "")
+    table = await cli("queue", "dead-letters", "paged")
+    assert (table.out.count("\n") > 10, "--cursor" in table.err) == (True, True)
+    # What was shown last can be taken alone, and the others all together.
+    last = shown[-1]["id"]
+    assert (await cli("queue", "requeue", "paged", "--id", last)).out == "OK 1 requeued\n"
+    assert (await cli("queue", "purge", "paged", "--id", shown[-2]["id"])).out == "OK 1 deleted\n"
+    gone = await cli("queue", "dead-letters", "paged", "--cursor", shown[-2]["id"])
+    assert (gone.status, gone.out.count(last)) == (0, 0), "a cursor whose dead letter is gone is one all the same"
+    assert (await cli("queue", "requeue", "paged")).out == "OK 203 requeued\n"
+    wrong = await cli("queue", "dead-letters", "paged", "--cursor", "abc")
+    assert (wrong.status, "BAD_CURSOR" in wrong.err, "'abc'" in wrong.err) == (2, True, True)
+    await fail_many(kv, "paged", 204)
+    assert (await cli("queue", "purge", "paged", "--dead-letters")).out == "OK 204 deleted\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -66,6 +66,32 @@ async def test_what_fails_behind_a_step_says_what_was_done(method: str) -> None:
     assert refused.value.message.startswith("150 were ")
 
 
+class DeadLetters:
+    """As a node answers: so many at most, behind the one that is named."""
+
+    def __init__(self, count: int) -> None:
+        self.ids = [number.to_bytes(12, "big") for number in range(1, count + 1)]
+        self.asked: list[tuple[int, bytes]] = []
+
+    async def call(
+        self, _method: object, request: queue_pb2.DeadLettersRequest, _timeout_ms: int
+    ) -> queue_pb2.DeadLettersResponse:
+        self.asked.append((request.max_count, request.after))
+        found = [dead_id for dead_id in self.ids if dead_id > request.after][: request.max_count]
+        return queue_pb2.DeadLettersResponse(dead_letters=[queue_pb2.DeadLetter(id=dead_id) for dead_id in found])
+
+
+@pytest.mark.parametrize("count", [0, 1, 99, 100, 101, 205])
+async def test_each_dead_letter_comes_once_in_pages(count: int) -> None:
+    node = DeadLetters(count)
+    queues = QueueAdmin(node, None, 1_000)  # type: ignore[arg-type]  # all that it calls
+    assert [dead.id async for dead in queues.each_dead_letter("mail")] == node.ids
+    assert len(node.asked) == count // 100 + 1, "a page that is not full is the last"
+    behind = node.ids[: count // 2]
+    after = behind[-1] if behind else b""
+    assert [dead.id async for dead in queues.each_dead_letter("mail", after=after)] == node.ids[len(behind) :]
+
+
 async def test_what_fails_in_the_first_step_has_done_nothing() -> None:
     queue = Queue(250)
     queue.answers = [queue_full("mail", 150)]

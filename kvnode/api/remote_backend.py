@@ -102,9 +102,15 @@ class RemoteBackend:
         """See Backend. There is no state here that could be read."""
         raise refused
 
-    async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
+    async def write(
+        self,
+        request: kv_pb2.AtomicWriteRequest,
+        timeout_ms: int = limits.CONNECT_HOLD_TIMEOUT_MS,
+        *,
+        database: int,
+    ) -> kv_pb2.AtomicWriteResponse:
         """One atomic write, held and settled. Raises KvError."""
-        return (await self._call(request, database)).write
+        return (await self._call(request, database, timeout_ms)).write
 
     async def settle(
         self, request: kv_pb2.AtomicWriteRequest, timeout_ms: int = 0, *, database: int, settle: bool = True
@@ -155,10 +161,13 @@ class RemoteBackend:
             task.add_done_callback(self._leaving.pop)
 
     async def _call(
-        self, request: kv_pb2.ReadRequest | kv_pb2.AtomicWriteRequest, database: int
+        self,
+        request: kv_pb2.ReadRequest | kv_pb2.AtomicWriteRequest,
+        database: int,
+        timeout_ms: int = limits.CONNECT_HOLD_TIMEOUT_MS,
     ) -> kv_pb2.OperationResult:
         session = self._free_session(database)
-        return await session.call(request, limits.CONNECT_HOLD_TIMEOUT_MS, settle=True)
+        return await session.call(request, timeout_ms, settle=True)
 
     def _free_session(self, database: int) -> Session:
         session, load = self._session(database), self._load

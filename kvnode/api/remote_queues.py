@@ -7,6 +7,7 @@ import asyncio
 from kvnode.api.auth.gate import Gate, Permit
 from kvnode.api.remote_backend import RemoteBackend
 from kvnode.api.remote_listening import RemoteListening
+from kvnode.base import limits
 from kvnode.node.queue.settler import Settler
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
@@ -28,9 +29,15 @@ class RemoteQueues:
         """Settles over the gateway's own sessions, so that an ack is sent again until its outcome is known."""
         return self._settler
 
-    async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
+    async def write(
+        self,
+        request: kv_pb2.AtomicWriteRequest,
+        timeout_ms: int = limits.CONNECT_HOLD_TIMEOUT_MS,
+        *,
+        database: int,
+    ) -> kv_pb2.AtomicWriteResponse:
         """One atomic write, held and settled. Raises KvError."""
-        return await self._backend.write(request, database=database)
+        return await self._backend.write(request, timeout_ms, database=database)
 
     async def listen(
         self, permit: Permit, gate: Gate, opening: queue_pb2.ListenOpen, stopping: asyncio.Future[None]

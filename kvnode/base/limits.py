@@ -258,6 +258,7 @@ HTTP_READ_AHEAD_BYTES = 65_536  # of a body that its handler has not asked for y
 HTTP_SEND_TIMEOUT_MS = 60_000  # without the client reading any of its answer
 HTTP_LINGER_MS = 2_000  # what still comes in after an early answer is thrown away for so long
 CONNECT_HOLD_TIMEOUT_MS = 30_000  # a request of KV Connect waits so long for a leader; then 503
+ENQUEUE_GRACE_MS = 1_000  # beyond what the client of an enqueue over HTTP allows, its outcome is looked for so long
 GATEWAY_LEARN_TIMEOUT_MS = 5_000  # a gateway waits so long for news of the directory before it refuses
 TROUBLE_REMINDER_MS = 60_000  # between two lines of a gateway's log about one outage
 SESSION_LEAVE_INTERVAL_MS = 1_000  # at which a gateway looks whether the session of a deleted database is answered

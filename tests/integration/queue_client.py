@@ -71,10 +71,12 @@ class QueueClient:
 
     def __init__(self, port: int, queue: str = "work", database: str = "default", token: str = TOKEN) -> None:
         self.port, self.path, self.token = port, f"/queues/{database}/{queue}", token
+        self.timeout_ms = 0  # what it says that it waits; 0 = nothing
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.token}"} if self.token else {}
+        deadline = {"x-kvnode-timeout-ms": str(self.timeout_ms)} if self.timeout_ms else {}
+        return deadline | ({"authorization": f"Bearer {self.token}"} if self.token else {})
 
     async def post(self, method: str, body: object, *, path: str = "") -> tuple[int, dict[str, Any]]:
         """One request."""

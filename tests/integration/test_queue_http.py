@@ -110,6 +110,29 @@ async def test_extending_keeps_a_message_and_silence_loses_it(nodes: LocalCluste
     assert payload((await listener.messages(1))[0]) == b"y"
 
 
+async def test_without_a_leader_an_enqueue_is_refused_in_the_time_that_its_client_has(nodes: LocalCluster) -> None:
+    """Before that leaves, and sends it again elsewhere: what it left behind would be enqueued when a leader comes."""
+    leader = await asyncio.to_thread(nodes.wait_leader)
+    left, *_ = (at for at, name in enumerate(nodes.nodes) if name != leader)
+    (other,) = (name for at, name in enumerate(nodes.nodes) if name != leader and at != left)
+    await client(nodes, left).enqueue(b"before")
+    for name in (leader, other):
+        await asyncio.to_thread(nodes.kill, name)
+    patient = client(nodes, left)
+    patient.timeout_ms = 1_500
+    for _ in range(2):  # the first may be on its way to the dead leader still
+        began = asyncio.get_running_loop().time()
+        status, answer = await patient.post("messages", {"messages": [{"payload": "aGk=", "encoding": "bytes"}]})
+        took = asyncio.get_running_loop().time() - began
+        assert status in (503, 504) and answer["retry"] is True, answer
+        assert took < 3.5
+    assert (status, answer["code"]) == (503, "DEADLINE_EXCEEDED")  # it was not applied
+    assert "leader" in answer["message"]
+    for name in (leader, other):
+        await asyncio.to_thread(nodes.restart, name)
+    assert (await status_of(nodes)).enqueued_total <= 2  # of the one whose outcome was not known, perhaps
+
+
 async def test_a_nack_to_the_end_of_the_schedule_makes_a_dead_letter(nodes: LocalCluster) -> None:
     one = client(nodes)
     listener = await one.listen(credit=1)

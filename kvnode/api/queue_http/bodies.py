@@ -20,6 +20,8 @@ ENCODINGS = {
     "le64": kv_pb2.VALUE_ENCODING_LE64,
     "bytes": kv_pb2.VALUE_ENCODING_BYTES,
 }
+TIMEOUT_HEADER = "x-kvnode-timeout-ms"
+_MAX_TIMEOUT_DIGITS_COUNT = 15  # int() itself refuses some thousands of them
 _MAX_COUNT = limits.MAX_CONSUMER_IN_FLIGHT_COUNT
 _MAX_DELAY_MS = (1 << 63) - 1  # that the field holds: validate.py says what is wrong with less
 _MAX_INTERVAL_MS = (1 << 32) - 1
@@ -82,6 +84,23 @@ def parse_settle(queue: str, body: bytes) -> Settle:
     if not 0 < count <= _MAX_COUNT:
         raise InvalidRequest("BAD_COUNT", f"{count} leases are named: give 1 to {_MAX_COUNT}.")
     return Settle(actions, extensions, lease_ms, leaving)
+
+
+def parse_timeout_ms(header: str) -> int | None:
+    """How long the client waits, in milliseconds, the node's own bound at most; None without the header.
+
+    Raises:
+        InvalidRequest: BAD_TIMEOUT.
+    """
+    if not header:
+        return None
+    is_number = header.isascii() and header.isdecimal() and len(header) <= _MAX_TIMEOUT_DIGITS_COUNT
+    if not is_number or not int(header):
+        raise InvalidRequest(
+            "BAD_TIMEOUT",
+            f"{TIMEOUT_HEADER} is {header!r:.60}: give 1 to {limits.CONNECT_HOLD_TIMEOUT_MS} milliseconds.",
+        )
+    return min(int(header), limits.CONNECT_HOLD_TIMEOUT_MS)
 
 
 def parse_enqueue(queue: str, body: bytes) -> kv_pb2.AtomicWriteRequest:

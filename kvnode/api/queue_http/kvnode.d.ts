@@ -89,7 +89,9 @@ export function connect(url: string | URL | (string | URL)[], options?: Omit<Tar
 
 /**
  * Put a message into a queue. It is there when this resolves. After a lost connection it is sent again, and may then be
- * in the queue twice. Rejects with a KvnodeError when the cluster refuses, or an option is wrong.
+ * in the queue twice. While no node answers, or none finds a leader, it goes on trying for a minute: a node is given 8
+ * seconds to find one and 10 to answer. Rejects with a KvnodeError when the cluster refuses, or has not taken it by then,
+ * or an option is wrong.
  *
  * @param kv what `connect` gave; a `Deno.Kv` or null means `url`, or where this module came from
  */

@@ -26,7 +26,8 @@ const SILENCE_MS = 15_000; // a node pings every 5 s
 const OPEN_TIMEOUT_MS = 5_000;
 const REQUEST_TIMEOUT_MS = 10_000;
 const MIN_REQUEST_TIMEOUT_MS = 1_000;
-const ENQUEUE_TIMEOUT_MS = 60_000; // for all attempts
+const HOLD_TIMEOUT_MS = 8_000; // a node that has no leader for an enqueue is to say so before it is given up
+const ENQUEUE_TIMEOUT_MS = 60_000; // for all attempts; none begins later
 const CLOSE_TIMEOUT_MS = 5_000; // for what handlers have decided before
 const BACKOFF_MS = 50;
 const MAX_BACKOFF_MS = 1_000;
@@ -273,10 +274,10 @@ function checkedToken(token) {
 
 // Requests.
 
-function request(target, url, queue, method, body, signal) {
+function request(target, url, queue, method, body, signal, headers = {}) {
   return fetch(`${url}/queues/${encodeURIComponent(target.database)}/${encodeURIComponent(queue)}/${method}`, {
     method: "POST",
-    headers: { authorization: `Bearer ${target.token}`, "content-type": "application/json" },
+    headers: { authorization: `Bearer ${target.token}`, "content-type": "application/json", ...headers },
     body: JSON.stringify(body),
     signal,
   });
@@ -342,11 +343,12 @@ export async function enqueue(kv, value, options = {}) {
   message.backoff_schedule = schedule?.map((each) => whole(each, "each number of backoffSchedule"));
   const queue = queueName(options.queue);
   const until = Date.now() + ENQUEUE_TIMEOUT_MS;
+  const headers = { "x-kvnode-timeout-ms": String(HOLD_TIMEOUT_MS) };
   for (let attempt = 0;; attempt++) {
     const url = target.urls[attempt % target.urls.length];
     const signal = AbortSignal.any([AbortSignal.timeout(REQUEST_TIMEOUT_MS), ...target.signals]);
     try {
-      const response = await request(target, url, queue, "messages", { messages: [message] }, signal);
+      const response = await request(target, url, queue, "messages", { messages: [message] }, signal, headers);
       const { versionstamp, ids } = await answerOf(response);
       return { ok: true, versionstamp, id: ids[0] };
     } catch (error) {

@@ -27,9 +27,15 @@ class NodeQueues:
         """The node's: what comes over HTTP gathers with what comes over gRPC."""
         return self._node.queues.settler
 
-    async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
+    async def write(
+        self,
+        request: kv_pb2.AtomicWriteRequest,
+        timeout_ms: int = limits.CONNECT_HOLD_TIMEOUT_MS,
+        *,
+        database: int,
+    ) -> kv_pb2.AtomicWriteResponse:
         """One atomic write under the node's own session, by which it is settled. Raises KvError."""
-        return await self._node.write(request, limits.CONNECT_HOLD_TIMEOUT_MS, database=database, settle=True)
+        return await self._node.write(request, timeout_ms, database=database, settle=True)
 
     async def listen(
         self, permit: Permit, gate: Gate, opening: queue_pb2.ListenOpen, stopping: asyncio.Future[None]

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from kvnode.api.auth.gate import Gate, Permit
+from kvnode.base import limits
 from kvnode.node.queue.settler import Settler
 from kvnode.proto.kv.v1 import kv_pb2, queue_pb2
 
@@ -39,8 +40,14 @@ class QueueBackend(Protocol):
     def settler(self) -> Settler:
         """Settles leases."""
 
-    async def write(self, request: kv_pb2.AtomicWriteRequest, *, database: int) -> kv_pb2.AtomicWriteResponse:
-        """One atomic write, held and settled. Raises KvError."""
+    async def write(
+        self,
+        request: kv_pb2.AtomicWriteRequest,
+        timeout_ms: int = limits.CONNECT_HOLD_TIMEOUT_MS,
+        *,
+        database: int,
+    ) -> kv_pb2.AtomicWriteResponse:
+        """One atomic write, held for so long while there is no leader, and settled. Raises KvError."""
 
     async def listen(
         self, permit: Permit, gate: Gate, opening: queue_pb2.ListenOpen, stopping: asyncio.Future[None]

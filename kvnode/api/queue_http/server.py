@@ -23,21 +23,28 @@ from kvnode.api.connect.metrics import ConnectStats
 from kvnode.api.http import HttpError, Request, Response, Stream
 from kvnode.api.queue_http import lines
 from kvnode.api.queue_http.answers import answered, http_refusal, refusal
-from kvnode.api.queue_http.bodies import Settle, parse_enqueue, parse_listen, parse_settle
+from kvnode.api.queue_http.bodies import (
+    TIMEOUT_HEADER,
+    Settle,
+    parse_enqueue,
+    parse_listen,
+    parse_settle,
+    parse_timeout_ms,
+)
 from kvnode.api.queue_http.listener import Leases, Listener
 from kvnode.api.queue_http.module import MODULE_PATH, TYPES_PATH, Module
 from kvnode.api.queue_http.ports import QueueBackend
 from kvnode.api.queue_listening import node_stopping
 from kvnode.base import limits
 from kvnode.base.clock import Clock
-from kvnode.base.errors import InvalidRequest, KvError, Unavailable
+from kvnode.base.errors import InvalidRequest, KvError, OutcomeUnknown, Unavailable
 from kvnode.proto.kv.v1 import kv_pb2
 
 _PREFIX = "/queues/"
 _POLL_S = 0.01
 _KINDS = {"messages": "enqueue", "listen": "listen", "settle": "settle"}
 
-_Answer = Callable[[Permit, str, bytes], Awaitable[Response | Stream]]
+_Answer = Callable[[Request, Permit, str, bytes], Awaitable[Response | Stream]]
 
 
 class QueueHttp:
@@ -124,15 +131,24 @@ class QueueHttp:
         permit.use(int(declared) if declared.isdecimal() else max_bytes, write=True)
         body = await request.body(max_bytes)
         self._stats.received(kind, len(body))
-        return await answer(permit, unquote(queue), body)
+        return await answer(request, permit, unquote(queue), body)
 
-    async def _enqueue(self, permit: Permit, queue: str, body: bytes) -> Response:
+    async def _enqueue(self, request: Request, permit: Permit, queue: str, body: bytes) -> Response:
+        timeout_ms = parse_timeout_ms(request.header(TIMEOUT_HEADER))
         write = parse_enqueue(queue, body)
-        response = await self._backend.write(write, database=permit.database)
+        if timeout_ms is None:
+            response = await self._backend.write(write, database=permit.database)
+        else:
+            try:
+                async with asyncio.timeout((timeout_ms + limits.ENQUEUE_GRACE_MS) / 1_000):
+                    response = await self._backend.write(write, timeout_ms, database=permit.database)
+            except TimeoutError:
+                late = f"what came of it is not known within the {timeout_ms} ms that its client gives it"
+                raise OutcomeUnknown(late) from None
         stamp = response.versionstamp.hex()
         return answered({"versionstamp": stamp, "ids": [f"{stamp}{at:04x}" for at in range(len(write.enqueues))]})
 
-    async def _listen(self, permit: Permit, queue: str, body: bytes) -> Stream:
+    async def _listen(self, _request: Request, permit: Permit, queue: str, body: bytes) -> Stream:
         """The first line is made before the answer begins, so that a refusal is one."""
         wanted = parse_listen(queue, body)
         stream = await self._backend.listen(permit, self._gate, wanted.opening, self._stopping)
@@ -162,7 +178,7 @@ class QueueHttp:
             self._stats.listeners -= 1
             await chunks.aclose()
 
-    async def _settle(self, permit: Permit, queue: str, body: bytes) -> Response:
+    async def _settle(self, _request: Request, permit: Permit, queue: str, body: bytes) -> Response:
         settle = parse_settle(queue, body)
         count = len(settle.actions) + len(settle.extensions)
         if self._settling_count + count > limits.MAX_SETTLING_LEASES_COUNT:

@@ -22,7 +22,10 @@ export interface EnqueueOptions extends Target {
   keysIfUndelivered?: KeyPart[][];
   /** Milliseconds after each failure, at most 10 of an hour; without it 100, 1000, 5000, 30000, 60000. */
   backoffSchedule?: number[];
-  /** Gives up when it is aborted. */
+  /**
+   * Gives up when it is aborted, and rejects with its reason, as `fetch` does. The message may be in the queue all the
+   * same.
+   */
   signal?: AbortSignal;
 }
 
@@ -91,7 +94,7 @@ export function connect(url: string | URL | (string | URL)[], options?: Omit<Tar
  * Put a message into a queue. It is there when this resolves. After a lost connection it is sent again, and may then be
  * in the queue twice. While no node answers, or none finds a leader, it goes on trying for a minute: a node is given 8
  * seconds to find one and 10 to answer. Rejects with a KvnodeError when the cluster refuses, or has not taken it by then,
- * or an option is wrong.
+ * or an option is wrong; with the reason of `signal` when that is aborted.
  *
  * @param kv what `connect` gave; a `Deno.Kv` or null means `url`, or where this module came from
  */

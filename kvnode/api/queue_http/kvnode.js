@@ -332,7 +332,7 @@ function sleep(ms, signal) {
  * @param {{queue?: string, delay?: number, keysIfUndelivered?: unknown[][], backoffSchedule?: number[],
  *   url?: string | string[], token?: string, database?: string, signal?: AbortSignal}} [options]
  * @returns {Promise<{ok: true, versionstamp: string, id: string}>} rejects with a KvnodeError when the cluster
- *   refuses, or an option is wrong
+ *   refuses, or has not taken it for a minute, or an option is wrong; with the reason of `signal` when that is aborted
  */
 export async function enqueue(kv, value, options = {}) {
   const target = resolved(kv, options);
@@ -344,24 +344,30 @@ export async function enqueue(kv, value, options = {}) {
   const queue = queueName(options.queue);
   const until = Date.now() + ENQUEUE_TIMEOUT_MS;
   const headers = { "x-kvnode-timeout-ms": String(HOLD_TIMEOUT_MS) };
+  const leaving = AbortSignal.any(target.signals);
   for (let attempt = 0;; attempt++) {
     const url = target.urls[attempt % target.urls.length];
-    const signal = AbortSignal.any([AbortSignal.timeout(REQUEST_TIMEOUT_MS), ...target.signals]);
+    const signal = AbortSignal.any([AbortSignal.timeout(REQUEST_TIMEOUT_MS), leaving]);
     try {
       const response = await request(target, url, queue, "messages", { messages: [message] }, signal, headers);
       const { versionstamp, ids } = await answerOf(response);
       return { ok: true, versionstamp, id: ids[0] };
     } catch (error) {
-      const aborted = target.signals.some((each) => each.aborted);
-      if (aborted || !isRetryable(error) || Date.now() > until) throw explained(error, target.urls);
+      if (!isRetryable(error)) throw error;
+      leaving.throwIfAborted();
+      if (Date.now() > until) throw explained(error, target.urls);
     }
-    await sleep(backoff(attempt / target.urls.length));
+    await sleep(backoff(attempt / target.urls.length), leaving);
+    leaving.throwIfAborted();
   }
 }
 
+/** What a caller is told of the last failure; undefined = none has been heard of. */
 function explained(error, urls) {
-  if (error instanceof KvnodeError || error?.name === "AbortError") return error;
-  return new KvnodeError("UNAVAILABLE", `no node answers at ${urls.join(", ")}`, { retry: true, cause: error });
+  if (error instanceof KvnodeError) return error;
+  const why = error?.cause?.code ?? error?.cause?.message ?? error?.message; // that of fetch itself says "fetch failed"
+  const message = `no node answers at ${urls.join(", ")}${why ? ` (${why})` : ""}`;
+  return new KvnodeError("UNAVAILABLE", message, { retry: true, cause: error });
 }
 
 // Listening.

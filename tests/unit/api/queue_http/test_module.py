@@ -72,6 +72,63 @@ async def run(folder: Path, source: str) -> list[list[object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+async def test_an_enqueue_that_is_aborted_rejects_with_the_reason_as_fetch_does(tmp_path: Path) -> None:
+    said = await run(
+        tmp_path,
+        """
+        const silent = await serving(() => {});
+        const refusing = await serving((_request, response) => {
+          response.writeHead(503);
+          response.end('{"code":"UNAVAILABLE","message":"no leader","retry":true}');
+        });
+        const urls = { silent: silent.url, refusing: refusing.url, nowhere: (await nowhere()).url };
+        for (const [name, url] of Object.entries(urls)) {
+          const kv = connect(url, { token: "t" });
+          for (const reason of [new RangeError("mine"), "a text", undefined]) {
+            const aborting = new AbortController();
+            setTimeout(() => aborting.abort(reason), 300);
+            const found = await enqueue(kv, 1, { signal: aborting.signal }).catch((error) => error);
+            say(name, found === aborting.signal.reason, String(found?.name ?? found));
+          }
+          const late = await enqueue(kv, 1, { signal: AbortSignal.timeout(200) }).catch((error) => error);
+          say(name, late.name);
+          const before = await enqueue(kv, 1, { signal: AbortSignal.abort("before") }).catch((error) => error);
+          say(name, before);
+          setTimeout(() => kv.close(), 200);
+          say(name, (await kv.enqueue(1).catch((error) => error)).name);
+        }
+        """,
+    )
+    expected: list[list[object]] = []
+    for name in ("silent", "refusing", "nowhere"):
+        expected += [[name, True, "RangeError"], [name, True, "a text"], [name, True, "AbortError"]]
+        expected += [[name, "TimeoutError"], [name, "before"], [name, "AbortError"]]
+    assert said == expected
+
+
+async def test_a_refusal_is_a_refusal_although_the_caller_has_left(tmp_path: Path) -> None:
+    said = await run(
+        tmp_path,
+        """
+        const aborting = new AbortController();
+        const node = await serving((_request, response) => {
+          response.writeHead(409);
+          response.end('{"code":"QUEUE_FULL","message":"full","retry":false}');
+        });
+        const real = globalThis.fetch;
+        globalThis.fetch = async (...all) => {
+          const answer = await real(...all);
+          const text = await answer.text();
+          aborting.abort("too late");
+          return { ok: answer.ok, status: answer.status, text: async () => text };
+        };
+        const found = await enqueue(connect(node.url, { token: "t" }), 1, { signal: aborting.signal }).catch((e) => e);
+        say(found.code, found.status);
+        """,
+    )
+    assert said == [["QUEUE_FULL", 409]]
+
+
 async def test_an_enqueue_tells_the_node_when_to_answer_and_goes_on_at_the_next(tmp_path: Path) -> None:
     """A node that held it for longer than the module waits would enqueue it, and the next one once more."""
     said = await run(

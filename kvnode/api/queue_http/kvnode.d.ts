@@ -43,6 +43,15 @@ export interface ListenOptions extends Target {
   consumer?: string;
   /** Closes the listener when it is aborted: handlers that run are waited for. */
   signal?: AbortSignal;
+  /**
+   * Called once when no node has served the listener for 5 seconds, at the start or later. It goes on trying by itself;
+   * `error` says where, and why the last attempt failed: `UNAVAILABLE` when no node answers, otherwise what one said.
+   *
+   * Without this and `onReconnect` both are warnings on the console. What a callback throws is written there, too.
+   */
+  onDisconnect?: (error: KvnodeError) => unknown;
+  /** Called once when a node serves the listener again after `onDisconnect`. */
+  onReconnect?: () => unknown;
 }
 
 /** One delivery. */

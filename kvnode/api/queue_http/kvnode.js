@@ -9,7 +9,7 @@
  * before was under way. While a handler runs, the lease of its message is extended. When the answer breaks, the next
  * one, at whichever node answers, begins with the leases that are held; what was decided and not confirmed is sent
  * again. So a listener survives the loss of its node with its handlers running. A message whose lease is lost is
- * delivered again.
+ * delivered again. While no node answers it goes on trying; after some seconds it says so, once.
  *
  * @module
  */
@@ -28,6 +28,7 @@ const REQUEST_TIMEOUT_MS = 10_000;
 const MIN_REQUEST_TIMEOUT_MS = 1_000;
 const HOLD_TIMEOUT_MS = 8_000; // a node that has no leader for an enqueue is to say so before it is given up
 const ENQUEUE_TIMEOUT_MS = 60_000; // for all attempts; none begins later
+const DISCONNECTED_MS = 5_000; // without a node: then a listener says so, once
 const CLOSE_TIMEOUT_MS = 5_000; // for what handlers have decided before
 const BACKOFF_MS = 50;
 const MAX_BACKOFF_MS = 1_000;
@@ -169,6 +170,12 @@ function queueName(value) {
 function checkedHandler(value) {
   if (typeof value === "function") return value;
   throw new KvnodeError("BAD_HANDLER", `the handler is ${String(value)} and must be a function`);
+}
+
+/** A function that is called back; undefined when it is absent. */
+function checkedCallback(value, name) {
+  if (value === undefined || value === null || typeof value === "function") return value ?? undefined;
+  throw new KvnodeError("BAD_HANDLER", `${name} is ${String(value)} and must be a function`);
 }
 
 /** How many handlers may run at a time. With 0 the node would take the listener, and never send it anything. */
@@ -372,6 +379,76 @@ function explained(error, urls) {
 
 // Listening.
 
+/**
+ * Whether a listener has a node, for people: that it has had none for some seconds is said once, and once that it has
+ * one again; on the console, unless a callback is given.
+ */
+class Connectedness {
+  #queue;
+  #urls;
+  #onDisconnect;
+  #onReconnect;
+  #since; // there is no node
+  #error; // the last one since then
+  #timer;
+  #isSaid = false;
+
+  constructor(queue, urls, { onDisconnect, onReconnect }) {
+    this.#queue = queue;
+    this.#urls = urls;
+    this.#onDisconnect = checkedCallback(onDisconnect, "onDisconnect");
+    this.#onReconnect = checkedCallback(onReconnect, "onReconnect");
+  }
+
+  /** There is no node yet, or no more; called at each failure. */
+  lost(error) {
+    this.#error = error;
+    if (this.#since !== undefined) return;
+    this.#since = Date.now();
+    this.#timer = setTimeout(() => this.#sayLost(), DISCONNECTED_MS);
+  }
+
+  found(url) {
+    clearTimeout(this.#timer);
+    if (this.#isSaid) this.#sayFound(url);
+    this.#since = undefined;
+    this.#isSaid = false;
+  }
+
+  /** The listener is closed: nothing is said any more. */
+  close() {
+    clearTimeout(this.#timer);
+  }
+
+  #sayLost() {
+    this.#isSaid = true;
+    const { code, message, cause } = explained(this.#error, this.#urls);
+    const text = `the listener of queue '${this.#queue}' has had no node for ${this.#seconds()} s and goes on trying: `;
+    const plain = message.replace(` [${code}]`, "");
+    const error = new KvnodeError(code, text + plain, { retry: true, cause: cause ?? this.#error });
+    this.#tell(this.#onDisconnect, "onDisconnect", `kvnode: ${error.message}`, error);
+  }
+
+  #sayFound(url) {
+    const text = `kvnode: the listener of queue '${this.#queue}' listens again, at ${url}, after ${this.#seconds()} s`;
+    this.#tell(this.#onReconnect, "onReconnect", text);
+  }
+
+  #seconds() {
+    return Math.round((Date.now() - this.#since) / 1_000);
+  }
+
+  /** What a callback throws, at once or later, is no fault of the listener's, and does not end it. */
+  async #tell(callback, name, text, ...all) {
+    try {
+      if (callback) await callback(...all);
+      else if (!this.#onDisconnect && !this.#onReconnect) console.warn(text);
+    } catch (error) {
+      console.error(`kvnode: ${name} of the listener of queue '${this.#queue}' failed:`, error);
+    }
+  }
+}
+
 /** One delivery: what the handler gets beside the value. */
 class Delivery {
   #listener;
@@ -403,6 +480,7 @@ class Listener {
   #leaseMs;
   #consumer;
   #signal;
+  #connectedness;
   #held = new Map(); // lease -> whether it is lost; its handler runs
   #decided = new Map(); // lease -> ack, nack or unseen, not confirmed
   #extending = new Map(); // lease -> those who wait for an extension
@@ -422,6 +500,7 @@ class Listener {
     this.#leaseMs = whole(options.leaseMs, "leaseMs") || DEFAULT_LEASE_MS; // 0 stands for the default, as at a node
     this.#consumer = options.consumer;
     this.#signal = AbortSignal.any(target.signals);
+    this.#connectedness = new Connectedness(this.#queue, target.urls, options);
   }
 
   /** Resolves when it was closed and its handlers have ended. */
@@ -463,12 +542,26 @@ class Listener {
   // What comes.
 
   async #streams() {
+    this.#connectedness.lost(); // as yet
+    try {
+      await this.#streamAfterStream();
+    } finally {
+      this.#connectedness.close();
+    }
+  }
+
+  async #streamAfterStream() {
     for (let failures = 0; !this.#over && !this.#signal.aborted;) {
       const opened = Date.now();
       try {
-        await this.#listen(() => failures = 0);
+        await this.#listen(() => {
+          failures = 0;
+          this.#connectedness.found(this.#url);
+        });
+        this.#connectedness.lost();
       } catch (error) {
         if (this.#over) return;
+        this.#connectedness.lost(error);
         if (!isRetryable(error)) {
           this.#failure = error;
           this.#wake();
@@ -675,8 +768,10 @@ async function* linesOf(body) {
  * @param {object | null} kv as for enqueue
  * @param {(value: any, message: Delivery) => unknown} handler
  * @param {{queue?: string, concurrency?: number, leaseMs?: number, consumer?: string, url?: string | string[],
- *   token?: string, database?: string, signal?: AbortSignal}} [options] `concurrency` handlers run at a time (10);
- *   `leaseMs` is how long a message stays with a listener that is heard of no more (10,000); `signal` closes it
+ *   token?: string, database?: string, signal?: AbortSignal, onDisconnect?: (error: KvnodeError) => unknown,
+ *   onReconnect?: () => unknown}} [options] `concurrency` handlers run at a time (10); `leaseMs` is how long a message
+ *   stays with a listener that is heard of no more (10,000); `signal` closes it; `onDisconnect` is called once when it
+ *   has had no node for some seconds, `onReconnect` when it has one again, instead of a warning on the console
  * @returns {Promise<void>} when it was closed, and what ran has ended; rejects with a KvnodeError when the cluster
  *   refuses, or an option is wrong
  */

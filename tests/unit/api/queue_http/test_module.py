@@ -72,6 +72,90 @@ async def run(folder: Path, source: str) -> list[list[object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+async def test_a_listener_whose_nodes_do_not_answer_says_so_once_and_once_when_one_does(tmp_path: Path) -> None:
+    said = await run(
+        tmp_path,
+        """
+        const [one, other] = [await nowhere(), await nowhere()];
+        const kv = connect([one.url, other.url], { token: "t" });
+        const closing = new AbortController();
+        const { signal } = closing;
+        const listening = [
+          listenQueue(kv, () => {}, { queue: "mail", signal }),
+          listenQueue(kv, () => {}, {
+            queue: "told",
+            signal,
+            onDisconnect: (error) => {
+              say("onDisconnect", error.code, error.message, error.retry);
+              throw new Error("of the callback");
+            },
+            onReconnect: async () => say("onReconnect"),
+          }),
+        ];
+        await sleep(7500);
+        say("returns");
+        const back = await serving(listens, other.port);
+        await sleep(2500);
+        say("closes");
+        closing.abort();
+        await Promise.all(listening);
+        await back.close();
+        await sleep(6000); // nothing is said of a listener that was closed
+        """,
+    )
+    before, after = said[: said.index(["returns"])], said[said.index(["returns"]) + 1 :]
+    (warning,) = [each[1] for each in before if each[0] == "warn"]
+    (told,) = [each for each in before if each[0] == "onDisconnect"]
+    (failed,) = [each[1] for each in before if each[0] == "error"]
+    assert len(before) == 3, before
+    assert "queue 'mail'" in str(warning) and "5 s" in str(warning) and "ECONNREFUSED" in str(warning)
+    assert str(warning).count("http://127.0.0.1:") >= 2, "it names where it looked"
+    assert (told[1], "queue 'told'" in str(told[2]), told[3]) == ("UNAVAILABLE", True, True)
+    assert "onDisconnect" in str(failed) and "of the callback" in str(failed)
+    (again,) = [each[1] for each in after if each[0] == "warn"]
+    assert "queue 'mail'" in str(again) and "again" in str(again)
+    assert [each for each in after if each[0] != "warn"] == [["onReconnect"], ["closes"]]
+
+
+async def test_a_node_that_is_back_soon_is_not_worth_a_word(tmp_path: Path) -> None:
+    said = await run(
+        tmp_path,
+        """
+        let node = await serving(listens);
+        const closing = new AbortController();
+        const options = { onDisconnect: () => say("disconnected"), onReconnect: () => say("reconnected") };
+        const kv = connect(node.url, { token: "t" });
+        const quiet = listenQueue(kv, () => {}, { signal: closing.signal });
+        const listening = listenQueue(kv, () => {}, { ...options, signal: closing.signal });
+        for (let times = 0; times < 3; times++) {
+          await sleep(500);
+          await node.close();
+          await sleep(2000);
+          node = await serving(listens, node.port);
+        }
+        await sleep(1500);
+        closing.abort();
+        await Promise.all([listening, quiet]);
+        """,
+    )
+    assert said == []
+
+
+async def test_a_callback_that_is_none_is_refused(tmp_path: Path) -> None:
+    said = await run(
+        tmp_path,
+        """
+        const kv = connect("http://127.0.0.1:1", { token: "t" });
+        const outcome = (promise) => promise.then(() => say("done"), ({ code, message }) => say(code, message));
+        for (const name of ["onDisconnect", "onReconnect"]) {
+          await outcome(listenQueue(kv, () => {}, { [name]: 5, signal: AbortSignal.timeout(500) }));
+        }
+        """,
+    )
+    assert [each[0] for each in said] == ["BAD_HANDLER"] * 2
+    assert "onDisconnect is 5" in str(said[0][1]) and "onReconnect is 5" in str(said[1][1])
+
+
 async def test_an_enqueue_that_is_aborted_rejects_with_the_reason_as_fetch_does(tmp_path: Path) -> None:
     said = await run(
         tmp_path,

@@ -293,6 +293,7 @@ MAX_QUEUE_TIMER_MS = 60_000  # a timer for what is due later than this is set ag
 MAX_CONSUMER_IN_FLIGHT_COUNT = 1_000  # messages that one listener holds, and credit it has given
 CONSUMER_RETRY_MS = 100
 MAX_SETTLEMENTS_COUNT = 2  # writes of acks under way for one database; what comes meanwhile gathers for the next
+SETTLE_HOLD_MS = 8  # acks wait so long at most for others that may be about to come
 MAX_PEEK_COUNT = 100
 MAX_CRONS_COUNT = 1_000  # of one database
 MAX_CRON_NAME_BYTES = 64

@@ -89,16 +89,7 @@ class Operations:
             self._under_lease,
         )
         self.barriers = self._make_barriers(nudge)
-        self.queues = Queues(
-            settings.node_id,
-            state,
-            nudge,
-            self._submit_one,
-            write,
-            self.take_back,
-            timekeeper.next_ms,
-            monotonic_ms,
-        )
+        self.queues = self._make_queues(write, timekeeper, nudge)
         self.proposals = Proposals(
             raft,
             state,
@@ -111,6 +102,7 @@ class Operations:
             self.queues.dispatcher,
             directory.takes_write,
             promotion.gate,
+            self.queues.settler.ride,
         )
         self.gateway = Gateway(
             settings.node_id,
@@ -126,6 +118,20 @@ class Operations:
             lambda: removal.own,
         )
         self._open_to_callers(directory, ReadBatches(self.barriers, nudge))
+
+    def _make_queues(self, write: Write, timekeeper: Timekeeper, nudge: Callable[[], None]) -> Queues:
+        context = self._context
+        return Queues(
+            context.settings.node_id,
+            context.state,
+            nudge,
+            self._submit_one,
+            write,
+            self._begin_own,
+            self.take_back,
+            timekeeper.next_ms,
+            context.clock.monotonic_ms,
+        )
 
     def _make_barriers(self, nudge: Callable[[], None]) -> Barriers:
         context = self._context
@@ -197,6 +203,12 @@ class Operations:
 
     def _barriers_lost(self, items: list[Item]) -> None:
         self.gateway.take_back(apart(item.call for item in items), False)
+
+    def _begin_own(self, operation: kv_pb2.Operation, database: int, deliver: Deliver) -> bool:
+        if not self.own_session.is_open:
+            return False
+        self.own_session.begin(operation, database, deliver)
+        return True
 
     def _submit_one(self, operation: kv_pb2.Operation, origin: Origin, deliver: Deliver) -> None:
         self.intake.submit_one(operation, origin, deliver)

@@ -104,6 +104,7 @@ class Proposals:
         claims: of queues; made last in each entry, so that they see what it brings.
         takes_write: whether a database that is not the default one still takes this write.
         answers: where those go that say what is committed.
+        ride: an entry is about to be made: whoever has writes that waited for one adds them.
     """
 
     def __init__(
@@ -119,7 +120,9 @@ class Proposals:
         claims: Claims,
         takes_write: Callable[[int, kv_pb2.AtomicWriteRequest], bool] = lambda _database, _write: True,
         answers: Answers | None = None,
+        ride: Callable[[], None] = lambda: None,
     ) -> None:
+        self._ride = ride
         self._answers: Answers = DirectAnswers() if answers is None else answers
         self._takes_write = takes_write
         self._raft = raft
@@ -229,6 +232,8 @@ class Proposals:
         if self.is_holding:
             return False
         while (self._queue or tick or self._claims.has_claims or not self._resolver.settled) and self._has_room():
+            if self._resolver.settled and (self._queue or self._claims.has_claims):
+                self._ride()
             waited = len(self._queue)
             proposed = self._propose_batch(self._resolver, tick=tick)
             if self._queue and (proposed or len(self._queue) < waited):

@@ -166,6 +166,7 @@ class Consumer:
         self._credit -= len(messages)
         self._held.update(message.lease for message in messages)
         if messages:
+            self._settler.delivered(self._database, len(messages))
             self._deliver(messages)
         self._ask()
 

@@ -124,6 +124,7 @@ class Dispatcher:
         self._claimable: dict[QueueId, None] = {}  # that may have messages
         self._hiding: dict[QueueId, None] = {}  # with claims that the state does not show yet
         self._pulls_count = 0
+        self.claims_count = 0  # under way
 
     @property
     def pulls_count(self) -> int:
@@ -205,6 +206,7 @@ class Dispatcher:
         queue = self._queues[queue_id]
         if count:
             queue.claims_count += 1
+            self.claims_count += 1
             queue.claimed_count += count
             queue.hidden.append((index, count))
             self._hiding[queue_id] = None
@@ -353,6 +355,7 @@ class Dispatcher:
 
     def _claimed(self, queue_id: QueueId, count: int, result: kv_pb2.OperationResult) -> None:
         queue = self._queues.get(queue_id)
+        self.claims_count -= count > 0
         if queue is not None and count:
             queue.claims_count -= 1
             queue.claimed_count -= count

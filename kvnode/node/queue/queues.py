@@ -9,7 +9,7 @@ from kvnode.base.errors import KvError
 from kvnode.node.calls import Call
 from kvnode.node.queue.consumer import Consumer, Submit
 from kvnode.node.queue.dispatcher import Dispatcher, DueKeys
-from kvnode.node.queue.settler import Settler, Write
+from kvnode.node.queue.settler import Begin, Settler, Write
 from kvnode.proto.kv.v1 import kv_pb2
 
 _TOKEN_PART_BYTES = 8
@@ -28,7 +28,7 @@ class Queues:
         state: shows the applied state.
         wake: tells the driver that there is a claim to make.
         submit: routes an operation, wherever the leader is.
-        write: Node.write.
+        write, begin: for the settler.
         take_back: takes pulls that this node can no longer answer.
         log_time: what due times are judged by, now.
         monotonic_ms: for deadlines.
@@ -41,6 +41,7 @@ class Queues:
         wake: Callable[[], None],
         submit: Submit,
         write: Write,
+        begin: Begin,
         take_back: Callable[[list[Call], bool], None],
         log_time: Callable[[], int],
         monotonic_ms: Callable[[], float],
@@ -48,7 +49,7 @@ class Queues:
         self._node_token = node_token(node_id)
         self._listens_count = 0
         self._submit = submit
-        self.settler = Settler(write)
+        self.settler = Settler(write, begin, lambda: self.dispatcher.claims_count > 0)
         release = partial(self.settler.release, unseen=True)
         self.dispatcher = Dispatcher(state, wake, release, take_back, log_time, monotonic_ms)
         self._consumers: dict[Consumer, None] = {}  # in the order of their coming

@@ -34,6 +34,9 @@ class FakeQueues:
         self.settler = self
         self.consumers: list[Consumer] = []
 
+    def delivered(self, database, count):
+        pass
+
     def listen(self, database, opening, deliver, failed):
         queue, lease_ms, name = opening
         consumer = Consumer(

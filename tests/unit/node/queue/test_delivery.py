@@ -132,6 +132,30 @@ def acknowledges_above(index: int) -> Callable[[int, int, peer_pb2.PeerBatch], b
 
 
 @on_trio
+async def test_an_ack_goes_with_the_next_entry_and_waits_a_moment_for_one(trio: Trio) -> None:
+    leader, _, _ = await trio.leader_and_followers()
+    listener = Listener(trio, leader, credit=10)
+    await pass_one(trio, leader, listener)
+    await send(trio, leader, b"one", b"two")
+    await until(lambda: len(listener.got) == 3, 5.0, "not delivered")
+    node = trio.node(leader)
+    before = node.raft.last_index
+    ended: list[KvError | None] = []
+    action = kv_pb2.QueueAction(ack=kv_pb2.QueueAck(lease=listener.got[1].lease))
+    listener.run(listener.consumer.settle, listener.got[1].lease, action, ended.append)
+    await trio.put(leader, b"k")  # the handler of the other message is at work
+    assert ended == [None]
+    assert node.raft.last_index == before + 1
+
+    await send(trio, leader, b"three", b"four")
+    await until(lambda: len(listener.got) == 5, 5.0, "not delivered")
+    before, at = node.raft.last_index, asyncio.get_running_loop().time()
+    assert await listener.ack(listener.got[3]) is None
+    assert node.raft.last_index == before + 1
+    assert asyncio.get_running_loop().time() - at < limits.SETTLE_HOLD_MS / 1_000 + 0.1
+
+
+@on_trio
 async def test_a_message_is_delivered_when_its_claim_is_committed_though_not_yet_applied(trio: Trio) -> None:
     leader, _, _ = await trio.leader_and_followers()
     node = trio.node(leader)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launcher import ROOT, LocalCluster
+from tests.warm import WarmCommands
 
 KEY = '["k"]'
 COMMANDS: list[tuple[str, ...]] = [
@@ -64,20 +65,7 @@ REFUSED: list[tuple[tuple[str, ...], int]] = [
 ]
 
 
-def run(cluster: LocalCluster, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "KVNODE_ENDPOINTS": ",".join(cluster.addresses)}
-    return subprocess.run(
-        [sys.executable, "-m", "kvnode", *arguments, "-o", "json"],
-        input=stdin,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def objects(text: str) -> list[Any]:
+def objects(text: bytes) -> list[Any]:
     """One JSON object a line. Raises ValueError."""
     return [json.loads(line) for line in text.splitlines()]
 
@@ -85,21 +73,27 @@ def objects(text: str) -> list[Any]:
 async def test_every_command_prints_json(cluster: LocalCluster, tmp_path: Path) -> None:
     wrong: list[object] = []
     atomic = json.dumps({"mutations": [{"type": "sum", "key": ["n"], "value": 1}]})
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "KVNODE_ENDPOINTS": ",".join(cluster.addresses)}
     rows = tmp_path / "rows"
     commands = [(command, "") for command in COMMANDS]
     commands += [(("atomic",), atomic), (("export", str(rows)), ""), (("import", str(rows)), "")]
-    for command, stdin in commands:
-        ran = await asyncio.to_thread(run, cluster, *command, stdin=stdin)
-        try:
-            assert ran.returncode == 0 and (objects(ran.stdout) or command == ("queue", "dead-letters"))
-        except (AssertionError, ValueError):
-            wrong.append((command, ran))
-    for command, status in REFUSED:
-        ran = await asyncio.to_thread(run, cluster, *command)
-        try:
-            assert ran.returncode == status and objects(ran.stdout) + objects(ran.stderr)
-        except (AssertionError, ValueError):
-            wrong.append((command, ran))
+    with WarmCommands(environment) as warm:
+
+        async def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[bytes]:
+            return await asyncio.to_thread(warm.run, [*arguments, "-o", "json"], environment, stdin.encode())
+
+        for command, stdin in commands:
+            ran = await run(*command, stdin=stdin)
+            try:
+                assert ran.returncode == 0 and (objects(ran.stdout) or command == ("queue", "dead-letters"))
+            except (AssertionError, ValueError):
+                wrong.append((command, ran))
+        for command, status in REFUSED:
+            ran = await run(*command)
+            try:
+                assert ran.returncode == status and objects(ran.stdout) + objects(ran.stderr)
+            except (AssertionError, ValueError):
+                wrong.append((command, ran))
     assert not wrong, wrong
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.unit.client.fake_server import FakeServer
+from tests.warm import WarmCommands
 
 
 @dataclass
@@ -44,12 +47,21 @@ class Cli:
         return {**clean, "KVNODE_ENDPOINTS": self.endpoint, "COLUMNS": "200", "NO_COLOR": "1"}
 
     async def __call__(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
+        """Run it to its end, in a fork of an interpreter that has started already; see tests/warm.py."""
+        if any(name.startswith("PYTHON") for name in environment):
+            return await self.cold(*arguments, stdin=stdin, **environment)
+        variables = {**self.environment(), **environment}
+        done = await asyncio.to_thread(_warm_commands().run, arguments, variables, stdin.encode())
+        return _ran(done.returncode, done.stdout, done.stderr)
+
+    async def cold(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
+        """Run it to its end, in an interpreter of its own."""
         process = await self.start(*arguments, **environment)
         out, err = await process.communicate(stdin.encode())
-        assert b"Traceback" not in err
-        return Ran(process.returncode or 0, out.decode(errors="replace"), err.decode(), out)
+        return _ran(process.returncode or 0, out, err)
 
     async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
+        """Start it, in an interpreter of its own."""
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             # A suite that a shell runs in the background would hand it down as ignored.
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,6 +75,18 @@ class Cli:
             stderr=asyncio.subprocess.PIPE,
             env={**self.environment(), **environment},
         )
+
+
+def _ran(status: int, out: bytes, err: bytes) -> Ran:
+    assert b"Traceback" not in err
+    return Ran(status, out.decode(errors="replace"), err.decode(), out)
+
+
+@functools.cache
+def _warm_commands() -> WarmCommands:
+    warm = WarmCommands(Cli("").environment())
+    atexit.register(warm.close)
+    return warm
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+"""A command that is forked (tests/warm.py) does what one does whose interpreter starts for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin"),
+    [
+        (("get", '["none"]'), ""),
+        (("get", '["none"]', "-o", "json"), ""),
+        (("set", '["a"]', "--file", "-"), "no JSON"),
+        (("set", '["a"]'), ""),
+        (("set", "--help"), ""),
+        (("nothing",), ""),
+        (("list", "--endpoints", "127.0.0.1:1", "--timeout", "50ms"), ""),
+    ],
+)
+async def test_warm_and_cold_are_the_same(cli: Cli, arguments: tuple[str, ...], stdin: str) -> None:
+    warm, cold = await cli(*arguments, stdin=stdin), await cli.cold(*arguments, stdin=stdin)
+    assert warm == cold
+
+
+async def test_standard_input_variables_and_the_folder_reach_it(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (await cli("set", '["a"]', "--file", "-", stdin='"' + "x" * 60_000 + '"')).status == 0
+    assert (await cli("export", "rows")).status == 0
+    assert len((tmp_path / "rows").read_bytes()) > 60_000
+    assert (await cli("get", '["a"]', KVNODE_TIMEOUT="soon")).status == 2
+
+
+async def test_one_that_nobody_reads_from_and_that_reads_nothing_ends(cli: Cli) -> None:
+    assert (await cli("--version", stdin="x" * 1_000_000)).out.startswith("kvnode ")

@@ -78,26 +78,30 @@ def run_seed(seed: int, mutant: Callable[[], AbstractContextManager[object]] = n
         mutant: a planted bug, in force during the run.
     """
     result = Result(seed)
-    base = "/dev/shm" if Path("/dev/shm").is_dir() else None
     gc.disable()  # when the collector runs depends on more than the seed
     try:
-        with tempfile.TemporaryDirectory(prefix="kvnode-simulation-", dir=base) as directory, mutant():
-            scene = Scene(seed, Path(directory), result)
-            try:
-                bounds = bounds_in_force(scene.fails_over)
-                with scene.tuning.in_force(), scene.queues.in_force(), bounds, scene.promotion_in_force():
-                    simulated_loop.run(scene.play)
-            except Violation as violation:
-                result.checker, result.message = violation.checker, violation.message
-            except Hang as error:
-                result.checker, result.message = "hang", str(error)
-            except Livelock as error:
-                result.checker, result.message = "livelock", str(error)
-            scene.account()
+        _play(seed, mutant, result)
     finally:
         gc.enable()
-        gc.collect()
+        gc.collect()  # the scene is gone by now: what lives still would be looked at for nothing
     return result
+
+
+def _play(seed: int, mutant: Callable[[], AbstractContextManager[object]], result: Result) -> None:
+    base = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="kvnode-simulation-", dir=base) as directory, mutant():
+        scene = Scene(seed, Path(directory), result)
+        try:
+            bounds = bounds_in_force(scene.fails_over)
+            with scene.tuning.in_force(), scene.queues.in_force(), bounds, scene.promotion_in_force():
+                simulated_loop.run(scene.play)
+        except Violation as violation:
+            result.checker, result.message = violation.checker, violation.message
+        except Hang as error:
+            result.checker, result.message = "hang", str(error)
+        except Livelock as error:
+            result.checker, result.message = "livelock", str(error)
+        scene.account()
 
 
 class Scene:

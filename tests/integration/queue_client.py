@@ -101,7 +101,7 @@ class QueueClient:
 
     async def begin(self, **what: object) -> tuple[int, Http1]:
         """A listen whose answer is not read yet."""
-        client = await Http1.open(self.port)
+        client = await Http1.open(self.port, receive_buffer_bytes=1 << 18)
         _open.append(client)
         body = json.dumps(what).encode()
         lines = [f"POST {self.path}/listen HTTP/1.1", "host: test", f"content-length: {len(body)}"]

@@ -62,9 +62,6 @@ class Cli:
 
     async def start(self, *arguments: str, **environment: str) -> asyncio.subprocess.Process:
         """Start it, in an interpreter of its own."""
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            # A suite that a shell runs in the background would hand it down as ignored.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
         return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -87,6 +84,13 @@ def _warm_commands() -> WarmCommands:
     warm = WarmCommands(Cli("").environment())
     atexit.register(warm.close)
     return warm
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """A suite that a shell runs in the background would hand Ctrl-C down to commands as ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from typing import NamedTuple
@@ -27,8 +28,22 @@ class Http1:
         self.writer = writer
 
     @classmethod
-    async def open(cls, port: int, context: ssl.SSLContext | None = None) -> Http1:
-        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=context, limit=1 << 21))
+    async def open(
+        cls, port: int, context: ssl.SSLContext | None = None, *, receive_buffer_bytes: int | None = None
+    ) -> Http1:
+        """With a buffer of that size; by itself the kernel's grows to many megabytes when nobody reads."""
+        connection = socket.socket()
+        connection.setblocking(False)
+        if receive_buffer_bytes is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        try:
+            await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+        except BaseException:
+            connection.close()
+            raise
+        name = None if context is None else "127.0.0.1"
+        streams = await asyncio.open_connection(sock=connection, ssl=context, server_hostname=name, limit=1 << 21)
+        return cls(*streams)
 
     async def close(self) -> None:
         self.writer.close()

@@ -121,19 +121,29 @@ async def test_a_node_that_is_back_soon_is_not_worth_a_word(tmp_path: Path) -> N
     said = await run(
         tmp_path,
         """
-        let node = await serving(listens);
+        let opened = 0;
+        const counts = (request, response) => {
+          opened++;
+          listens(request, response);
+        };
+        const both = async () => {
+          while (opened < 2) await sleep(20);
+          await sleep(300); // for the answers
+          opened = 0;
+        };
+        let node = await serving(counts);
         const closing = new AbortController();
         const options = { onDisconnect: () => say("disconnected"), onReconnect: () => say("reconnected") };
         const kv = connect(node.url, { token: "t" });
         const quiet = listenQueue(kv, () => {}, { signal: closing.signal });
         const listening = listenQueue(kv, () => {}, { ...options, signal: closing.signal });
-        for (let times = 0; times < 3; times++) {
-          await sleep(500);
+        for (let times = 0; times < 5; times++) { // longer together than it takes to be worth one
+          await both();
           await node.close();
-          await sleep(2000);
-          node = await serving(listens, node.port);
+          await sleep(1200);
+          node = await serving(counts, node.port);
         }
-        await sleep(1500);
+        await both();
         closing.abort();
         await Promise.all([listening, quiet]);
         """,

@@ -40,8 +40,7 @@ def test_the_drill_in_short_form() -> None:
     assert spreads["strong", "asia"]["median_ms"] >= 2 * ASIA_ONE_WAY_MS
     there_and_back = spreads["round trip of TCP", "asia"]
     assert there_and_back["count"] > 2 and there_and_back["least_ms"] >= 2 * ASIA_ONE_WAY_MS - TIMER_MS
-    # Few of them, each late when the machine is busy: the least is what the way takes.
-    assert there_and_back["least_ms"] < spreads["strong", "asia"]["median_ms"]
+    assert there_and_back["median_ms"] < spreads["strong", "asia"]["median_ms"]
     assert spreads["eventual", "asia"]["median_ms"] < ASIA_ONE_WAY_MS, "an eventual read went round the world"
     # The lag counts from the client's answer, which a busy machine may give after the write is there: it has no least
     # value. What counts from the write's start has.

@@ -60,9 +60,13 @@ class RoundTrips:
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             await _ping(reader, writer)  # connecting takes a round trip of its own
+            loop = asyncio.get_running_loop()
+            due = loop.time()
             while True:
                 self.taken_ms[region].append(await _ping(reader, writer))
-                await asyncio.sleep(self._interval_s)
+                # From beginning to beginning, as the calls beside it: a busy moment is to count as much here as there.
+                due = max(due + self._interval_s, loop.time())
+                await asyncio.sleep(due - loop.time())
         finally:
             writer.close()
 

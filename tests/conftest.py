@@ -18,11 +18,12 @@ REAL_PROCESSES = ("tests/integration/", "tests/compat/")
 # These start clusters as well, but ask what happens and not how fast: they share the machine like any other test.
 UNHURRIED = (
     "tests/compat/test_differential.py",
+    "tests/compat/test_push_module.py",
     *(
         f"tests/integration/test_{name}.py"
         for name in (
-            *("bad_input", "cli_json", "cli_queues", "crons", "damage", "databases", "queue_bad_input", "startup"),
-            *("tls", "topology"),
+            *("bad_input", "cli_json", "cli_queues", "crons", "damage", "databases", "interrupted", "membership"),
+            *("push", "queue_bad_input", "replica_removal", "self_join", "startup", "tls", "topology"),
         )
     ),
 )

@@ -34,6 +34,7 @@ MAX_PROPOSAL_QUEUE_BYTES = 128 * 1_048_576
 TICK_MS = 50
 ELECTION_TIMEOUT_TICKS = 20  # 1 s, randomized up to twice this
 APPLY_DELAY_MS = 10  # while entries come, what is committed is applied this much later at most
+PASSING_APPLY_DELAY_MS = 50  # and entries in which messages only pass through queues, whether more come or not
 BATCH_HOLD_MS = 1  # a few writes, or strong reads, wait for more, while a larger batch is under way, so long at most
 COMMIT_NOTICE_DELAY_MS = 5  # a leader without an append to carry it tells its followers the commit index after this
 HEARTBEAT_TICKS = 2

@@ -3,6 +3,10 @@
 Theory of operation. Entries hold facts, so nothing is judged here: no check, no clock, no chance. A run of entries is
 folded into one mapping from key to final row (None = gone), which the state writes in one transaction. A fact sees what
 earlier facts of the run did, through that mapping. However a log is cut into runs, the state at its end is the same.
+
+Most rows of queues come and go within a run: a message that was handled has been three of them. Their keys end in an id
+that is given once, so that the state cannot hold one before the transaction that gave the id; what the same run
+removes, then, is in no mapping, and costs the state nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.apply_sessions import SessionRun
 from kvnode.machine.epochs import epoch_began, sealed
 from kvnode.machine.keyspace import SYSTEM_PREFIX
+from kvnode.machine.queue.keys import FIRST_SPACE_BYTE, is_made_by
 from kvnode.machine.state_reader import StateReader
 from kvnode.proto.kv.internal.v1 import log_pb2
 
@@ -31,16 +36,18 @@ class AppliedRun:
 
     Attributes:
         writes: final row by key, None for a key that is gone. A key listed as gone may never have existed.
+        made: keys of rows in it that the state before the run cannot hold.
         log_time_ms: of the last data entry; 0 if the run holds none.
         epoch: of the last entry that holds data or begins an epoch; 0 if there is none.
         versionstamp: of the last transaction, or of the last data entry if that holds none; empty likewise.
         transactions_count: transactions in the run.
     """
 
-    __slots__ = ("epoch", "log_time_ms", "transactions_count", "versionstamp", "writes")
+    __slots__ = ("epoch", "log_time_ms", "made", "transactions_count", "versionstamp", "writes")
 
     def __init__(self) -> None:
         self.writes: dict[bytes, Row | None] = {}
+        self.made: set[bytes] = set()
         self.log_time_ms = 0
         self.epoch = 0
         self.versionstamp = b""
@@ -85,7 +92,7 @@ def _apply_mark(run: AppliedRun, entry: Entry) -> None:
 def _apply_entry(
     run: AppliedRun, sessions: SessionRun, payload: log_pb2.EntryPayload, entry_stamp: bytes, state: StateReader
 ) -> None:
-    writes = run.writes
+    writes, made = run.writes, run.made
     stamp = entry_stamp + b"\x00\x00"
     order = -1
     for order, transaction in enumerate(payload.transactions):
@@ -95,8 +102,13 @@ def _apply_entry(
             key = fact.key
             if kind == _SET:
                 writes[key] = _new_row(Row, (key, fact.value, fact.encoding, stamp, fact.expire_at_ms))
+                if key[0] >= FIRST_SPACE_BYTE and is_made_by(key, stamp):
+                    made.add(key)
             elif kind == _DELETE_RANGE:
                 _delete_range(writes, state, key, fact.end_key)
+            elif key in made:
+                made.remove(key)
+                del writes[key]
             else:
                 writes[key] = None
         client_id = transaction.client_id

@@ -12,6 +12,7 @@ from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 if TYPE_CHECKING:
     from kvnode.machine.resolve import Batch
 
+FACT_OVERHEAD_BYTES = 24  # tags, lengths, encoding, expiry: an upper bound, so that a batch closes early, never late
 _COUNTERS_BYTES = 160  # of a queue's row without its key, at most
 
 
@@ -52,11 +53,23 @@ class BatchRows:
         if batch.counters.put(key, counters, stamp):
             batch.size_bytes += len(key) + _COUNTERS_BYTES
 
+    def put_new(self, row: Row) -> None:
+        """See TransactionRows."""
+        batch = self._batch
+        batch.waiting.put(row)
+        batch.size_bytes += len(row.key) + FACT_OVERHEAD_BYTES
+
     def arrive(self, queue_id: QueueId, key: bytes) -> None:
         """See TransactionRows."""
         batch = self._batch
         batch.arrived[queue_id] = None
         batch.resolver.arrivals.note(queue_id, key, batch.index)
+
+    def depart(self, key: bytes) -> None:
+        """See TransactionRows."""
+        batch = self._batch
+        if not batch.waiting.remove(key):
+            batch.delete_row(self._transaction, key)
 
     def arrived(self, queue_id: QueueId) -> list[Row]:
         """See TransactionRows."""

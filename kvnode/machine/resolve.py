@@ -22,19 +22,22 @@ from kvnode.base.invariant import InvariantViolation, invariant
 from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine import sessions, sums
-from kvnode.machine.batch_rows import BatchRows
+from kvnode.machine.admission import admit
+from kvnode.machine.batch_rows import FACT_OVERHEAD_BYTES, BatchRows
 from kvnode.machine.keyspace import SESSION_PREFIX, database_prefix, session_key
 from kvnode.machine.overlay import Overlay
+from kvnode.machine.passing import mark_passing
 from kvnode.machine.queue.arrivals import Arrivals, QueueId
 from kvnode.machine.queue.counters import Counters
 from kvnode.machine.queue.grace import LeaseGrace
 from kvnode.machine.queue.keys import database_of_key, is_event_key
 from kvnode.machine.queue.transaction import QueueTransaction
+from kvnode.machine.queue.waiting import WaitingRows
 from kvnode.machine.session_census import SessionCensus, is_evictable, too_many_sessions
 from kvnode.machine.sessions import Outcome, RequestId, SessionWindow
 from kvnode.machine.state_reader import StateReader
 from kvnode.machine.validate import resolved_too_large
-from kvnode.machine.verdict import Accepted, CheckFailed, InFlight, Refused, Rejected, Settled, Verdict
+from kvnode.machine.verdict import Accepted, CheckFailed, Rejected, Settled, Verdict
 from kvnode.proto.kv.internal.v1 import log_pb2
 from kvnode.proto.kv.v1 import kv_pb2
 
@@ -50,7 +53,6 @@ _SET_SUFFIX = int(kv_pb2.MUTATION_TYPE_SET_SUFFIX_VERSIONSTAMPED_KEY)
 _FACT_DELETE = log_pb2.FACT_KIND_DELETE
 _COMMITTED = int(log_pb2.OUTCOME_KIND_COMMITTED)
 _new = tuple.__new__  # a NamedTuple in half the time
-_FACT_OVERHEAD_BYTES = 24  # tags, lengths, encoding, expiry: an upper bound, so that a batch closes early, never late
 _TRANSACTION_OVERHEAD_BYTES = 40
 _POSITION_BYTES = 3  # of one queue action, at most
 
@@ -168,7 +170,8 @@ class Batch:
         size_bytes: of the payload, never underestimated.
         crons_late_ms: of each tick of a cron that it fires, how late that is.
         arrived: queues to which it brings messages that are due.
-        overlay, resolver: of the term; counters: of its queues.
+        passes: whether messages only pass through, but for those that are left waiting (passing.py).
+        overlay, resolver: of the term; counters: of its queues; waiting: rows of messages that it makes.
     """
 
     __slots__ = (
@@ -186,9 +189,11 @@ class Batch:
         "index",
         "log_time_ms",
         "overlay",
+        "passes",
         "resolver",
         "size_bytes",
         "transactions_count",
+        "waiting",
     )
 
     def __init__(self, resolver: Resolver, epoch: int, index: int, log_time_ms: int) -> None:
@@ -207,6 +212,8 @@ class Batch:
         self._grace: tuple[LeaseGrace, bytes] | None = None
         self.crons_late_ms: list[int] = []
         self.arrived: dict[QueueId, None] = {}
+        self.waiting = WaitingRows(resolver.overlay)
+        self.passes = True
         self.size_bytes = 32
         self.transactions_count = 0
 
@@ -218,11 +225,15 @@ class Batch:
     def payload(self) -> bytes:
         """The entry's data. Nothing more may be added to it."""
         self.close()
-        return self._payload.SerializeToString()
+        encoded = self._payload.SerializeToString()
+        return mark_passing(encoded) if self.passes else encoded
 
     def close(self) -> None:
         """The entry is full: write what it writes once."""
         transactions = self._transactions
+        for order, row in self.waiting.close():
+            self.set_row(transactions[order], row)
+            self.passes = False
         for order, row in self.counters.close():
             self.set_row(transactions[order], row)
 
@@ -239,7 +250,9 @@ class Batch:
         """
         window = None
         if request is not None:
-            admitted = self._admit(request)
+            resolver = self.resolver
+            known = resolver.windows.get(request.client_id) or resolver.window(request.client_id)
+            admitted = admit(known, request, self.log_time_ms, resolver.applied_index)
             if not isinstance(admitted, SessionWindow):
                 return admitted
             window = admitted
@@ -255,6 +268,7 @@ class Batch:
         results: tuple[kv_pb2.QueueActionResult, ...] = ()
         try:
             for mutation in write.mutations:
+                self.passes = False
                 self._mutate(transaction, mutation, database, prefix, stamp)
                 if self.size_bytes - size_bytes > limits.MAX_RESOLVED_TRANSACTION_BYTES:
                     raise resolved_too_large()
@@ -294,6 +308,7 @@ class Batch:
             del self._transactions[-1]
             return None
         queues.finish()
+        self.passes &= queues.passes
         self._count_transaction()
         return Accepted(stamp, order, (result,))
 
@@ -310,6 +325,7 @@ class Batch:
         census = resolver.census = resolver.census or SessionCensus(resolver.state, resolver.overlay)
         if len(census) >= limits.MAX_SESSIONS_COUNT:
             self._evict_session(census)
+        self.passes = False
         client_id = self._stamp + self.transactions_count.to_bytes(2, "big")
         self._transactions.add(opens_session=True, session_owner=owner)
         self._count_transaction()
@@ -326,6 +342,7 @@ class Batch:
             due: (key, expire_at_ms) as the state lists them, sessions among them. What was changed since, or is not
                 yet due at this batch's log time, is left alone.
         """
+        self.passes = False
         transaction = self._transactions.add()
         count = 0
         queues: dict[int, QueueTransaction] = {}
@@ -345,7 +362,7 @@ class Batch:
             else:
                 transaction.facts.add(kind=log_pb2.FACT_KIND_EXPIRE, key=key)
                 self.overlay.put(key, None)
-                self.size_bytes += len(key) + _FACT_OVERHEAD_BYTES
+                self.size_bytes += len(key) + FACT_OVERHEAD_BYTES
             count += 1
         for touched in queues.values():
             touched.finish()
@@ -361,6 +378,7 @@ class Batch:
         place = grace.place
         extended = grace.next(limits.MAX_LEASES_EXTENDED_PER_ENTRY_COUNT)
         if extended:
+            self.passes = False
             self._grace = grace, place
             stamp = self._stamp + self.transactions_count.to_bytes(2, "big")
             transaction = self._transactions.add()
@@ -388,27 +406,6 @@ class Batch:
         for window in windows.values():
             for sequence in [s for s, outcome in window.outcomes.items() if outcome.index == self.index]:
                 del window.outcomes[sequence]
-
-    def _admit(self, request: RequestId) -> SessionWindow | Settled | InFlight | Refused:
-        client_id, sequence, lowest, resend, owner = request
-        window = self.resolver.windows.get(client_id) or self.resolver.window(client_id)
-        if window is None or window.expire_at_ms <= self.log_time_ms:
-            return Refused(sessions.unknown_session(resend))
-        if window.owner != owner and window.owner is not None:
-            return Refused(sessions.unknown_session(resend))
-        if lowest > window.lowest_unanswered:
-            window.advance(lowest)
-        if sequence < window.lowest_unanswered:
-            return Refused(sessions.answered_before(resend, sequence, window.lowest_unanswered))
-        if sequence <= window.max_sequence:
-            known = window.outcomes.get(sequence)
-            if known is not None:
-                if known.index > self.resolver.applied_index:
-                    return InFlight(known.index, known.order)
-                return known.settled
-        if sequence - window.lowest_unanswered >= limits.MAX_SESSION_UNANSWERED_COUNT:
-            return Refused(sessions.too_many_unanswered(sequence, window.lowest_unanswered))
-        return window
 
     def live(self, key: bytes) -> Row | None:
         """The newest row of a key, unless it has expired."""
@@ -469,7 +466,7 @@ class Batch:
         if expire_at_ms:
             fact.expire_at_ms = expire_at_ms
         self.overlay.put(key, row)
-        self.size_bytes += len(key) + len(value) + _FACT_OVERHEAD_BYTES
+        self.size_bytes += len(key) + len(value) + FACT_OVERHEAD_BYTES
 
     def _set_expiry(self, transaction: log_pb2.Transaction, key: bytes, stamp: bytes, expire_at_ms: int) -> None:
         # The log carries the whole row: a fact never depends on the row before it. What has expired stays gone.
@@ -483,7 +480,7 @@ class Batch:
         fact.kind = _FACT_DELETE
         fact.key = key
         self.overlay.put(key, None)
-        self.size_bytes += len(key) + _FACT_OVERHEAD_BYTES
+        self.size_bytes += len(key) + FACT_OVERHEAD_BYTES
 
     def _delete_range(self, transaction: log_pb2.Transaction, start: bytes, end: bytes) -> None:
         limit = limits.MAX_DELETE_RANGE_KEYS_COUNT
@@ -495,7 +492,7 @@ class Batch:
             )
         transaction.facts.add(kind=log_pb2.FACT_KIND_DELETE_RANGE, key=start, end_key=end)
         self.overlay.delete_range(start, end)
-        self.size_bytes += len(start) + len(end) + _FACT_OVERHEAD_BYTES
+        self.size_bytes += len(start) + len(end) + FACT_OVERHEAD_BYTES
 
     def _queues(
         self,
@@ -515,6 +512,7 @@ class Batch:
         for position, enqueue in enumerate(write.enqueues):
             queues.enqueue(enqueue, position)
         queues.finish()
+        self.passes &= queues.passes
         return tuple(results)
 
     def _expire_event(self, transaction: log_pb2.Transaction, row: Row, queues: dict[int, QueueTransaction]) -> None:
@@ -596,5 +594,5 @@ class Batch:
         self.overlay.put(key, None)
         self.resolver.windows.pop(window.client_id, None)
         self._closed_sessions.append(window)
-        self.size_bytes += _FACT_OVERHEAD_BYTES
+        self.size_bytes += FACT_OVERHEAD_BYTES
         return 1

@@ -12,7 +12,8 @@ Nobody waits for an apply but who reads: a follower's acknowledgement says that 
 writers are answered when their entry is committed. So while entries come, what is committed gathers and is applied at
 most APPLY_DELAY_MS later, in one piece: a piece costs as much as four rows. What comes alone, the
 last of a burst, is applied at once, behind the answers; so is everything while a read waits at the leader's barrier,
-or anywhere for a versionstamp.
+or anywhere for a versionstamp. Entries in which messages only pass through queues gather for PASSING_APPLY_DELAY_MS,
+alone or not: most of the messages that they bring are gone by then, and no row is written for them.
 
 While the fsync runs on its own thread, the loop takes in new requests and messages, which make the next batch: the
 slower the disk, the larger the batches.
@@ -29,6 +30,7 @@ from collections.abc import Callable, Sequence
 
 from kvnode.base import limits
 from kvnode.codec.entry import Entry, EntryKind
+from kvnode.machine.passing import is_passing
 from kvnode.node.applier import Applier
 from kvnode.node.barriers import Barriers
 from kvnode.node.freshness import FreshnessTracker
@@ -46,9 +48,11 @@ from kvnode.storage.state import State
 # Entries applied in one piece, after which the loop has its turn: enough to share its cost, few enough to
 # hold the loop only briefly. One entry may exceed it.
 MAX_APPLY_RUN_BYTES = 65_536
+MAX_PASSING_RUN_BYTES = 131_072  # the same for entries in which messages only pass: most of it is no row in the end
 MAX_GATHERED_BYTES = 262_144  # committed, and not yet applied because more is coming
 
 APPLY_DELAY_S = limits.APPLY_DELAY_MS / 1_000
+PASSING_APPLY_DELAY_S = limits.PASSING_APPLY_DELAY_MS / 1_000
 MAINTENANCE_INTERVAL_S = 0.005  # a look costs 5 us, and the WAL grows by 250 KB at most in this time
 BATCH_HOLD_S = limits.BATCH_HOLD_MS / 1_000
 NOTICE_DELAY_S = limits.COMMIT_NOTICE_DELAY_MS / 1_000
@@ -105,6 +109,7 @@ class Driver:
         self._held = False  # likewise
         self._maintain_at = 0.0  # not looked at before
         self._committed: list[Entry] = []  # delivered by the core, not yet applied
+        self._is_passing = True  # in all of these messages only pass through queues
         self._applying = False
 
     def wake(self) -> None:
@@ -228,15 +233,23 @@ class Driver:
         """
         committed = self._committed
         is_more_coming = self._proposals.pending_count if self._raft.is_leader else ready and ready.entries
-        if not is_more_coming or not self._gathers:
+        if not (is_more_coming or self._is_passing) or not self._gathers:
             return False
         if sum([len(entry.data) for entry in committed]) >= MAX_GATHERED_BYTES:
             return False
         if any(entry.kind is not EntryKind.DATA for entry in committed):
             return False
-        if self._apply_timer is None:
-            self._apply_timer = asyncio.get_running_loop().call_later(APPLY_DELAY_S, self._apply_gathered)
+        self._apply_within(PASSING_APPLY_DELAY_S if self._is_passing else APPLY_DELAY_S)
         return True
+
+    def _apply_within(self, delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + delay_s
+        if self._apply_timer is not None:
+            if self._apply_timer.when() <= at:
+                return
+            self._apply_timer.cancel()
+        self._apply_timer = loop.call_at(at, self._apply_gathered)
 
     @property
     def _gathers(self) -> bool:
@@ -252,7 +265,7 @@ class Driver:
         self.wake()
 
     async def _install(self, snapshot: SnapshotMeta) -> None:
-        self._committed = []  # whatever was delivered before lies below the snapshot
+        self._committed, self._is_passing = [], True  # whatever was delivered before lies below the snapshot
         await self._snapshots.install(snapshot)
         self._applier.installed()
 
@@ -276,7 +289,7 @@ class Driver:
         """Whether something is to be applied without waiting for more."""
         if not self._committed:
             return False
-        is_alone = self._raft.is_leader and not self._proposals.pending_count
+        is_alone = self._raft.is_leader and not self._proposals.pending_count and not self._is_passing
         return self._gathered or is_alone or not self._gathers
 
     def _apply(self) -> None:
@@ -291,10 +304,12 @@ class Driver:
         if not committed:
             return
         size = count = 0
-        while count < len(committed) and size < MAX_APPLY_RUN_BYTES:
+        bound = MAX_PASSING_RUN_BYTES if self._is_passing else MAX_APPLY_RUN_BYTES
+        while count < len(committed) and size < bound:
             size += len(committed[count].data)
             count += 1
         self._committed = committed[count:]
+        self._is_passing = all(map(is_passing, self._committed))
         self._applying = True
         try:
             self._raft.applied_to(self._applier.apply(committed[:count]))
@@ -307,6 +322,7 @@ class Driver:
     def _take_committed(self, entries: Sequence[Entry]) -> None:
         if entries:
             self._committed.extend(entries)
+            self._is_passing = self._is_passing and all(map(is_passing, entries))
             self._proposals.committed(entries, self._applier.clock.monotonic_ms())
             self._handed_out()
 

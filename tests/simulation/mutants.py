@@ -18,8 +18,8 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from kvnode.codec.entry import Entry
+from kvnode.machine import resolve
 from kvnode.machine.overlay import Overlay
-from kvnode.machine.resolve import Batch
 from kvnode.node import reads
 from kvnode.node.barriers import Barriers, Item
 from kvnode.node.clock_guard import ClockGuard, LogTime
@@ -208,15 +208,13 @@ def strong_reads_without_read_index() -> Patch:
 
 def ignore_request_ids() -> Patch:
     """A resend is executed again."""
-    original = Batch._admit
+    original = resolve.admit
 
-    def admit(self: Batch, request: Any) -> Any:
-        found = original(self, request)
-        if request.resend and type(found).__name__ in ("Settled", "InFlight"):
-            return self.resolver.window(request.client_id)
-        return found
+    def admit(window: Any, request: Any, log_time_ms: int, applied_index: int) -> Any:
+        found = original(window, request, log_time_ms, applied_index)
+        return window if request.resend and type(found).__name__ in ("Settled", "InFlight") else found
 
-    return replaced(Batch, "_admit", admit)
+    return replaced(resolve, "admit", admit)
 
 
 def forget_the_log_at_install() -> Patch:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvnode.codec.entry import HardState
 from kvnode.codec.membership import MemberRole, Membership
-from kvnode.machine.resolve import Batch
+from kvnode.machine import resolve
 from kvnode.machine.sessions import SessionWindow
 from kvnode.node import reads
 from kvnode.node.barriers import Barriers, Item
@@ -135,29 +135,27 @@ def compact_what_is_applied() -> Patch:
 
 def execute_for_an_expired_session() -> Patch:
     """A request of an unknown or expired session is executed: its first copy may have been."""
-    original = Batch._admit
+    original = resolve.admit
 
-    def admit(self: Batch, request: Any) -> Any:
-        found = original(self, request)
-        window = self.resolver.window(request.client_id)
-        if type(found).__name__ == "Refused" and (window is None or window.expire_at_ms <= self.log_time_ms):
+    def admit(window: Any, request: Any, log_time_ms: int, applied_index: int) -> Any:
+        found = original(window, request, log_time_ms, applied_index)
+        if type(found).__name__ == "Refused" and (window is None or window.expire_at_ms <= log_time_ms):
             return window or SessionWindow(request.client_id, request.owner, 1 << 62, request.sequence, 0)
         return found
 
-    return replaced(Batch, "_admit", admit)
+    return replaced(resolve, "admit", admit)
 
 
 def execute_below_the_lowest_unanswered() -> Patch:
     """A request below the lowest unanswered one is executed: its outcome has been dropped."""
-    original = Batch._admit
+    original = resolve.admit
 
-    def admit(self: Batch, request: Any) -> Any:
-        window = self.resolver.window(request.client_id)
+    def admit(window: Any, request: Any, log_time_ms: int, applied_index: int) -> Any:
         if window is not None and request.sequence < window.lowest_unanswered:
             return window
-        return original(self, request)
+        return original(window, request, log_time_ms, applied_index)
 
-    return replaced(Batch, "_admit", admit)
+    return replaced(resolve, "admit", admit)
 
 
 def fresh_since_the_acknowledgement() -> Patch:

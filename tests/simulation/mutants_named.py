@@ -18,6 +18,7 @@ import pytest
 
 from kvnode.base.errors import InvalidRequest, StorageFailed
 from kvnode.codec.membership import Membership
+from kvnode.machine import resolve
 from kvnode.machine.resolve import Batch
 from kvnode.node.node import Node
 from kvnode.raft import configuration, election, leader
@@ -129,27 +130,23 @@ def forget_the_negative_outcome_of_a_resend() -> Patch:
 
 def expire_sessions_by_the_local_clock() -> Patch:
     """Whether a session lives is judged by the clock of whoever resolves."""
-    original = Batch._admit
+    original = resolve.admit
 
-    def admit(self: Batch, request: Any) -> Any:
-        log_time_ms, self.log_time_ms = self.log_time_ms, int(time.time() * 1000)
-        try:
-            return original(self, request)
-        finally:
-            self.log_time_ms = log_time_ms
+    def admit(window: Any, request: Any, log_time_ms: int, applied_index: int) -> Any:
+        return original(window, request, int(time.time() * 1000), applied_index)
 
-    return replaced(Batch, "_admit", admit)
+    return replaced(resolve, "admit", admit)
 
 
 def take_writes_of_strangers() -> Patch:
     """Whoever names a session writes under it, whatever database it was opened for."""
-    original = Batch._admit
+    original = resolve.admit
 
-    def admit(self: Batch, request: Any) -> Any:
-        window = self.resolver.window(request.client_id)
-        return original(self, request if window is None else request._replace(owner=window.owner))
+    def admit(window: Any, request: Any, log_time_ms: int, applied_index: int) -> Any:
+        named = request if window is None else request._replace(owner=window.owner)
+        return original(window, named, log_time_ms, applied_index)
 
-    return replaced(Batch, "_admit", admit)
+    return replaced(resolve, "admit", admit)
 
 
 def go_on_after_a_failed_fsync() -> Patch:

@@ -11,6 +11,7 @@ from kvnode.machine.queue import cron, keys, schedule
 from kvnode.machine.queue.cron_schedule import parse_schedule
 from kvnode.machine.queue.grace import LeaseGrace
 from kvnode.machine.queue.transaction import QueueTransaction
+from kvnode.machine.queue.waiting import WaitingRows
 from kvnode.machine.resolve import Batch, Resolver
 from kvnode.node.proposals import Proposals, result_of
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
@@ -187,7 +188,19 @@ def end_leases_while_nobody_leads() -> Patch:
     return replaced(LeaseGrace, "__init__", init)
 
 
+def list_nobody_who_waits() -> Patch:
+    """A message that is due and that its own entry does not claim is not written down as waiting."""
+    return replaced(WaitingRows, "close", lambda self: iter(()))
+
+
+def claim_before_the_time() -> Patch:
+    """The delay of a message is forgotten."""
+    return replaced(QueueTransaction, "_due", lambda self, request: self.now_ms)
+
+
 QUEUE_MUTANTS = (
+    list_nobody_who_waits,
+    claim_before_the_time,
     ignore_the_lease_of_an_ack,
     send_a_claim_before_it_is_committed,
     claim_what_is_claimed,

@@ -37,6 +37,7 @@ class QueueRecord:
     """What producers and consumers know."""
 
     sent: list[tuple[bytes, bytes]] = field(default_factory=list)  # id and payload of every acknowledged message
+    delays: dict[bytes, int] = field(default_factory=dict)  # ms, by the ids of such messages that were to be delayed
     delivered: list[tuple[bytes, bytes, bytes]] = field(default_factory=list)  # id, lease, payload
     handled: dict[bytes, None] = field(default_factory=dict)  # ids whose handler came to a good end
     nacked: dict[bytes, None] = field(default_factory=dict)  # leases whose handler failed
@@ -71,6 +72,8 @@ class Producer(Client):
             for position, enqueue in enumerate(operation.write.enqueues):
                 message_id = outcome.versionstamp + position.to_bytes(2, "big")
                 self._record.sent.append((message_id, enqueue.payload.data))
+                if enqueue.delay_ms:
+                    self._record.delays[message_id] = enqueue.delay_ms
         return outcome
 
     def _next(self) -> kv_pb2.Operation:

@@ -1,7 +1,8 @@
 """What must hold for queues and crons in every log, replayed from the committed entries alone.
 
 The ledger knows what the rows of a queue are (kvnode/machine/queue/keys.py) and none of the code that writes them. It
-goes through the log in order, judges each transaction by what the ones before left behind, and finds:
+goes through the log in order, judges each transaction by what the ones before left behind, and finds (a message that is
+claimed in the entry that makes it need not be listed as waiting; it is due at once, then):
 
 - *lease*: a message under two leases at once, claimed before its time, or taken from nowhere; an extended lease that
   had ended; an ack, or a handler's failure, under a lease that had ended by log time;
@@ -51,6 +52,8 @@ class Message:
     lease_id: bytes = b""  # or it is under this lease
     failures_count: int = 0
     losses_count: int = 0
+    made_ms: int = 0  # log time
+    claimed_ms: int | None = None  # likewise, the first time
     end: str = ""  # "acked" or "dead"
 
 
@@ -79,6 +82,7 @@ class Ledger:
         self.crons: dict[str, Cron] = {}
         self.ticks: dict[tuple[str, int], None] = {}
         self.log_time_ms = 0
+        self._unlisted: dict[bytes, None] = {}  # messages that this entry made, which neither wait nor are held
         self._before_ms = 0  # log time of the entry before
         self._term = 0
         self._begins_term = False
@@ -94,6 +98,8 @@ class Ledger:
             self._begins_term, self._term = entry.term != self._term, entry.term
             for order, transaction in enumerate(payload.transactions):
                 self._transaction(transaction, f"entry {index}.{order}")
+            for message_id in self._unlisted:
+                raise Violation("lost", f"entry {index}: message {message_id.hex()} is made and does not wait")
 
     def open_messages(self) -> list[bytes]:
         """Those that are neither handled nor given up."""
@@ -129,8 +135,9 @@ class Ledger:
             if fact is not None and key[5:] not in self.messages:
                 row = rows.MessageRow.FromString(fact.value)
                 if key[5:] not in due:
-                    raise Violation("lost", f"message {key[5:].hex()} is made and does not wait")
-                self.messages[key[5:]] = Message(row, due[key[5:]])
+                    self._unlisted[key[5:]] = None
+                due_ms = due.get(key[5:], self.log_time_ms)
+                self.messages[key[5:]] = Message(row, due_ms, made_ms=self.log_time_ms)
                 if row.cron:
                     self._fired(row)
 
@@ -202,9 +209,13 @@ class Ledger:
             raise Violation("lease", f"{what} under {lease_id.hex()} while {message.lease_id.hex()} is current")
         if message.due_ms is None or message.due_ms > self.log_time_ms or fact.expire_at_ms <= self.log_time_ms:
             raise Violation("lease", f"{what} at {self.log_time_ms}, due at {message.due_ms}")
-        if facts.get(keys.due_key(DATABASE, row.queue, message.due_ms, row.message_id), b"") is not None:
+        # One that was never listed needs no fact that takes it off the list.
+        listed: bytes | None = None if row.message_id in self._unlisted else b""
+        if facts.get(keys.due_key(DATABASE, row.queue, message.due_ms, row.message_id), listed) is not None:
             raise Violation("lease", f"{what} and lets it wait as well")
         message.lease_id, message.due_ms = lease_id, None
+        message.claimed_ms = self.log_time_ms if message.claimed_ms is None else message.claimed_ms
+        self._unlisted.pop(row.message_id, None)
         self.every_lease[lease_id] = row.message_id
 
     # Crons.

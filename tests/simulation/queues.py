@@ -177,6 +177,9 @@ class Queues(NoQueues):
                 raise Violation("at-least-once", f"message {message_id.hex()} was acknowledged and is not in the log")
             if not message.end:
                 raise Violation("at-least-once", f"message {message_id.hex()} is neither handled nor given up")
+            due_ms = message.made_ms + record.delays.get(message_id, 0)
+            if message.claimed_ms is not None and message.claimed_ms < due_ms:
+                raise Violation("lease", f"{message_id.hex()} is claimed at {message.claimed_ms}, due at {due_ms}")
         for message_id, lease, payload in record.delivered:
             if not any(each.has_delivered(message_id, lease, payload) for each in ledgers):
                 raise Violation(

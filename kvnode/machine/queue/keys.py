@@ -28,7 +28,8 @@ from kvnode.codec.versionstamp import VERSIONSTAMP_BYTES
 from kvnode.machine.keyspace import DATABASE_PREFIX_BYTES, database_prefix
 
 DEFAULT_QUEUE = "default"
-ID_BYTES = VERSIONSTAMP_BYTES + 2
+_NUMBER_BYTES = 2
+ID_BYTES = VERSIONSTAMP_BYTES + _NUMBER_BYTES
 _SPACE_BIT = 1 << 31
 _TIME_BYTES = 8
 
@@ -38,7 +39,8 @@ _KIND_AT = DATABASE_PREFIX_BYTES
 _LEASE_KIND, _DUE_KIND = _LEASE[0], _DUE[0]
 _PUSH_KIND = _PUSH[0]
 _EVENT_KINDS = frozenset((_LEASE[0], _CRON_TICK[0]))
-_FIRST_SPACE_BYTE = _SPACE_BIT >> 24
+_MADE_KINDS = frozenset((_MESSAGE[0], _DUE[0], _LEASE[0]))
+FIRST_SPACE_BYTE = _SPACE_BIT >> 24  # of the keys of queues, and of nothing else
 
 SPACES_START = database_prefix(_SPACE_BIT)
 SPACES_END = b"\xff" * (DATABASE_PREFIX_BYTES + 1)
@@ -63,12 +65,20 @@ def database_of_space(number: int) -> int:
 
 def is_queue_key(key: bytes) -> bool:
     """Whether a full key is a row of some database's queues."""
-    return key[0] >= _FIRST_SPACE_BYTE
+    return key[0] >= FIRST_SPACE_BYTE
 
 
 def is_event_key(key: bytes) -> bool:
     """Whether a full key is a row whose expiry makes something happen: a lease, or a cron's next tick."""
-    return key[0] >= _FIRST_SPACE_BYTE and key[_KIND_AT] in _EVENT_KINDS
+    return key[0] >= FIRST_SPACE_BYTE and key[_KIND_AT] in _EVENT_KINDS
+
+
+def is_made_by(key: bytes, stamp: bytes) -> bool:
+    """Whether no state before the transaction with that versionstamp can hold this key of some database's queues.
+
+    It is that of a message, or of a lease, to which that transaction has given its id.
+    """
+    return key[-ID_BYTES:-_NUMBER_BYTES] == stamp and key[_KIND_AT] in _MADE_KINDS
 
 
 def is_tick_key(key: bytes) -> bool:
@@ -78,7 +88,7 @@ def is_tick_key(key: bytes) -> bool:
 
 def is_due_key(key: bytes) -> bool:
     """Whether a full key is a waiting message of some database."""
-    return key[0] >= _FIRST_SPACE_BYTE and key[_KIND_AT] == _DUE_KIND
+    return key[0] >= FIRST_SPACE_BYTE and key[_KIND_AT] == _DUE_KIND
 
 
 def database_of_key(key: bytes) -> int:
@@ -122,7 +132,7 @@ def push_bounds(database: int) -> tuple[bytes, bytes]:
 
 def is_push_key(key: bytes) -> bool:
     """Whether a full key says where some queue is pushed."""
-    return key[0] >= _FIRST_SPACE_BYTE and key[_KIND_AT] == _PUSH_KIND and key != PUSH_VERSION_KEY
+    return key[0] >= FIRST_SPACE_BYTE and key[_KIND_AT] == _PUSH_KIND and key != PUSH_VERSION_KEY
 
 
 def message_key(database: int, message_id: bytes) -> bytes:

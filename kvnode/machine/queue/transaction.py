@@ -36,6 +36,7 @@ from kvnode.machine.queue.push import Pushes
 from kvnode.proto.kv.internal.v1 import queue_rows_pb2 as rows
 from kvnode.proto.kv.v1 import kv_pb2
 
+_PASSING = frozenset(("claim", "ack", "extend"))
 _V8 = int(kv_pb2.VALUE_ENCODING_V8)
 _PLAIN = 0  # the encoding of a row that is no user's value
 _NUMBER_BYTES = 2
@@ -71,6 +72,12 @@ class TransactionRows(Protocol):
     def counters(self, row: Row) -> rows.QueueRow:
         """What the row of a queue holds; the caller's own copy."""
 
+    def put_new(self, row: Row) -> None:
+        """A fact, unless the same entry removes it: this waiting row, of a message that has just been made."""
+
+    def depart(self, key: bytes) -> None:
+        """A fact, unless the same entry has put it as new: no such waiting row."""
+
     def arrive(self, queue_id: QueueId, key: bytes) -> None:
         """The waiting row of that key, just put, is of a message that is due."""
 
@@ -86,6 +93,9 @@ class QueueTransaction:
         database: whose queues.
         stamp: the transaction's versionstamp.
         enqueues_count: numbers below this belong to its enqueues.
+
+    Attributes:
+        passes: whether messages only pass through (machine/passing.py), but for new ones that are left waiting.
     """
 
     __slots__ = (
@@ -98,6 +108,7 @@ class QueueTransaction:
         "_stamp",
         "crons_late_ms",
         "now_ms",
+        "passes",
     )
 
     def __init__(self, access: TransactionRows, database: int, stamp: bytes, enqueues_count: int = 0) -> None:
@@ -109,6 +120,7 @@ class QueueTransaction:
         self._leases_count = 0
         self._bytes_left = limits.MAX_QUEUE_ACTION_BYTES
         self.now_ms = access.log_time_ms
+        self.passes = True
         self.crons_late_ms: list[int] = []  # of each tick that was fired
 
     def enqueue(self, request: kv_pb2.Enqueue, position: int) -> None:
@@ -152,6 +164,8 @@ class QueueTransaction:
         """
         result = kv_pb2.QueueActionResult() if into is None else into
         kind = action.WhichOneof("action")
+        if kind not in _PASSING:
+            self.passes = False
         if kind == "claim":
             self._claim(action.claim, result)
         elif kind in _WITH_LEASE:
@@ -226,9 +240,14 @@ class QueueTransaction:
     def _wait(self, name: str, message_id: bytes, due_ms: int, history: rows.DueRow | None) -> None:
         """Let a message wait; without a history it is a new one."""
         key = keys.due_key(self._database, name, due_ms, message_id)
-        value = b"" if history is None else history.SerializeToString()
-        self._access.put(Row(key, value, _PLAIN, self._stamp))
-        if due_ms <= self.now_ms:
+        is_due = due_ms <= self.now_ms
+        if is_due and history is None:
+            self._access.put_new(Row(key, b"", _PLAIN, self._stamp))
+        else:
+            self.passes = False
+            value = b"" if history is None else history.SerializeToString()
+            self._access.put(Row(key, value, _PLAIN, self._stamp))
+        if is_due:
             self._access.arrive((self._database, name), key)
 
     def _message(self, message_id: bytes) -> rows.MessageRow:
@@ -284,7 +303,7 @@ class QueueTransaction:
         history.deliveries_count += 1
         if consumer:
             lease.consumer = consumer
-        self._access.remove(waiting.key)
+        self._access.depart(waiting.key)
         self._put_lease(lease_id, lease, expire_at_ms)
         stored = self._message(message_id)
         data = stored.payload
@@ -424,7 +443,7 @@ class QueueTransaction:
             return count
         start, end = keys.due_prefix(self._database, name), keys.due_end(self._database, name)
         for row in self._applied(start, end, action.max_count):
-            self._access.remove(row.key)
+            self._access.depart(row.key)
             self._access.remove(keys.message_key(self._database, keys.due_of_key(row.key)[1]))
             self._queue(name).waiting_count -= 1
             count += 1

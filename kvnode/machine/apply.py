@@ -21,7 +21,6 @@ from kvnode.codec.row import Row
 from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.apply_sessions import SessionRun
 from kvnode.machine.epochs import epoch_began, sealed
-from kvnode.machine.keyspace import SYSTEM_PREFIX
 from kvnode.machine.queue.keys import FIRST_SPACE_BYTE, is_made_by
 from kvnode.machine.state_reader import StateReader
 from kvnode.proto.kv.internal.v1 import log_pb2
@@ -39,23 +38,15 @@ class AppliedRun:
         made: keys of rows in it that the state before the run cannot hold.
         log_time_ms: of the last data entry; 0 if the run holds none.
         epoch: of the last entry that holds data or begins an epoch; 0 if there is none.
-        versionstamp: of the last transaction, or of the last data entry if that holds none; empty likewise.
-        transactions_count: transactions in the run.
     """
 
-    __slots__ = ("epoch", "log_time_ms", "made", "transactions_count", "versionstamp", "writes")
+    __slots__ = ("epoch", "log_time_ms", "made", "writes")
 
     def __init__(self) -> None:
         self.writes: dict[bytes, Row | None] = {}
         self.made: set[bytes] = set()
         self.log_time_ms = 0
         self.epoch = 0
-        self.versionstamp = b""
-        self.transactions_count = 0
-
-    def changed_user_keys(self) -> list[bytes]:
-        """The keys, database prefix included, that may have changed outside the system database."""
-        return [key for key in self.writes if not key.startswith(SYSTEM_PREFIX)]
 
 
 def apply_entries(entries: Sequence[Entry], state: StateReader, *, log_time_ms: int = 0) -> AppliedRun:
@@ -93,8 +84,6 @@ def _apply_entry(
     run: AppliedRun, sessions: SessionRun, payload: log_pb2.EntryPayload, entry_stamp: bytes, state: StateReader
 ) -> None:
     writes, made = run.writes, run.made
-    stamp = entry_stamp + b"\x00\x00"
-    order = -1
     for order, transaction in enumerate(payload.transactions):
         stamp = entry_stamp + order.to_bytes(2, "big")
         for fact in transaction.facts:
@@ -121,8 +110,6 @@ def _apply_entry(
     sessions.end_entry(entry_stamp + b"\x00\x00", payload.log_time_ms)
     run.log_time_ms = payload.log_time_ms
     run.epoch = payload.epoch
-    run.versionstamp = stamp
-    run.transactions_count += order + 1
 
 
 def _delete_range(writes: dict[bytes, Row | None], state: StateReader, start: bytes, end: bytes) -> None:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.epoch import membership_of
 from kvnode.codec.membership import encode_membership
-from kvnode.codec.versionstamp import versionstamp
 from kvnode.machine.apply import apply_entries
 from kvnode.node.barriers import Barriers
 from kvnode.node.directory import Directory
@@ -28,7 +26,6 @@ from kvnode.storage.state import State
 
 _OF_EPOCHS = frozenset((EntryKind.EPOCH, EntryKind.SEAL))
 _WITH_FACTS = _OF_EPOCHS | {EntryKind.DATA}
-_LAST_ORDER = limits.MAX_ENTRY_TRANSACTIONS_COUNT - 1
 
 
 @dataclass(slots=True)
@@ -112,7 +109,7 @@ class Applier:
         self.barriers.applied(meta.applied_index)
         self.freshness.applied(meta.applied_index)
         self.reads.applied()
-        self.watches.publish(writes, versionstamp(meta.epoch, meta.applied_index, _LAST_ORDER), meta.log_time_ms)
+        self.watches.publish(writes, meta.log_time_ms)
         self.dispatcher.applied(meta.applied_index, writes)
 
 

@@ -138,13 +138,12 @@ class WatchHub:
             return self._watch_keys([prefix + key for key in request.keys], bound_ms)
         return self._watch_range(prefix + request.prefix_start, prefix + request.prefix_end, bound_ms)
 
-    def publish(self, changed: Mapping[bytes, Row | None], versionstamp: bytes, log_time_ms: int) -> None:
+    def publish(self, changed: Mapping[bytes, Row | None], log_time_ms: int) -> None:
         """A run was applied.
 
         Args:
             changed: full keys to their new rows, None = deleted.
-            versionstamp: of the state after the run.
-            log_time_ms: its log time.
+            log_time_ms: of the state after the run.
         """
         self._told_of = self._place()
         if not self._watches:

@@ -171,7 +171,7 @@ class FakeNode:
         self.state.meta = self.state.meta._replace(applied_index=index)
         row = Row(PREFIX + key, value, 3, versionstamp(1, index, 0), expire_at_ms)
         self.state.rows[PREFIX + key] = row
-        self.watches.publish({row.key: row}, versionstamp(1, index, 65_535), self.state.meta.log_time_ms)
+        self.watches.publish({row.key: row}, self.state.meta.log_time_ms)
 
     def delete(self, *keys: bytes) -> None:
         index = self.state.meta.applied_index + 1
@@ -179,7 +179,7 @@ class FakeNode:
         for key in keys:
             self.state.rows.pop(PREFIX + key, None)
         changed = {PREFIX + key: None for key in keys}
-        self.watches.publish(changed, versionstamp(1, index, 65_535), self.state.meta.log_time_ms)
+        self.watches.publish(changed, self.state.meta.log_time_ms)
 
     def _read(self, request: kv_pb2.ReadRequest) -> kv_pb2.ReadResponse:
         response = kv_pb2.ReadResponse(versionstamp=versionstamp(1, self.state.meta.applied_index, 65_535))

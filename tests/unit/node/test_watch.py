@@ -47,7 +47,7 @@ class World:
             else:
                 self.state.rows[full] = row
         stamp = versionstamp(1, index, 65_535)
-        self.hub.publish(changed, stamp, self.state.meta.log_time_ms)
+        self.hub.publish(changed, self.state.meta.log_time_ms)
         return stamp
 
     def keys(self, *keys: bytes, max_staleness_ms: int = 0) -> Watch:

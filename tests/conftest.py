@@ -13,6 +13,8 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
+from cluster.ports import SHARE_VARIABLE
+
 # These start clusters of real processes and measure them, so no two may run beside each other.
 REAL_PROCESSES = ("tests/integration/", "tests/compat/")
 # These start clusters as well, but ask what happens and not how fast: they share the machine like any other test.
@@ -66,6 +68,13 @@ class OneClusterAtATime(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneClusterAtATime:
     config.option.loadscopereorder = False  # in the order of `turn`, not by how many tests a scope has
     return OneClusterAtATime(config, log)
+
+
+def pytest_configure() -> None:
+    """Workers start clusters beside each other: each has ports of its own."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if worker:
+        os.environ[SHARE_VARIABLE] = f"{worker}/{os.environ['PYTEST_XDIST_WORKER_COUNT']}"
 
 
 @pytest.hookimpl(trylast=True)

@@ -104,6 +104,7 @@ class Driver:
         self._waiting = False  # a cycle waits for the disk, or for the loop's turn: what needs no disk goes meanwhile
         self._notice_timer: asyncio.TimerHandle | None = None
         self._apply_timer: asyncio.TimerHandle | None = None
+        self._apply_at = 0.0
         self._gathered = False  # the timer has run out
         self._hold_timer: asyncio.TimerHandle | None = None
         self._held = False  # likewise
@@ -246,9 +247,11 @@ class Driver:
         loop = asyncio.get_running_loop()
         at = loop.time() + delay_s
         if self._apply_timer is not None:
-            if self._apply_timer.when() <= at:
+            if self._apply_at <= at:
                 return
             self._apply_timer.cancel()
+        # Kept here: what uvloop returns for a timer that is due does not know when that is.
+        self._apply_at = at
         self._apply_timer = loop.call_at(at, self._apply_gathered)
 
     @property

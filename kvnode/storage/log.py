@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Sequence
+from itertools import pairwise
 
 from kvnode.base.errors import LogDamaged, StorageFailed
 from kvnode.base.invariant import invariant
@@ -350,15 +351,18 @@ class Log:
     async def compact(self, up_to_index: int) -> None:
         """Drop the whole segments whose entries are all at or before `up_to_index`; the last one always stays.
 
-        The caller has made the state durable up to there. A damaged log is left as it is, as evidence.
-        Raises StorageFailed.
+        The caller has made the state durable up to there. What was begun behind such a segment and is not yet fsynced
+        keeps it: it has the hard state, and the next one's beginning might be lost. A damaged log is left as it is, as
+        evidence. Raises StorageFailed.
         """
         async with self._drop_lock:
             if self.damage is not None:
                 return
             self._check_usable()
             keep = 0
-            while keep < len(self._segments) - 1 and self._segments[keep].last_index <= up_to_index:
+            for segment, behind in pairwise(self._segments):
+                if segment.last_index > up_to_index or behind.position >= self._durable:
+                    break
                 keep += 1
             if keep:
                 await self._drop(self._segments[:keep], self._segments[keep].sequence)

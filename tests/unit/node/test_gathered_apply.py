@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import patch
 
 from kvnode.base import limits
 from kvnode.machine.passing import is_passing
@@ -106,3 +107,16 @@ async def test_a_new_leader_begins_with_all_of_it_applied(trio: Trio) -> None:
     await until(lambda: any(trio.node(server).proposals.resolving for server in everyone[1:]), 10)
     (leader,) = [server for server in everyone[1:] if trio.node(server).proposals.resolving]
     assert not behind(trio, [leader], wanted)[0]
+
+
+@on_trio
+async def test_no_timer_is_asked_when_it_is_due(trio: Trio) -> None:
+    """uvloop gives a handle without `when` for a timer that is due within a millisecond."""
+
+    def refuse(_self: asyncio.TimerHandle) -> float:
+        raise AttributeError("when")
+
+    with patch.object(asyncio.TimerHandle, "when", refuse):
+        everyone, wanted = await one_that_passes(trio)
+        await trio.put(everyone[0], b"k")
+        await until(lambda: not any(behind(trio, everyone, wanted + 1)), 1)

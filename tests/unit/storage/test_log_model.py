@@ -126,5 +126,6 @@ class Run:
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32), st.integers(1, 30))
 @example(0, 200)
+@example(451029918, 4)  # a segment was dropped before the beginning of the one behind it had been fsynced
 def test_any_life_matches_the_model(seed: int, steps_count: int) -> None:
     asyncio.run(Run(seed).live(steps_count))

@@ -10,7 +10,7 @@ import socket
 # free for a moment, because its node is dead, must not be taken by somebody's connection.
 _FIRST_PORT, _LAST_PORT = 15_000, 32_000
 _TRIES_COUNT = 1_000
-SHARE_VARIABLE = "KVNODE_PORTS_SHARE"
+SHARE_VARIABLE = "CLUSTER_PORTS_SHARE"
 """For those who start clusters beside each other: "1/3" takes the second third. A port that was found is free until its
 node has begun to listen, and whenever that node is down; another one might find it, too."""
 

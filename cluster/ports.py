@@ -18,12 +18,13 @@ node has begun to listen, and whenever that node is down; another one might find
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """`count` different ports that nobody listens on just now. Raises OSError when there are not so many."""
     found: list[int] = []
-    for port in random.sample(_share(), _TRIES_COUNT):
+    share = _share()
+    for port in random.sample(share, min(_TRIES_COUNT, len(share))):
         if len(found) == count:
             return found
         if _is_free(host, port):
             found.append(port)
-    raise OSError(f"no {count} free ports among {_share()} on {host}")
+    raise OSError(f"no {count} free ports among {share} on {host}")
 
 
 def _share() -> range:

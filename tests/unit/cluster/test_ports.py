@@ -14,3 +14,8 @@ def test_who_shares_finds_no_port_of_another(monkeypatch: pytest.MonkeyPatch) ->
         found.append(free_ports(200))
     assert all(len(set(ports)) == 200 for ports in found)
     assert max(found[0]) < min(found[1]) and max(found[1]) < min(found[2])
+
+
+def test_a_share_may_be_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARE_VARIABLE, "63/64")
+    assert len(set(free_ports(8))) == 8

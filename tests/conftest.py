@@ -1,8 +1,9 @@
 """How the suite is spread over processes (`make test`).
 
 There is one worker more than there are cores. One runs all tests that measure, one after the other, and waits for most
-of its time: for elections, leases and distances. The other two share the rest, at a lower priority, and use what the
-first leaves over. What takes longest begins first, so that small tests are left to end with, for whoever is free.
+of its time: for elections, leases, distances and deadlines. The other two share the rest, at a lower priority, and use
+what the first leaves over. What takes longest begins first, so that small tests are left to end with, for whoever is
+free.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ UNHURRIED = (
         )
     ),
 )
+# These start none, but hold the product to times of less than a second: what yields to others cannot measure that.
+TIMED = tuple(
+    f"tests/unit/{name}.py"
+    for name in (
+        *("api/test_frozen_peer", "api/test_shutdown", "api/test_transport", "cluster/test_wan"),
+        *("client/test_deadlines", "client/test_session", "client/test_unary"),
+        "node/changelog/test_neighbour_snapshot",
+    )
+)
 # What begins first, of what does not measure: the longest test, then what waits, then what computes.
 LONG = (
     "tests/simulation/test_simulation.py::test_every_seed_keeps_every_promise",
@@ -44,7 +54,7 @@ YIELDING_NICENESS = 8
 
 def is_measuring(nodeid: str) -> bool:
     """Whether a test is to have the machine before the others."""
-    return nodeid.startswith(REAL_PROCESSES) and not nodeid.startswith(UNHURRIED)
+    return nodeid.startswith((*REAL_PROCESSES, *TIMED)) and not nodeid.startswith(UNHURRIED)
 
 
 def turn(nodeid: str) -> int:
@@ -55,13 +65,13 @@ def turn(nodeid: str) -> int:
 
 
 class OneClusterAtATime(LoadScopeScheduling):
-    """All tests that measure real processes go to one worker, one after the other; the simulation, the unit tests and
-    the unhurried ones share the rest, a module at a time where they share a cluster. (The mark xdist_group would say
+    """All tests that measure go to one worker, one after the other; the simulation, the other unit tests and the
+    unhurried ones share the rest, a module at a time where they share a cluster. (The mark xdist_group would say
     the same, but pytest-xdist 3.8 does not see it under pytest 9.2.)"""
 
     def _split_scope(self, nodeid: str) -> str:
         if is_measuring(nodeid):
-            return "real processes"
+            return "measured"
         return nodeid.partition("::")[0] if nodeid.startswith(UNHURRIED) else nodeid
 
 

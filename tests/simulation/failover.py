@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
-from cluster.history import CheckFailed, Committed, Seen, Unknown
+from cluster.history import CheckFailed, Committed, Rejected, Seen, Unknown
 from kvnode.base import limits
 from kvnode.base.errors import KvError
 from kvnode.node.failover.plan import Plan, Wishes
@@ -33,6 +33,11 @@ ATTEMPT_S = 12.0
 RIVALS_SHARE = 0.5  # of the seeds with failovers
 RIVAL_WITHIN_S = (0.0, 0.01, 0.1, 0.5)  # of the first one; drawn evenly, then a moment up to it
 MEND_S = 1.0
+# Of a write: what stands in the database is why. No code is among them that a request alone brings about, nor one that
+# says that nobody has judged it.
+_JUDGED_ON_DATA = frozenset(
+    ("SUM_NON_U64_VALUE", "SUM_OUT_OF_RANGE", "SUM_STORED_BAD_V8", "SUM_TYPE_MISMATCH", "SUM_UNSUPPORTED_TYPE")
+)
 
 
 def draw_replicas(seed: int) -> int:
@@ -243,7 +248,12 @@ class Failovers:
         outcome = operation.outcome
         if isinstance(outcome, Committed | Seen):
             return self._observer.is_lost(outcome.versionstamp)
-        if not isinstance(outcome, CheckFailed) or operation.completed_ms is None:
+        if operation.completed_ms is None or not is_judged_on_data(outcome):
             return False
         lost = self._observer.lost_between_ms
         return any(operation.completed_ms >= begin and operation.invoked_ms <= end for begin, end in lost)
+
+
+def is_judged_on_data(outcome: Any) -> bool:
+    """Whether it is a refusal that another history might not have given, since another row may stand there."""
+    return isinstance(outcome, CheckFailed) or (isinstance(outcome, Rejected) and outcome.code in _JUDGED_ON_DATA)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.history import CheckFailed, Committed, Rejected, Unknown
 from kvnode.codec.entry import Entry, EntryKind
 from kvnode.codec.epoch import TERMS_PER_EPOCH
 from kvnode.codec.versionstamp import versionstamp
+from tests.simulation.failover import is_judged_on_data
 from tests.simulation.failover_observer import EpochObserver
 from tests.simulation.observer import DurableLog, Violation
 
@@ -80,3 +82,10 @@ def test_a_leader_behind_a_fence_holds_all_up_to_where_an_earlier_loss_was_vouch
         log.keep(index, term)
     observer._elected(third, 2)
     assert (observer.violation is not None) == is_fault
+
+
+def test_what_another_history_might_not_have_refused() -> None:
+    assert is_judged_on_data(CheckFailed(())) and is_judged_on_data(Rejected("SUM_NON_U64_VALUE"))
+    for outcome in (Rejected("SUM_NON_U64_OPERAND"), Rejected("DEADLINE_EXCEEDED"), Rejected("UNAVAILABLE")):
+        assert not is_judged_on_data(outcome), "another history would have done the same, or nobody has judged it"
+    assert not is_judged_on_data(Unknown()) and not is_judged_on_data(Committed(b""))

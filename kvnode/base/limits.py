@@ -173,6 +173,7 @@ FAILOVER_TAKE_OVER_TIMEOUT_MS = 15_000  # for the new voters to elect a leader
 MAX_FAILOVER_TAIL_BYTES = 1_048_576  # of entries in one message
 MAX_FAILOVER_LAG_MS = 60_000  # what a forced failover may lose without being forced twice
 MAX_MOVE_LAG_COUNT = 2_000  # entries by which the target of a planned move may lag when the seal is written
+MOVE_NEXT_LEADER_TIMEOUT_MS = 15_000  # a move goes on with the next leader for so long, while no seal is committed
 MOVE_CATCH_UP_TIMEOUT_MS = 15_000  # for it to come so near; then nothing is changed
 PRIMARY_LEASE_MS = 10_000  # the primary answers for so long after a majority of all nodes was asked; see node/promotion
 MAX_PRIMARY_LEASE_MS = 300_000  # for so long nobody could be promoted, nor a node that starts vote

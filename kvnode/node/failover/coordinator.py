@@ -24,7 +24,7 @@ from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError, OutcomeUnknown, Unavailable
 from kvnode.codec.membership import Member, Membership, decode_membership
 from kvnode.node.epochs import Epochs
-from kvnode.node.failover.participant import Participant, entry_to_wire, question
+from kvnode.node.failover.participant import Participant, entry_to_wire, question, superseded
 from kvnode.node.failover.plan import (
     Plan,
     Report,
@@ -49,6 +49,8 @@ from kvnode.raft.raft import Raft
 _log = logging.getLogger(__name__)
 _POLL_S = 0.01
 _CATCH_UP_POLL_S = 0.2
+_ANOTHER_LEADER = frozenset({"LEADERSHIP_LOST", "LEADERSHIP_TRANSFER", "LEADER_NOT_READY", "NOT_LEADER"})
+_NO_LEADER_YET = frozenset({"FAILOVER_IN_PROGRESS", "FAILOVER_NO_PRIMARY"})  # the seal that was lost shows for a moment
 
 
 class Coordinator:
@@ -166,10 +168,32 @@ class Coordinator:
                 prepare_move; FAILOVER_INCOMPLETE, the epoch is, or may be, sealed, and nobody has taken over yet.
         """
         with self._alone():
+            deadline = self._clock.monotonic_ms() + limits.MOVE_NEXT_LEADER_TIMEOUT_MS
             plan = await self._near_enough(region)
-            began = self._clock.monotonic_ms()
-            await self._hand_over(plan)
-            return plan, int(self._clock.monotonic_ms() - began)
+            while True:
+                began = self._clock.monotonic_ms()
+                try:
+                    await self._hand_over(plan)
+                except KvError as error:
+                    if error.code not in _ANOTHER_LEADER or began >= deadline:
+                        raise
+                    plan = await self._with_next_leader(plan, deadline)
+                else:
+                    return plan, int(self._clock.monotonic_ms() - began)
+
+    async def _with_next_leader(self, plan: Plan, deadline_ms: float) -> Plan:
+        """The leader was replaced before its seal was committed, and nothing was changed: the plan for the next one."""
+        while True:
+            await asyncio.sleep(_CATCH_UP_POLL_S)
+            try:
+                next_plan = await self._near_enough(plan.region)
+            except KvError as error:
+                if error.code not in _NO_LEADER_YET or self._clock.monotonic_ms() >= deadline_ms:
+                    raise
+            else:
+                if next_plan.source.state_epoch != plan.source.state_epoch:  # not this move's leader any more
+                    raise superseded(next_plan.source.name, next_plan.source.state_epoch)
+                return next_plan
 
     async def _hand_over(self, plan: Plan) -> None:
         """Have the leader seal its epoch, and wait for the next one."""

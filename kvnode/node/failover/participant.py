@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from kvnode.base import limits
 from kvnode.base.clock import Clock
 from kvnode.base.errors import InvalidRequest, KvError, OutcomeUnknown, Unavailable
 from kvnode.codec.entry import Entry
-from kvnode.codec.epoch import EpochStart, decode_epoch_start, encode_epoch_start, epoch_entry
+from kvnode.codec.epoch import EpochStart, decode_epoch_start, encode_epoch_start, epoch_entry, epoch_of_term
 from kvnode.codec.membership import encode_membership
 from kvnode.node.epochs import Epochs
 from kvnode.node.failover.groups import Groups
@@ -198,14 +199,38 @@ class Participant:
         term = raft.term
         self._on_seal()
         self._wake()
-        await self._until(
-            lambda: self._meta().applied_index >= index or raft.term != term or not raft.is_leader,
-            limits.PEER_CALL_TIMEOUT_MS,
-        )
-        if raft.log.term(index) != term or self._meta().applied_index < index:
+        await self._seal_committed(index, term)
+
+    async def _seal_committed(self, index: int, term: int) -> None:
+        """Wait until the log's history is settled up to the seal, whoever leads by then.
+
+        The others may commit it and go on behind it, with another leader, before this node's disk has confirmed it. And
+        what another leader puts in its place here counts only once that is committed: till then a third one may bring
+        the seal back.
+
+        Raises:
+            Unavailable: LEADERSHIP_LOST, something else is committed in its place.
+            InvalidRequest: FAILOVER_SUPERSEDED, another epoch begins there.
+            OutcomeUnknown: FAILOVER_INCOMPLETE, nothing is committed there yet.
+        """
+        log = self._raft.log
+        with suppress(Unavailable):
+            await self._until(lambda: log.commit >= index, limits.PEER_CALL_TIMEOUT_MS)
+        found = log.term(index) if log.commit >= index else None
+        if found is None:
             raise OutcomeUnknown(
-                "leadership was lost before the seal was committed; it may still be: look at `kvnode status`",
+                f"'{self._settings.name}' has written the seal and not seen it committed; it may still be: look at "
+                "`kvnode status`",
                 code="FAILOVER_INCOMPLETE",
+                phase="failover",
+            )
+        if epoch_of_term(found) != epoch_of_term(term):
+            raise superseded(self._settings.name, epoch_of_term(found))
+        if found != term:
+            raise Unavailable(
+                f"'{self._settings.name}' lost the leadership before its seal was committed, so nothing was changed: "
+                "repeat the command",
+                code="LEADERSHIP_LOST",
                 phase="failover",
             )
 

@@ -18,7 +18,7 @@ from tests.unit.cli.conftest import Cli
         (("set", '["a"]'), ""),
         (("set", "--help"), ""),
         (("nothing",), ""),
-        (("list", "--endpoints", "127.0.0.1:1", "--timeout", "50ms"), ""),
+        (("list", "--endpoints", "127.0.0.1:1", "--timeout", "5s"), ""),
     ],
 )
 async def test_warm_and_cold_are_the_same(cli: Cli, arguments: tuple[str, ...], stdin: str) -> None:

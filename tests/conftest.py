@@ -15,6 +15,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from cluster.ports import SHARE_VARIABLE
+from cluster.processes import Child, spawn
+from tests.warm_nodes import spawn_warm
 
 # These start clusters of real processes and measure them, so no two may run beside each other.
 REAL_PROCESSES = ("tests/integration/", "tests/compat/")
@@ -79,8 +81,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneClus
     return OneClusterAtATime(config, log)
 
 
+@pytest.fixture
+def cold_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes start as a user's do, in an interpreter of their own."""
+    monkeypatch.setattr(Child, "spawn", staticmethod(spawn))
+
+
 def pytest_configure() -> None:
-    """Workers start clusters beside each other: each has ports of its own."""
+    """Workers start clusters beside each other: each has ports of its own. Nodes are forked (warm_nodes.py)."""
+    Child.spawn = staticmethod(spawn_warm)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if worker:
         os.environ[SHARE_VARIABLE] = f"{worker}/{os.environ['PYTEST_XDIST_WORKER_COUNT']}"

@@ -1,9 +1,10 @@
 """Commands of `kvnode` without the start of an interpreter for each.
 
-Of what a short command costs, some four fifths are the start of Python and its imports, the same each time.
-So one process makes them and forks for every command. The command is a process of its own as before: with its own
-standard streams, variables and folder, run by kvnode/__main__.py, and it ends as an interpreter ends. What depends on
-how an interpreter starts (PYTHONUNBUFFERED, a terminal, signals) belongs to tests that start one.
+Of what a short command costs, and of what a node costs until it serves, some four fifths are the start of Python and
+its imports, the same each time. So one process makes them and forks for every command. The command is a process of its
+own as before: with its own standard streams, variables and folder, run by kvnode/__main__.py, and it ends as an
+interpreter ends. What depends on how an interpreter starts (PYTHONUNBUFFERED, a terminal, signals) belongs to tests
+that start one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -31,13 +34,14 @@ class WarmCommands:
 
     Args:
         environment: in which the imports are made.
+        modules: what else to import.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], modules: Sequence[str] = ()) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.warm", str(theirs.fileno())],
+                [sys.executable, "-m", "tests.warm", str(theirs.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 pass_fds=[theirs.fileno()],
@@ -58,21 +62,90 @@ class WarmCommands:
         self, arguments: Sequence[str], environment: Mapping[str, str], stdin: bytes = b""
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, in the present folder; blocks."""
-        here, there = socket.socketpair()
         pipes = [os.pipe() for _ in range(3)]
         (given, write), (out, said), (err, complained) = pipes
-        with there:
-            socket.send_fds(self._control, [b"."], [given, said, complained, there.fileno()])
+        command = self.start(arguments, environment, (given, said, complained), longest_s=_LONGEST_S)
         for passed in (given, said, complained):
             os.close(passed)
-        with here, ThreadPoolExecutor(3) as threads, open(out, "rb") as stdout, open(err, "rb") as stderr:
-            request = {"arguments": list(arguments), "environment": dict(environment), "folder": os.getcwd()}
-            here.sendall(json.dumps(request).encode())
-            here.shutdown(socket.SHUT_WR)
+        with ThreadPoolExecutor(3) as threads, open(out, "rb") as stdout, open(err, "rb") as stderr:
             threads.submit(_feed, write, stdin)
             read = [threads.submit(stream.read) for stream in (stdout, stderr)]
-            status = int(_all_of(here))
+            status = command.wait()
             return subprocess.CompletedProcess(arguments, status, *(each.result() for each in read))
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        streams: tuple[int, int, int],
+        *,
+        longest_s: int = 0,
+        session: bool = False,
+    ) -> WarmCommand:
+        """Start a command in the present folder.
+
+        Args:
+            streams: its standard streams; the caller's own to close.
+            longest_s: it dies of SIGALRM when it takes longer; 0 = it may.
+            session: it gets a session of its own.
+        """
+        here, there = socket.socketpair()
+        with there:
+            socket.send_fds(self._control, [b"."], [*streams, there.fileno()])
+        request = {
+            "arguments": list(arguments), "environment": dict(environment), "folder": os.getcwd(),
+            "longest_s": longest_s, "session": session,
+        }  # fmt: skip
+        here.sendall(json.dumps(request).encode())
+        here.shutdown(socket.SHUT_WR)
+        return WarmCommand(arguments, here)
+
+
+class WarmCommand:
+    """A command that was started; as much of subprocess.Popen as is needed."""
+
+    def __init__(self, arguments: Sequence[str], conversation: socket.socket) -> None:
+        self._arguments = arguments
+        self._conversation = conversation
+        self._reading = threading.Lock()
+        self._status: int | None = None
+        line = b""
+        while not line.endswith(b"\n"):
+            line += conversation.recv(1)
+        self.pid = int(line)
+
+    def poll(self) -> int | None:
+        """How it ended, negative = by that signal; None while it runs."""
+        with self._reading:
+            if self._status is None:
+                self._read(0)
+            return self._status
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._reading:
+            while self._status is None:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                self._read(left)
+                if self._status is None and left == 0.0:
+                    raise subprocess.TimeoutExpired(list(self._arguments), timeout or 0.0)
+            return self._status
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal; nothing when it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _read(self, timeout_s: float | None) -> None:
+        self._conversation.settimeout(timeout_s)
+        try:
+            said = self._conversation.recv(64)  # the status is one write of a few bytes
+        except (BlockingIOError, TimeoutError):
+            return
+        self._conversation.close()
+        assert said, "who waits for the command has died"
+        self._status = int(said)
 
 
 def _feed(pipe: int, data: bytes) -> None:
@@ -112,10 +185,13 @@ def _begin(descriptors: Sequence[int]) -> dict[str, Any]:
     *streams, answer = descriptors
     conversation = socket.socket(fileno=answer)
     request: dict[str, Any] = json.loads(_all_of(conversation))
+    if request["session"]:
+        os.setsid()
     command = os.fork()
     if command:
         for stream in streams:
             os.close(stream)
+        conversation.sendall(b"%d\n" % command)
         _, status = os.waitpid(command, 0)
         conversation.sendall(b"%d" % os.waitstatus_to_exitcode(status))
         os._exit(0)
@@ -128,7 +204,7 @@ def _begin(descriptors: Sequence[int]) -> dict[str, Any]:
 
 def _become(request: dict[str, Any]) -> None:
     """Be the command, up to its end."""
-    signal.alarm(_LONGEST_S)
+    signal.alarm(request["longest_s"])
     sys.stdin = _text(io.BufferedReader(io.FileIO(0, closefd=False)), sys.__stdin__)
     sys.stdout = _text(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), sys.__stdout__)
     sys.stderr = _text(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), sys.__stderr__)
@@ -148,7 +224,8 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # as the command has it before it imports gRPC
     from kvnode.cli.main import COMMANDS
 
-    for module in dict.fromkeys([*(command.module for command in COMMANDS.values()), *_IMPORTED_LATE]):
+    commands = (command.module for command in COMMANDS.values())
+    for module in dict.fromkeys([*commands, *_IMPORTED_LATE, *sys.argv[2:]]):
         importlib.import_module(module)
     gc.freeze()
     request = _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -334,16 +334,7 @@ async def _run_node(
             await connect.start()
         helpers += [asyncio.ensure_future(keeper.run()), asyncio.ensure_future(pushers.run())]
         if config.bootstrap and identity.initial_membership:
-            me = _member(config, identity)
-            work = adopt_initial_members(
-                me,
-                identity.cluster_id,
-                identity.epoch,
-                identity.initial_membership,
-                partial(identify, credentials=tls.peers),
-                partial(adopt, credentials=tls.peers),
-            )
-            helpers.append(asyncio.ensure_future(work))
+            helpers.append(asyncio.ensure_future(_found(config, identity, identity.initial_membership, node, tls)))
         _log.info(
             "serving gRPC on %s, KV Connect on %s, ops on %s, cluster %s",
             config.listen,
@@ -357,6 +348,19 @@ async def _run_node(
         for helper in helpers:
             helper.cancel()
         await _shut_down(node, server, ops, connect, pushers)
+
+
+async def _found(config: NodeConfig, identity: Identity, initial: bytes, node: Node, tls: GrpcTls) -> None:
+    """Have the other initial members join, then lead."""
+    await adopt_initial_members(
+        _member(config, identity),
+        identity.cluster_id,
+        identity.epoch,
+        initial,
+        partial(identify, credentials=tls.peers),
+        partial(adopt, credentials=tls.peers),
+    )
+    await node.elect_first()
 
 
 def _connect_server(config: NodeConfig, node: Node, authority: Authority, stats: ConnectStats) -> ConnectServer | None:

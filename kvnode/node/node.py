@@ -27,6 +27,7 @@ from kvnode.node.directory import Directory
 from kvnode.node.driver import Driver
 from kvnode.node.epochs import Epochs
 from kvnode.node.failover.fork import ForkKeeper
+from kvnode.node.founding import elect_first
 from kvnode.node.freshness import FreshnessTracker
 from kvnode.node.guard import Guard
 from kvnode.node.handshake import Handshake
@@ -356,6 +357,10 @@ class Node:
         task = asyncio.get_running_loop().create_task(self._guarded(work), name=f"{self.name}:{part}")
         self._tasks.append(task)
         return task
+
+    async def elect_first(self) -> None:
+        """As the node that has founded the cluster, which the others have joined: lead it, if nobody ever has."""
+        await elect_first(self._context)
 
     async def hand_over(self) -> None:
         """Give leadership to the most caught-up voter, if this node has it."""

@@ -40,7 +40,7 @@ def flags(data_dir: Path, listen: int, ops: int) -> list[str]:
 
 
 @pytest.fixture
-def single(make_cluster: MakeCluster) -> LocalCluster:
+def single(make_cluster: MakeCluster, cold_nodes: None) -> LocalCluster:
     """A cluster of one."""
     return make_cluster(SINGLE, min_commit_dcs=1, arguments=["--allow-unsafe-topology"])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 from kvnode.base import limits
+from kvnode.base.errors import OutcomeUnknown, Unavailable
 from kvnode.node.failover import plan
 from kvnode.node.failover.groups import Groups
+from kvnode.node.failover.participant import Participant
 from kvnode.raft import epochs
 from kvnode.raft.configuration import MembershipHistory
 from kvnode.raft.core import Core
@@ -16,6 +19,7 @@ from tests.simulation.planting import Patch, replaced
 
 _FAILOVER = "tests/unit/node/failover/test_failover.py"
 _AT_ONCE = "tests/unit/node/failover/test_at_once.py"
+_SEAL = "tests/unit/node/failover/test_seal.py"
 _EPOCHS = "tests/unit/raft/test_epochs.py"
 
 
@@ -42,6 +46,30 @@ def serve_behind_the_seal() -> Patch:
 def commit_behind_the_seal() -> Patch:
     """A successor's no-op behind the seal is committed like any entry."""
     return replaced(MembershipHistory, "sealed_at", property(lambda self: 0))
+
+
+def answer_for_a_seal_by_the_leadership() -> Patch:
+    """Who wrote the seal, and leads no more before it can apply it, says that it is not known to be committed."""
+
+    async def settled(self: Participant, index: int, term: int) -> None:
+        while self._meta().applied_index < index and self._raft.is_leader and self._raft.term == term:
+            await asyncio.sleep(0.002)
+        if self._meta().applied_index < index:
+            raise OutcomeUnknown("leadership was lost", code="FAILOVER_INCOMPLETE", phase="failover")
+
+    return replaced(Participant, "_seal_committed", settled)
+
+
+def settle_a_seal_by_what_stands_there() -> Patch:
+    """What another leader has put in the seal's place counts before it is committed."""
+
+    async def settled(self: Participant, index: int, term: int) -> None:
+        while self._raft.log.commit < index and self._raft.log.term(index) == term:
+            await asyncio.sleep(0.002)
+        if self._raft.log.term(index) != term:
+            raise Unavailable("leadership was lost", code="LEADERSHIP_LOST", phase="failover")
+
+    return replaced(Participant, "_seal_committed", settled)
 
 
 def campaign_in_an_ended_epoch() -> Patch:
@@ -101,4 +129,10 @@ FAILOVER_NAMED: dict[Callable[[], Patch], str] = {
         f"{_AT_ONCE}::test_of_two_failovers_to_one_region_one_goes_through_and_the_other_changes_nothing"
     ),
     any_fence_will_do: f"{_FAILOVER}::test_too_few_old_voters_are_no_fence",
+    answer_for_a_seal_by_the_leadership: (
+        f"{_SEAL}::test_a_leader_whose_disk_is_slower_than_the_next_epoch_is_elected_has_sealed"
+    ),
+    settle_a_seal_by_what_stands_there: (
+        f"{_SEAL}::test_what_another_leader_puts_in_its_place_counts_once_it_is_committed"
+    ),
 }

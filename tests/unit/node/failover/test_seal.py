@@ -125,3 +125,28 @@ async def test_a_move_whose_leader_was_cut_off_by_a_failover_does_not_move_what_
     error = await asked
     assert error.code == "FAILOVER_SUPERSEDED", error
     await in_epoch(trio, [*primary, *replicas])
+
+
+@on_regions
+async def test_what_another_leader_puts_in_its_place_counts_once_it_is_committed(trio: Trio) -> None:
+    """Till then a third one, which holds the seal, might be elected by those who have heard of neither."""
+    primary, replicas = await ready(trio)
+    leader = await trio.leading()
+    raft, own_id = trio.node(leader).raft, leader.member.node_id
+    keep_the_seal(trio, leader)
+    asked = asyncio.ensure_future(seal(trio, leader))
+    await until(lambda: raft.sealed, 10, "it does not seal")
+    index, term = raft.history.sealed_at, raft.term
+    trio.wire.holds = lambda source, _target, _batch: source == own_id
+    others = [server for server in primary if server is not leader]
+    await until(lambda: any(trio.node(server).is_leader for server in others), 10, "nobody else was elected")
+    follower = next(server for server in others if not trio.node(server).is_leader)
+    trio.crash(follower)
+    await until(lambda: raft.log.term(index) != term, 5, "the seal is not overwritten")
+    await asyncio.sleep(0.2)
+    assert raft.log.commit < index and not asked.done()
+    lose_what_was_kept(trio)
+    trio.start(follower)
+    error = await asked
+    assert isinstance(error, Unavailable) and error.code == "LEADERSHIP_LOST", error
+    await in_epoch(trio, [*primary, *replicas], 1)

@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 _LONGEST_S = 60  # a command that takes longer hangs: it dies of SIGALRM, and its test fails with what it has said
+_LOOK_S = 0.02
 _IMPORTED_LATE = ("typer.rich_utils", "rich.markdown", "kvnode.client")  # by commands, as they run
 
 
@@ -111,33 +112,35 @@ class WarmCommand:
         self._status: int | None = None
         line = b""
         while not line.endswith(b"\n"):
-            line += conversation.recv(1)
+            said = conversation.recv(1)
+            assert said, "the process that forks has died"
+            line += said
         self.pid = int(line)
 
     def poll(self) -> int | None:
         """How it ended, negative = by that signal; None while it runs."""
-        with self._reading:
-            if self._status is None:
-                self._read(0)
-            return self._status
+        return self._read_for(0)
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end. Raises subprocess.TimeoutExpired."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self._reading:
-            while self._status is None:
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                self._read(left)
-                if self._status is None and left == 0.0:
-                    raise subprocess.TimeoutExpired(list(self._arguments), timeout or 0.0)
-            return self._status
+        while (status := self._read_for(_LOOK_S)) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(list(self._arguments), timeout or 0.0)
+        return status
 
     def send_signal(self, number: int) -> None:
         """Send it a signal; nothing when it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def _read(self, timeout_s: float | None) -> None:
+    def _read_for(self, timeout_s: float) -> int | None:
+        with self._reading:  # no longer than a look, for another thread may want to know whether it runs
+            if self._status is None:
+                self._read(timeout_s)
+            return self._status
+
+    def _read(self, timeout_s: float) -> None:
         self._conversation.settimeout(timeout_s)
         try:
             said = self._conversation.recv(64)  # the status is one write of a few bytes

@@ -93,8 +93,8 @@ async def node(make_cluster, many_files: None) -> Node:
 
 
 @pytest.fixture
-def many_files() -> Iterator[None]:
-    """As many open files as 2,000 connections take; nodes that are started inherit it."""
+def many_files(cold_nodes: None) -> Iterator[None]:
+    """As many open files as 2,000 connections take; nodes that are started inherit it, forked ones would not."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= hard < NEEDED_FILES_COUNT:
         pytest.skip(

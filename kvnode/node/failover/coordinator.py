@@ -168,8 +168,8 @@ class Coordinator:
                 prepare_move; FAILOVER_INCOMPLETE, the epoch is, or may be, sealed, and nobody has taken over yet.
         """
         with self._alone():
-            deadline = self._clock.monotonic_ms() + limits.MOVE_NEXT_LEADER_TIMEOUT_MS
             plan = await self._near_enough(region)
+            deadline = self._clock.monotonic_ms() + limits.MOVE_NEXT_LEADER_TIMEOUT_MS
             while True:
                 began = self._clock.monotonic_ms()
                 try:

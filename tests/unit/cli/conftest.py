@@ -51,7 +51,7 @@ class Cli:
         if any(name.startswith("PYTHON") for name in environment):
             return await self.cold(*arguments, stdin=stdin, **environment)
         variables = {**self.environment(), **environment}
-        done = await asyncio.to_thread(_warm_commands().run, arguments, variables, stdin.encode())
+        done = await asyncio.to_thread(warm_commands().run, arguments, variables, stdin.encode())
         return _ran(done.returncode, done.stdout, done.stderr)
 
     async def cold(self, *arguments: str, stdin: str = "", **environment: str) -> Ran:
@@ -80,7 +80,8 @@ def _ran(status: int, out: bytes, err: bytes) -> Ran:
 
 
 @functools.cache
-def _warm_commands() -> WarmCommands:
+def warm_commands() -> WarmCommands:
+    """What forks the commands of this process' tests."""
     warm = WarmCommands(Cli("").environment())
     atexit.register(warm.close)
     return warm

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.conftest import Cli
+from tests.unit.cli.conftest import Cli, warm_commands
 
 
 @pytest.mark.parametrize(
@@ -38,3 +42,21 @@ async def test_standard_input_variables_and_the_folder_reach_it(
 
 async def test_one_that_nobody_reads_from_and_that_reads_nothing_ends(cli: Cli) -> None:
     assert (await cli("--version", stdin="x" * 1_000_000)).out.startswith("kvnode ")
+
+
+async def test_who_waits_for_one_keeps_nobody_from_looking_or_ending_it(cli: Cli) -> None:
+    given, write = os.pipe()
+    with open(os.devnull, "wb") as nothing:
+        streams = (given, nothing.fileno(), nothing.fileno())
+        command = warm_commands().start(("set", '["a"]', "--file", "-"), cli.environment(), streams)
+    os.close(given)
+    try:
+        waiting = asyncio.ensure_future(asyncio.to_thread(command.wait, 30))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        assert command.poll() is None, "it reads what never ends"
+        assert time.monotonic() - began < 5
+        command.send_signal(signal.SIGKILL)
+        assert await waiting == command.poll() == -signal.SIGKILL
+    finally:
+        os.close(write)

@@ -11,6 +11,7 @@ from kvnode.client import Admin, open_kv
 from kvnode.proto.kv.v1 import admin_pb2
 from tests.integration.conftest import MakeCluster
 from tests.integration.helpers import assert_equal_digests, error_of, eventually, fill, put
+from tests.integration.install import Install
 from tests.integration.test_replica_reads import EUROPE, metric, replica_of
 from tests.integration.test_replicas import MIB, SMALL_LOG, arrives
 
@@ -86,8 +87,9 @@ async def broken_off(cluster: LocalCluster, replica: LocalNode, number: int) -> 
     await fill([cluster.nodes[name].address for name in "abc"], 40 * MIB, prefix=f"fill{number}")
     for name in "abc":
         await asyncio.to_thread(cluster.nodes[name].admin.snapshot)
+    install = Install(replica.data_dir, size_bytes=40 * MIB)
     await asyncio.to_thread(cluster.restart, replica.name, wait=False)
-    if not await asyncio.to_thread(frozen_midway, cluster, replica):
+    if not await asyncio.to_thread(frozen_midway, cluster, replica, install):
         return False
     sending = [each for name in "abc" for each in sent_by(cluster.nodes[name])]
     cluster.kill(replica.name)
@@ -96,15 +98,13 @@ async def broken_off(cluster: LocalCluster, replica: LocalNode, number: int) -> 
     return True
 
 
-def frozen_midway(cluster: LocalCluster, replica: LocalNode) -> bool:
-    incoming = replica.data_dir / "state" / "incoming"
+def frozen_midway(cluster: LocalCluster, replica: LocalNode, install: Install) -> bool:
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if any(part.stat().st_size >= 2 * MIB for part in incoming.glob("*.part")):
-            cluster.pause(replica.name)
-            return any(2 * MIB <= part.stat().st_size < 30 * MIB for part in incoming.glob("*.part"))
+    while install.held_bytes() < 2 * MIB and not install.is_moved():
+        assert time.monotonic() < deadline, "no snapshot came"
         time.sleep(0.001)
-    raise AssertionError("no snapshot came")
+    cluster.pause(replica.name)
+    return 2 * MIB <= install.held_bytes() < 30 * MIB
 
 
 def sent_by(node: LocalNode) -> list[admin_pb2.SnapshotProgress]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from cluster.launcher import LocalCluster
 from tests.integration.conftest import MakeCluster
 from tests.integration.helpers import assert_equal_digests, eventually, fill, get, put
+from tests.integration.install import Install
 
 MIB = 1_048_576
 MAX_MISSES_COUNT = 5
@@ -51,38 +50,6 @@ async def test_comes_back_by_snapshot(make_cluster: MakeCluster) -> None:
     scrubbed = node.admin.digest(scrub=True)
     assert scrubbed.scrubbed
     assert scrubbed.matches
-
-
-class Install:
-    """What the data directory of a follower says of the snapshot that it is being sent."""
-
-    def __init__(self, data_dir: Path, size_bytes: int) -> None:
-        self._state = data_dir / "state"
-        self._size_bytes = size_bytes
-        self._before = self._generations()
-
-    def _generations(self) -> set[str]:
-        return {path.name for path in self._state.glob("state-*.db")}
-
-    def held_bytes(self) -> int:
-        """Of the snapshot, so far."""
-        sizes = [0]
-        for part in self._state.glob("incoming/*.part"):
-            with contextlib.suppress(FileNotFoundError):
-                sizes.append(part.stat().st_size)
-        return max(sizes)
-
-    def has_part(self, part: float) -> bool:
-        """So much of it has arrived, and not all."""
-        return part * self._size_bytes < self.held_bytes() < self._size_bytes
-
-    def is_complete(self) -> bool:
-        """All of it has arrived: it is being verified."""
-        return self.held_bytes() == self._size_bytes
-
-    def is_moved(self) -> bool:
-        """It is verified, and is being put in the state's place, or has been."""
-        return bool(self._generations() - self._before)
 
 
 Reached = Callable[[Install], bool]

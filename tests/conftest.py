@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -51,6 +52,10 @@ LONG = (
 # Of the workers that measure nothing, and of the nodes that they start. Two workers, one of which simulates in two
 # processes, weigh less together than a single process of the ordinary priority.
 YIELDING_NICENESS = 8
+
+# How long a random input takes says how busy the machine is. Tests that say themselves what to suppress repeat it.
+settings.register_profile("kvnode", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kvnode")
 
 
 def is_measuring(nodeid: str) -> bool:

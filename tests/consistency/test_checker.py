@@ -279,6 +279,6 @@ def test_judges_a_long_history_in_no_time() -> None:
         key = b"key %d" % (number % 20_000)
         operations.append(commit(number, number + 5.5, put(key, value), number + 1))
         operations.append(get(number + 6, number + 9, key, number + 1, SeenEntry(key, value, stamp(number + 1))))
-    started = time.monotonic()
+    started = time.process_time()  # whatever else the machine is busy with
     assert check(operations).ok
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20

@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+MAX_MISSES_COUNT = 5
+"""How often in a row a moment may be missed before the test gives up."""
+
 
 class Install:
     """One snapshot on its way, from before the node that is to have it is started.

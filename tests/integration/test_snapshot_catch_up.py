@@ -10,10 +10,9 @@ from functools import partial
 from cluster.launcher import LocalCluster
 from tests.integration.conftest import MakeCluster
 from tests.integration.helpers import assert_equal_digests, eventually, fill, get, put
-from tests.integration.install import Install
+from tests.integration.install import MAX_MISSES_COUNT, Install
 
 MIB = 1_048_576
-MAX_MISSES_COUNT = 5
 SMALL_LOG = ("--segment-bytes", str(MIB), "--log-retention-bytes", str(MIB))
 
 

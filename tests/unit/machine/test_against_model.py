@@ -37,6 +37,7 @@ from tests.unit.machine.stepping import STEPS, Stepping
 
 KEYS = [b"\x02" + bytes([97 + n]) + b"\0" for n in range(5)]
 EPOCH = 3
+SUPPRESSED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 OWNERS = [NODES_OWN, 1, 2]
 TIME_STEPS = [0, 0, 1, 5, 40, 300_000, 2_000_000, 4_000_000]
 
@@ -219,7 +220,7 @@ def comparable(verdict):
     return ("settled", ("accepted", verdict.versionstamp, int.from_bytes(verdict.versionstamp[8:], "big")))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=SUPPRESSED)
 @given(st.integers(0, 2**64), STEPS)
 def test_the_machine_is_the_model(seed, steps):
     Harness(random.Random(seed)).walk(steps)

@@ -25,6 +25,7 @@ from tests.unit.machine.queue.model import Model
 from tests.unit.machine.stepping import STEPS, Stepping
 
 EPOCH = 3
+SUPPRESSED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 DATABASES = (1, 7)
 QUEUES = ["", "default", "a", "ab"]
 CRONS = ["a", "a b", "c"]
@@ -301,7 +302,7 @@ def check_counters(row, name, world):
     assert row.max_messages_count == queue.bound
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, deadline=None, suppress_health_check=SUPPRESSED)
 @given(st.integers(0, 2**64), STEPS)
 def test_queues_are_the_model(seed, steps):
     Harness(random.Random(seed)).walk(steps)

@@ -19,7 +19,7 @@ _TRACE = (
 )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1_800)  # some 600 s beside all other tests, to which it yields; far more on a busy machine
 def test_every_seed_keeps_every_promise() -> None:
     seeds = list(dict.fromkeys([*pinned_seeds(), *range(SEEDS)]))
     results = list(run_seeds(seeds, PROCESSES))

@@ -38,7 +38,7 @@ async def served(node: FakeNode | None = None, port: int = 0) -> AsyncIterator[S
         await server.stop(0)
 
 
-async def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
+async def until(condition: Callable[[], object], timeout: float = 5.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.005)

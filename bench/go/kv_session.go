@@ -66,6 +66,7 @@ type session struct {
 	wake     chan struct{}
 	answered chan struct{}
 	gather   *time.Timer
+	left     time.Time // when the last message did
 
 	mutex   sync.Mutex
 	waiting []*pb.Operation
@@ -127,6 +128,7 @@ func (session *session) send() {
 			if request == nil {
 				break
 			}
+			session.left = time.Now()
 			if err := session.stream.Send(request); err != nil {
 				session.fail(err)
 				return
@@ -135,7 +137,7 @@ func (session *session) send() {
 	}
 }
 
-// awaitAnswer returns when fewer than maxFlights messages are unanswered, or has waited for maxGather.
+// awaitAnswer returns when fewer than maxFlights messages are unanswered, or maxGather after the last one left.
 func (session *session) awaitAnswer() {
 	session.mutex.Lock()
 	crowded := len(session.flights) >= maxFlights
@@ -143,7 +145,11 @@ func (session *session) awaitAnswer() {
 	if !crowded {
 		return
 	}
-	session.gather.Reset(maxGather)
+	left := maxGather - time.Since(session.left)
+	if left <= 0 {
+		return
+	}
+	session.gather.Reset(left)
 	select {
 	case <-session.answered:
 		if !session.gather.Stop() {

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,10 @@ REQUIRED = [
     Tool("golang-etcd-server-dev", str(GOCODE / "go.etcd.io/etcd/etcdserver/etcdserverpb"), "has etcd's messages"),
     Tool("etcd-server", "etcd", "is the store that kvnode is measured against"),
 ]
+CONNECT = [
+    Tool("wrk", "wrk", "loads KV Connect over HTTP/1.1"),
+    Tool("nghttp2-client", "h2load", "loads KV Connect over h2c"),
+]
 OPTIONAL = [Tool("postgresql", "/usr/lib/postgresql/*/bin/initdb", "a third row of the table")]
 
 
@@ -39,27 +44,28 @@ def present(tool: Tool) -> bool:
     return any(True for _ in Path("/").glob(str(path.relative_to("/"))))
 
 
-def missing(tools: list[Tool]) -> list[Tool]:
+def missing(tools: Sequence[Tool]) -> list[Tool]:
     """Those that are not installed."""
     return [tool for tool in tools if not present(tool)]
 
 
-def require() -> None:
-    """Exit with the names of what is missing and the command that installs it."""
-    absent = missing(REQUIRED)
+def require(tools: Sequence[Tool] = REQUIRED) -> None:
+    """Exit with the names of those that are missing and the command that installs them."""
+    absent = missing(tools)
     if absent:
         for tool in absent:
             print(f"bench: '{tool.package}' is missing: it {tool.why}", file=sys.stderr)
         sys.exit("bench: install them with 'make bench-setup' or\n  apt-get install " + _packages(absent))
 
 
-def _packages(tools: list[Tool]) -> str:
+def _packages(tools: Sequence[Tool]) -> str:
     return " ".join(tool.package for tool in tools)
 
 
 def install() -> int:
     """Install with apt-get what is missing; returns its exit status."""
-    absent = missing(REQUIRED)
+    needed = [*REQUIRED, *CONNECT]
+    absent = missing(needed)
     for tool in missing(OPTIONAL):
         print(f"bench: '{tool.package}' is not installed; without it the table has no row of it")
     if not absent:
@@ -75,7 +81,7 @@ def install() -> int:
     if "etcd-server" in {tool.package for tool in absent} and shutil.which("systemctl"):
         # Debian starts a server of its own at once, on the default ports.
         subprocess.run(["systemctl", "disable", "--now", "etcd"], check=False, capture_output=True)
-    return status or len(missing(REQUIRED))
+    return status or len(missing(needed))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from bench import host
+from bench import host, tools
 from bench.build import BUILD, build
 from bench.etcd import EtcdGroup
 from bench.run import RESULTS, loadgen
@@ -64,9 +64,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    for tool, package in (("wrk", "wrk"), ("h2load", "nghttp2-client")):
-        if shutil.which(tool) is None:
-            raise SystemExit(f"bench: {tool} is missing; on Debian: apt-get install {package}")
+    tools.require(tools.CONNECT)
     build()
     shutil.rmtree(options.data, ignore_errors=True)
     options.data.mkdir(parents=True)

@@ -160,20 +160,21 @@ def waiting(options: argparse.Namespace, result: dict[str, Any]) -> None:
     group = KvnodeGroup(folder)
     steps = [0, *map(int, options.waiting.split(","))]
     try:
-        group.start()
-        addresses = group.cluster.addresses
-        asyncio.run(delays.allow(addresses, max(steps) + options.delayed))
-        for before, count in zip([0, *steps], steps, strict=False):
-            load: dict[str, Any] = {}
-            if count > before:
-                command = delays.load_command(group.endpoint, count - before, options.payload_bytes)
-                load = {"load": json.loads(output_of(command))}
-            time.sleep(delays.SETTLE_S)
-            late = asyncio.run(delays.lateness(addresses, options.delayed))
-            result["delays"].append({"waiting": count, "load_average": os.getloadavg()[0], **load, **late})
-            size = delays.state_bytes(folder)
-            result["memory"].append({"waiting": count, "files_bytes": size, "nodes": delays.memory(group)})
-            console.print(f"{count:9,} wait: late by {late['p50_ms']:.1f} ms p50, {late['p99_ms']:.1f} p99")
+        with asyncio.Runner() as runner:  # one loop: gRPC's poller of an ended one may still have an event for it
+            group.start()
+            addresses = group.cluster.addresses
+            runner.run(delays.allow(addresses, max(steps) + options.delayed))
+            for before, count in zip([0, *steps], steps, strict=False):
+                load: dict[str, Any] = {}
+                if count > before:
+                    command = delays.load_command(group.endpoint, count - before, options.payload_bytes)
+                    load = {"load": json.loads(output_of(command))}
+                time.sleep(delays.SETTLE_S)
+                late = runner.run(delays.lateness(addresses, options.delayed))
+                result["delays"].append({"waiting": count, "load_average": os.getloadavg()[0], **load, **late})
+                size = delays.state_bytes(folder)
+                result["memory"].append({"waiting": count, "files_bytes": size, "nodes": delays.memory(group)})
+                console.print(f"{count:9,} wait: late by {late['p50_ms']:.1f} ms p50, {late['p99_ms']:.1f} p99")
     finally:
         group.close()
         shutil.rmtree(folder, ignore_errors=True)
